@@ -1,0 +1,1 @@
+"""Find the individual animal in a photo: enrol, query, reindex."""
