@@ -67,7 +67,7 @@ class OpenVinoEmbedder:
         """Fill `out` for crops whose number is a multiple of `batch`."""
         if not len(crops):
             return
-        queue = self._queues.get(batch) or self._compile(batch)
+        queue = self._queues[batch] if batch in self._queues else self._compile(batch)
 
         def keep(request: Any, at: int) -> None:
             out[at : at + batch] = request.get_tensor("embedding").data
@@ -135,7 +135,7 @@ def _keep(path: Path, compiled: Any) -> None:
     try:
         path.parent.mkdir(exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            file.write(compiled.export_model())
+            file.write(compiled.export_model().getbuffer())
         os.replace(file.name, path)
     except (OSError, RuntimeError):
         return

@@ -1,0 +1,165 @@
+"""Settings of a store: frozen dataclasses, read from `reid.toml`; an unknown key is an error, never ignored.
+
+Each knob carries its unit and its off-switch in a comment. `TEMPLATE` is the file that `reid init` writes, and the defaults below are what holds for
+every key it leaves out. Only the command line and `reid.store` read files of configuration; everything below gets values.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from reid.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogueConfig:
+    """Where names and photos are recorded."""
+
+    url: str = ""  # empty: catalogue.sqlite in the store; else a SQLAlchemy URL (postgresql+psycopg://…)
+
+
+@dataclass(frozen=True, slots=True)
+class GalleryConfig:
+    """How vectors are searched."""
+
+    backend: str = "flat"  # flat (exact), hnsw, ivf, gpu
+    neighbours: int = 200  # gallery photos fetched for each query photo; at least 5
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedderConfig:
+    """Which model turns crops into vectors."""
+
+    model: str = "lite0"  # a directory below models/
+    device: str = "cpu"  # cpu (OpenVINO) or cuda (torch)
+    threads: int = 0  # 0: all cores
+    mirror: bool = False  # True: average each vector with that of the mirrored crop (twice the time)
+
+
+@dataclass(frozen=True, slots=True)
+class PhotosConfig:
+    """What happens to the photos themselves."""
+
+    copy: bool = False  # True: keep a copy of every photo in the store; False: only its path
+
+
+@dataclass(frozen=True, slots=True)
+class EncountersConfig:
+    """Photos without a given encounter are grouped by time and place."""
+
+    max_gap_minutes: float = 60.0  # a longer pause starts a new encounter; 0: every photo stands alone
+    max_km: float = 2.0  # so does a larger distance
+
+
+@dataclass(frozen=True, slots=True)
+class DecisionConfig:
+    """How image scores become five labels."""
+
+    new_label: str = "new_whale"  # what an animal that is not in the catalogue is called
+    aggregate: str = "max"  # image → identity scores; `reid.decide.AGGREGATIONS` lists them
+    share_new: float = 0.3  # expected share of unknown animals among queries, for placing the threshold
+    threshold: float = -1.0  # score at which new_label stands; below 0: calibrated on the gallery itself
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """All settings of one store."""
+
+    species: str = ""  # written to annotations that name none
+    catalogue: CatalogueConfig = field(default_factory=CatalogueConfig)
+    gallery: GalleryConfig = field(default_factory=GalleryConfig)
+    embedder: EmbedderConfig = field(default_factory=EmbedderConfig)
+    photos: PhotosConfig = field(default_factory=PhotosConfig)
+    encounters: EncountersConfig = field(default_factory=EncountersConfig)
+    decision: DecisionConfig = field(default_factory=DecisionConfig)
+
+
+TEMPLATE = """\
+# Settings of this store. Every key may be left out; these are the defaults.
+species = "{species}"
+
+[catalogue]
+url = ""                 # empty: catalogue.sqlite here; or postgresql+psycopg://user@host/database
+
+[gallery]
+backend = "flat"         # flat (exact, up to about a million photos), hnsw, ivf, gpu
+neighbours = 200         # gallery photos fetched for each query photo
+
+[embedder]
+model = "lite0"          # `reid models list` shows what there is
+device = "cpu"           # cpu or cuda
+threads = 0              # 0: all cores
+mirror = false           # true: mirrored crops averaged in (twice the time)
+
+[photos]
+copy = false             # true: keep a copy of every photo in the store
+
+[encounters]
+max_gap_minutes = 60.0   # photos further apart in time belong to different encounters
+max_km = 2.0             # and so do photos further apart in place
+
+[decision]
+new_label = "{new_label}"
+aggregate = "max"        # how the scores of an identity's photos become one
+share_new = 0.3          # expected share of unknown animals among queries
+threshold = -1.0         # below 0: calibrated on this gallery
+"""
+
+
+def load(path: Path) -> Config:
+    """The settings in the TOML file at `path`.
+
+    Raises:
+        ConfigError: not TOML, an unknown key, a value of the wrong type or out of range; the message names it.
+    """
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError("no settings there", source=str(path), next_step="`reid init` makes a store") from error
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"not a settings file ({error})", source=str(path), next_step="correct that line") from error
+    config: Config = _read(Config, raw, str(path), "")
+    _check(config, str(path))
+    return config
+
+
+def _read(kind: Any, raw: dict[str, Any], source: str, prefix: str) -> Any:
+    """A frozen dataclass of `kind` from a table, refusing what it does not know."""
+    hints = get_type_hints(kind)
+    known = {f.name for f in fields(kind)}
+    values: dict[str, Any] = {}
+    for key, value in raw.items():
+        name = prefix + key
+        if key not in known:
+            raise ConfigError(f"unknown setting '{name}'", source=source, next_step=f"known: {', '.join(sorted(known))}")
+        wanted = hints[key]
+        if is_dataclass(wanted) and isinstance(value, dict):
+            values[key] = _read(wanted, value, source, f"{name}.")
+            continue
+        if wanted is float and type(value) is int:
+            value = float(value)
+        if type(value) is not wanted:
+            expected = getattr(wanted, "__name__", str(wanted))
+            raise ConfigError(f"'{name}' is {value!r}", source=source, next_step=f"expected a {expected}")
+        values[key] = value
+    return kind(**values)
+
+
+def _check(config: Config, source: str) -> None:
+    """Ranges that types cannot say."""
+    rules = [
+        (config.gallery.neighbours >= 5, "gallery.neighbours must be 5 or more"),
+        (config.embedder.device in ("cpu", "cuda"), "embedder.device must be cpu or cuda"),
+        (config.embedder.threads >= 0, "embedder.threads must be 0 or more"),
+        (config.encounters.max_gap_minutes >= 0, "encounters.max_gap_minutes must be 0 or more"),
+        (config.encounters.max_km >= 0, "encounters.max_km must be 0 or more"),
+        (0 <= config.decision.share_new < 1, "decision.share_new must be in [0, 1)"),
+        (config.decision.new_label.strip() != "", "decision.new_label must not be empty"),
+        (" " not in config.decision.new_label, "decision.new_label must not hold a space"),
+    ]
+    for holds, message in rules:
+        if not holds:
+            raise ConfigError(message, source=source, next_step="correct it there")
