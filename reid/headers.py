@@ -48,8 +48,7 @@ class Header:
     """What a file says of its picture.
 
     `width` and `height` as stored; `orientation` 1 to 8 is what is still to be applied to decoded pixels (1 where the
-    decoder turns them itself). `damage` is why the file is not whole, "" where it is. `strays` is true for a JPEG
-    with markers inside its scan that cannot be there.
+    decoder turns them itself). `damage` is why the file is not whole, "" where it is.
     """
 
     format: str
@@ -60,7 +59,6 @@ class Header:
     channels: int = 3
     bits: int = 8
     damage: str = ""
-    strays: bool = False
     notes: tuple[str, ...] = ()
 
     @property
@@ -165,24 +163,25 @@ def _jpeg_header(data: bytes) -> Header:
             break
     found = read_exif(exif) if exif else Exif()
     width, height, channels = size
-    damage, strays = _scan_damage(data, at)
-    return Header("JPEG", width, height, found, found.orientation, channels, damage=damage, strays=strays)
+    return Header("JPEG", width, height, found, found.orientation, channels, damage=_scan_damage(data, at))
 
 
-def _scan_damage(data: bytes, scan: int) -> tuple[str, bool]:
-    """Why the JPEG ends too early ("" where it does not), and whether a marker stands in its scan that cannot be there.
+def _scan_damage(data: bytes, scan: int) -> str:
+    """Why a JPEG whose first scan starts at byte `scan` is not whole; "" where it is.
 
-    Inside entropy-coded data a byte FF is always followed by 00, a restart mark or padding, so the first FF D9 after
-    the first scan's start is the end marker and nothing else; cameras may append what they like behind it.
+    Inside entropy-coded data a byte FF is always followed by 00, a restart mark or padding. So the first FF D9 after
+    the scan's start is the end marker and nothing else (cameras may append what they like behind it), and a marker that
+    cannot stand between scans means overwritten bytes, which libjpeg would paint over in grey without an error.
     """
     view = np.frombuffer(data, np.uint8, offset=scan)
     after = view[np.flatnonzero(view[:-1] == 0xFF) + 1]
     ends = np.flatnonzero(after == 0xD9)
     if not len(ends):
-        return "is truncated: the picture stops before its end", False
+        return "is truncated: the picture stops before its end"
     after = after[: ends[0]]
-    odd = ((after > 0x00) & (after < 0xC4)) | (after == 0xD8) | ((after >= 0xF0) & (after < 0xFE))
-    return "", bool(odd.any())
+    if (((after > 0x00) & (after < 0xC4)) | (after == 0xD8) | ((after >= 0xF0) & (after < 0xFE))).any():
+        return "is damaged in the middle of its pixels"
+    return ""
 
 
 def _pillow_header(data: bytes) -> Header:
@@ -199,9 +198,12 @@ def _pillow_header(data: bytes) -> Header:
         bits = max(tags.get(_BITS, (8,)))
         found = read_exif(data) if data[2:4] in (b"*\0", b"\0*") else Exif()
         return Header(name, *image.size, found, bits=bits, notes=notes)  # Pillow turns a TIFF as it loads it
-    exif = image.info.get("exif", b"") or (_png_exif(data) if name == "PNG" else b"")
+    exif, bits, damage = image.info.get("exif", b""), 8, ""
+    if name == "PNG":
+        late, damage = _png_chunks(data)
+        exif, bits = exif or late, data[24]
     found = read_exif(exif) if exif else Exif()
-    return Header(name, *image.size, found, found.orientation, bits=data[24] if name == "PNG" else 8, notes=notes)
+    return Header(name, *image.size, found, found.orientation, bits=bits, damage=damage, notes=notes)
 
 
 def _heif_header(data: bytes) -> Header:
@@ -212,15 +214,17 @@ def _heif_header(data: bytes) -> Header:
     return Header("HEIC", width, height, read_exif(exif) if exif else Exif(), notes=notes)  # libheif turns by itself
 
 
-def _png_exif(data: bytes) -> bytes:
-    """The eXIf chunk wherever it stands; Pillow sees those behind the pixels only after decoding them."""
-    at = 8
-    while at + 8 <= len(data):
+def _png_chunks(data: bytes) -> tuple[bytes, str]:
+    """The EXIF chunk wherever it stands (Pillow sees a late one only after decoding the pixels), and the damage."""
+    at, exif = 8, b""
+    while at + 12 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, at)
+        if kind == b"IEND":
+            return exif, ""
         if kind == b"eXIf":
-            return data[at + 8 : at + 8 + length]
+            exif = data[at + 8 : at + 8 + length]
         at += 12 + length
-    return b""
+    return exif, "is truncated: the picture stops before its end"
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:
