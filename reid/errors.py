@@ -16,8 +16,9 @@ command line, a report and a program that calls us can say the same thing.
     ├── GalleryError               the vectors
     │   ├── IndexStale             built by another model, or behind the catalogue
     │   └── SnapshotCorrupt        the bytes on disk are not those that were written
-    └── ModelError                 an embedder or cropper: unknown, broken, another version
-        └── MissingExtra           needs an optional part of the installation
+    ├── ModelError                 an embedder or cropper: unknown, broken, another version
+    │   └── MissingExtra           needs an optional part of the installation
+    └── TrainError                 training or mining cannot go on: too few photos, a loss that is no number
 """
 
 from __future__ import annotations
@@ -122,3 +123,9 @@ class MissingExtra(ModelError):
     """The operation needs an optional part of the installation."""
 
     code = "missing_extra"
+
+
+class TrainError(ReidError):
+    """Training or mining cannot be done with these photos, or has gone wrong."""
+
+    code = "bad_training"

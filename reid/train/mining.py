@@ -1,0 +1,390 @@
+"""Which photos to set against each other: hard negatives by linear assignment, positives by derangement.
+
+Learning from random pairs of animals is slow, because most differ at a glance. The linear assignment problem (LAP)
+pairs every photo with a photo of *another* animal, each used exactly once on either side, so that the total score is as
+high as it can be: hard pairs, and balanced over photos. Three ways to solve it: `assign_hard_negatives` (exact, a
+matrix of N² float64), `assign_in_blocks` (exact inside random blocks) and `assign_sparse` (over each photo's nearest
+other-identity neighbours, no N² matrix).
+
+Conventions: `labels (N,)` are identities of any sortable type. An assignment is `partner (N,) int64`, a permutation:
+photo `i` is set against photo `partner[i]`. Scores are higher for more alike. `forbidden (P, 2) int` are unordered
+pairs of photo numbers that must not be used. A photo is never its own partner, and a negative is never of the photo's
+own identity: where that cannot be, `TrainError` is raised.
+
+Source: the method is that of the public Siamese kernels of the Humpback Whale Identification challenge (M. Piotte,
+2018). Knows arrays and labels only: no photos, no files, no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from reid.errors import TrainError
+from reid.train import assignment
+from reid.train.assignment import FloatArray, IntArray, Solver, assign_dense, codes_of
+
+BlockScores = Callable[[IntArray], FloatArray]  # photo numbers (n,) → scores (n, n)
+PairScores = Callable[[IntArray, IntArray], FloatArray]  # photo numbers (P,), (P,) → scores (P,)
+
+_CHUNK = 4_000_000  # matrix elements handled at once
+_ROTATIONS = 3  # fallback partners of each photo in a sparse assignment
+_TRIES = 20
+
+
+# The schedule ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """How to train at one epoch: `noise` K is added to scores as K·U[0,1) before the assignment; `rescore` asks for
+    fresh scores.
+    """
+
+    noise: float
+    learning_rate: float
+    weight_decay: float
+    rescore: bool
+
+
+def schedule(epoch: int, total: int = 400) -> Step:
+    """The step at `epoch` (from 0) of a run of `total` epochs; 400 gives the original ladder, other lengths squeeze or
+    stretch it.
+
+    The noise starts so large that pairs are random, falls to a hundredth of the first steps and ends below the scores'
+    own range, while the learning rate falls with it; the second part repeats the end of the ladder with L2 on the
+    weights. Scores are renewed every fifth epoch of the original's time, at least once in each of its stages."""
+    if not 0 <= epoch < total:
+        raise ValueError(f"epoch {epoch} lies outside 0 … {total - 1}")
+    at = epoch * 400 / total
+    noise, learning_rate, weight_decay = _ladder(at)
+    before = (epoch - 1) * 400 / total
+    fresh = epoch == 0 or int(at // 5) != int(before // 5)
+    return Step(noise, learning_rate, weight_decay, fresh)
+
+
+def _ladder(at: float) -> tuple[float, float, float]:
+    """(noise, learning rate, weight decay) at epoch `at` of the 400."""
+    if at < 10:
+        return 1000.0, 64e-5, 0.0
+    if at < 60:
+        return 100.0 * 10.0 ** (-0.2 * ((at - 10) // 5)), 64e-5, 0.0
+    decay, since = (0.0, at - 100.0) if at < 250 else (2e-4, at - 250.0)
+    if since < 50:
+        return 1.0, 64e-5, decay
+    if since < 100:
+        return 0.5, 16e-5, decay
+    return 0.25, 4e-5 if since < 140 else 1e-5, decay
+
+
+# Negatives ------------------------------------------------------------------------------------------------------------
+
+
+def assign_hard_negatives(
+    scores: FloatArray,
+    labels: ArrayLike,
+    *,
+    noise: float = 0.0,
+    forbidden: ArrayLike | None = None,
+    rng: np.random.Generator | None = None,
+    solver: Solver = "auto",
+) -> IntArray:
+    """The permutation of photos with the highest total score in which no photo meets its own identity. (N,) int64.
+
+    `scores (N, N)` of any float type; row i holds photo i's score against each other photo. `noise` K adds K·U[0,1) to
+    every score (drawn from `rng`), which turns the hardest pairs into random ones as it grows past the scores' range.
+    Needs a further N² float64.
+
+    Raises:
+        TrainError: an identity has more than half of the photos, `forbidden` leaves no assignment, or a score is not a
+        number.
+    """
+    codes = codes_of(labels)
+    if scores.shape != (len(codes), len(codes)):
+        raise ValueError(f"scores {scores.shape} for {len(codes)} labels")
+    _check_sizes(codes, labels)
+    partner = assign_dense(scores, codes, noise, _pairs(forbidden, len(codes)), rng or np.random.default_rng(), solver)
+    if partner is None:
+        raise _infeasible()
+    return partner
+
+
+def assign_in_blocks(
+    scores: FloatArray | BlockScores,
+    labels: ArrayLike,
+    block_size: int,
+    *,
+    noise: float = 0.0,
+    forbidden: ArrayLike | None = None,
+    rng: np.random.Generator | None = None,
+    solver: Solver = "auto",
+) -> IntArray:
+    """As `assign_hard_negatives`, inside random blocks of at most `block_size` photos: time and memory grow with
+    N·block_size.
+
+    `scores` may be a function of photo numbers, so that only the blocks' scores are ever computed. The photos of an
+    identity are spread evenly over the blocks, which are drawn anew by every call.
+
+    Raises:
+        TrainError: as above, for one block.
+    """
+    codes = codes_of(labels)
+    rng = rng or np.random.default_rng()
+    pairs = _pairs(forbidden, len(codes))
+    partner = np.empty(len(codes), np.int64)
+    for block in _blocks(codes, block_size, rng):
+        inside = _renumber(pairs, block, len(codes))
+        part = scores(block) if callable(scores) else scores[np.ix_(block, block)]
+        within = assign_hard_negatives(
+            part, np.asarray(labels)[block], noise=noise, forbidden=inside, rng=rng, solver=solver
+        )
+        partner[block] = block[within]
+    return partner
+
+
+def assign_sparse(
+    neighbours: NDArray[np.integer[Any]],
+    scores: FloatArray,
+    labels: ArrayLike,
+    *,
+    noise: float = 0.0,
+    forbidden: ArrayLike | None = None,
+    rng: np.random.Generator | None = None,
+    pair_scores: PairScores | None = None,
+) -> IntArray:
+    """As `assign_hard_negatives`, but only over listed pairs: memory grows with N·k.
+
+    `neighbours (N, k) int` lists, for each photo, others that score high (from the gallery index, say), −1 where a list
+    has ended; `scores (N, k)` belong to them. Photos of the same identity and the photo itself may be listed and are
+    passed over. A listed pair may be used in either direction. So that an assignment always exists, each photo also
+    gets a few partners from random rotations of the photos sorted by identity; `pair_scores` says how those pairs
+    score; without it they are used only where the lists leave a photo without a partner. Large `noise` shuffles among
+    the listed pairs only: for random pairs use `random_negatives`.
+
+    Raises:
+        TrainError: an identity has more than half of the photos, `forbidden` leaves no assignment, or a score is not a
+        number.
+    """
+    codes = codes_of(labels)
+    if neighbours.shape != scores.shape or neighbours.ndim != 2 or len(neighbours) != len(codes):
+        raise ValueError(f"neighbours {neighbours.shape} and scores {scores.shape} for {len(codes)} labels")
+    _check_sizes(codes, labels)
+    if not len(codes):
+        return np.empty(0, np.int64)
+    rng = rng or np.random.default_rng()
+    pairs = _pairs(forbidden, len(codes))
+    keys, value = _listed_edges(neighbours, scores, codes, pairs)
+    for _ in range(_TRIES):
+        edges, value_of, feasible = _with_rotations(keys, value, codes, pairs, rng, pair_scores)
+        partner = assignment.assign_sparse(edges, value_of, len(codes), noise, rng, feasible=feasible)
+        if partner is not None:
+            return partner
+    raise _infeasible()
+
+
+def random_negatives(labels: ArrayLike, rng: np.random.Generator) -> IntArray:
+    """A random partner of another identity for every photo, each used once. (N,) int64.
+
+    Photos are shuffled, sorted by identities in random order and moved on by a random number of places between the
+    largest identity's size and N minus it: no photo can then land on its own identity.
+
+    Raises:
+        TrainError: an identity has more than half of the photos.
+    """
+    codes = codes_of(labels)
+    _check_sizes(codes, labels)
+    return _rotation(codes, rng)
+
+
+def forbid(forbidden: ArrayLike | None, partner: IntArray) -> IntArray:
+    """`forbidden` with the pairs of an assignment added, `(P + N, 2) int64`: what the next epoch must not use again."""
+    used = np.stack([np.arange(len(partner)), partner], axis=1)
+    return used if forbidden is None else np.concatenate([np.asarray(forbidden, np.int64).reshape(-1, 2), used])
+
+
+# Positives ------------------------------------------------------------------------------------------------------------
+
+
+def derangements(labels: ArrayLike, rng: np.random.Generator) -> IntArray:
+    """A partner of the same identity for every photo, never itself, each used once; every such arrangement equally
+    likely. (N,) int64.
+
+    Raises:
+        TrainError: an identity has a single photo.
+    """
+    partner = np.empty(len(codes_of(labels)), np.int64)
+    for members in _groups(labels, at_least_two=True):
+        order = rng.permutation(members)
+        while (order == members).any():  # a permutation has no fixed point with probability 1/e
+            order = rng.permutation(members)
+        partner[members] = order
+    return partner
+
+
+def assign_hard_positives(
+    scores: FloatArray | BlockScores,
+    labels: ArrayLike,
+    *,
+    noise: float = 0.0,
+    rng: np.random.Generator | None = None,
+) -> IntArray:
+    """As `derangements`, but the arrangement with the *lowest* total score within each identity: pairs least alike.
+    (N,) int64.
+
+    `scores (N, N)`, or a function of photo numbers that is asked for one identity at a time. `noise` K adds K·U[0,1).
+
+    Raises:
+        TrainError: an identity has a single photo, or a score is not a number.
+    """
+    rng = rng or np.random.default_rng()
+    partner = np.empty(len(codes_of(labels)), np.int64)
+    for members in _groups(labels, at_least_two=True):
+        part = scores(members) if callable(scores) else scores[np.ix_(members, members)]
+        within = assign_dense(-part, np.arange(len(members)), noise, np.empty((0, 2), np.int64), rng)
+        assert within is not None  # two photos or more, nothing forbidden but the diagonal
+        partner[members] = members[within]
+    return partner
+
+
+# Inside ---------------------------------------------------------------------------------------------------------------
+
+
+def _groups(labels: ArrayLike, *, at_least_two: bool) -> list[IntArray]:
+    """The photo numbers of each identity."""
+    codes = codes_of(labels)
+    order = np.argsort(codes, kind="stable")
+    groups = np.split(order, np.flatnonzero(np.diff(codes[order])) + 1) if len(codes) else []
+    lonely = [group for group in groups if len(group) < 2]
+    if at_least_two and lonely:
+        raise TrainError(
+            f"{len(lonely)} identities have a single photo (first: '{np.asarray(labels)[lonely[0][0]]}')",
+            next_step="train on identities with two photos or more",
+        )
+    return groups
+
+
+def _check_sizes(codes: IntArray, labels: ArrayLike) -> None:
+    """Raise unless every identity has at most half of the photos: with more, some of them must meet each other."""
+    if not len(codes):
+        return
+    counts = np.bincount(codes)
+    largest = int(counts.argmax())
+    if len(counts) == 1:
+        raise TrainError(
+            "all photos are of one identity, so there are no negatives", next_step="add photos of other animals"
+        )
+    if 2 * counts[largest] > len(codes):
+        name = np.asarray(labels)[np.flatnonzero(codes == largest)[0]]
+        raise TrainError(
+            f"identity '{name}' has {counts[largest]} of {len(codes)} photos, "
+            "more than half: they cannot all meet another animal",
+            next_step="use fewer of its photos, or larger blocks",
+        )
+
+
+def _infeasible() -> TrainError:
+    return TrainError(
+        "the forbidden pairs leave no assignment of every photo to another animal",
+        next_step="forget the pairs of earlier epochs, or suspect fewer animals of being one",
+    )
+
+
+def _pairs(forbidden: ArrayLike | None, n: int) -> IntArray:
+    """Forbidden pairs in both directions, `(2P, 2)`."""
+    pairs = np.asarray([] if forbidden is None else forbidden, np.int64).reshape(-1, 2)
+    if len(pairs) and not (0 <= pairs.min() and pairs.max() < n):
+        raise ValueError(f"forbidden pairs name photos outside 0 … {n - 1}")
+    return np.concatenate([pairs, pairs[:, ::-1]])
+
+
+def _renumber(pairs: IntArray, block: IntArray, n: int) -> IntArray:
+    """The pairs that lie inside `block`, in the block's own numbers."""
+    place = np.full(n, -1, np.int64)
+    place[block] = np.arange(len(block))
+    inside: IntArray = place[pairs]
+    return inside[(inside >= 0).all(axis=1)]
+
+
+def _blocks(codes: IntArray, block_size: int, rng: np.random.Generator) -> list[IntArray]:
+    """Random blocks of at most `block_size` photos and nearly equal size; each identity's photos are dealt out like
+    cards.
+    """
+    if block_size < 2:
+        raise ValueError(f"blocks of {block_size}: expected 2 photos or more")
+    dealt = _shuffled_by_identity(codes, rng)
+    n_blocks = -(-len(codes) // block_size)
+    return [np.sort(dealt[start::n_blocks]) for start in range(n_blocks)]
+
+
+def _shuffled_by_identity(codes: IntArray, rng: np.random.Generator) -> IntArray:
+    """Photo numbers with each identity's together, identities and photos within them in random order."""
+    rank = rng.permutation(int(codes.max(initial=-1)) + 1)
+    return np.lexsort((rng.random(len(codes)), rank[codes]))
+
+
+def _rotation(codes: IntArray, rng: np.random.Generator) -> IntArray:
+    """See `random_negatives`."""
+    order = _shuffled_by_identity(codes, rng)
+    largest = int(np.bincount(codes).max()) if len(codes) else 0
+    partner = np.empty(len(codes), np.int64)
+    partner[order] = np.roll(order, int(rng.integers(largest, len(codes) - largest + 1))) if len(codes) else order
+    return partner
+
+
+def _listed_edges(
+    neighbours: NDArray[np.integer[Any]], scores: FloatArray, codes: IntArray, pairs: IntArray
+) -> tuple[IntArray, NDArray[np.float64]]:
+    """The allowed listed pairs in both directions as sorted keys i·N + j, and their scores."""
+    n = len(codes)
+    row = np.repeat(np.arange(n), neighbours.shape[1])
+    column = neighbours.ravel().astype(np.int64)
+    if len(column) and column.max() >= n:
+        raise ValueError(f"neighbours name photo {column.max()} of {n}")
+    keep = column >= 0
+    keep[keep] = codes[row[keep]] != codes[column[keep]]
+    row, column, value = row[keep], column[keep], scores.ravel()[keep].astype(np.float64)
+    if not np.isfinite(value).all():
+        raise TrainError(
+            "scores hold values that are not numbers", next_step="look for photos whose vectors are not finite"
+        )
+    keys, first = np.unique(np.concatenate([row * n + column, column * n + row]), return_index=True)
+    value = np.concatenate([value, value])[first]
+    allowed = ~np.isin(keys, pairs[:, 0] * n + pairs[:, 1])
+    return keys[allowed], value[allowed]
+
+
+def _with_rotations(
+    keys: IntArray,
+    value: NDArray[np.float64],
+    codes: IntArray,
+    pairs: IntArray,
+    rng: np.random.Generator,
+    pair_scores: PairScores | None,
+) -> tuple[IntArray, NDArray[np.float64], bool]:
+    """`keys` and `value` with random rotations added, and whether one of these is free of forbidden pairs.
+
+    One such rotation makes the whole feasible, so the first is drawn again, a few times, until it has none. NaN is the
+    score of a pair of which nothing is known.
+    """
+    n = len(codes)
+    never = pairs[:, 0] * n + pairs[:, 1]
+    every = np.arange(n)
+    rotations = [every * n + _rotation(codes, rng) for _ in range(_ROTATIONS)]
+    clean = not np.isin(rotations[0], never).any()
+    for _ in range(_TRIES):
+        if clean:
+            break
+        rotations[0] = every * n + _rotation(codes, rng)
+        clean = not np.isin(rotations[0], never).any()
+    added = np.unique(np.concatenate(rotations))
+    added = added[~np.isin(added, never) & ~np.isin(added, keys)]
+    known = np.full(len(added), np.nan)
+    if pair_scores is not None:
+        known[:] = pair_scores(added // n, added % n)
+    together = np.concatenate([keys, added])
+    order = np.argsort(together)
+    return together[order], np.concatenate([value, known])[order], clean
