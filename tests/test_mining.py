@@ -95,10 +95,10 @@ def test_sparse_assignment_over_all_pairs_equals_the_exact_one(labels: list[int]
     assert total(scores, partner) == pytest.approx(best)
 
 
-@given(labels=st.lists(st.integers(0, 3), min_size=2, max_size=7), seed=st.integers(0, 2**31))
+@given(sizes=st.lists(st.integers(2, 4), min_size=1, max_size=2), seed=st.integers(0, 2**31))
 @settings(max_examples=60, deadline=None)
-def test_hard_positives_have_the_lowest_total_of_all_derangements(labels: list[int], seed: int) -> None:
-    assume(min(Counter(labels).values()) >= 2)
+def test_hard_positives_have_the_lowest_total_of_all_derangements(sizes: list[int], seed: int) -> None:
+    labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(sizes)), sizes)).tolist()
     scores = np.random.default_rng(seed).normal(size=(len(labels), len(labels)))
     least = min(
         sum(scores[i, j] for i, j in enumerate(order))

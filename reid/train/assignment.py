@@ -80,7 +80,9 @@ def _cost_matrix(
 
 
 def _solve(cost: NDArray[np.float64], solver: Solver) -> IntArray:
-    """The cheapest permutation."""
+    """The cheapest permutation. (`lap` writes outside its arrays when there is nothing to assign.)"""
+    if not len(cost):
+        return np.empty(0, np.int64)
     if solver == "scipy":
         from scipy.optimize import linear_sum_assignment
 
