@@ -67,7 +67,9 @@ class Sighting:
     """One row of input: a photo and what its owner says of the animal in it.
 
     `identity` None means nobody has said; `encounter` None means it may be grouped by time and place; `box` None means the
-    engine finds one. `where` names the row for reports (`labels.csv row 12`).
+    engine finds one. `where` names the row for reports (`labels.csv row 12`). `declared_size` is the photo's
+    (width, height) when the table was made, to which `box` refers; the file may since have been scaled or squashed, and
+    `exchange.fit_box` maps the box. (1, 1) means that `box` is in fractions of the photo and tells nothing of its shape.
     """
 
     path: Path
@@ -80,6 +82,7 @@ class Sighting:
     taken_at: datetime | None = None
     latitude: float | None = None
     longitude: float | None = None
+    declared_size: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
