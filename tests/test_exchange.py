@@ -633,7 +633,7 @@ def test_the_list_form_of_detections_has_corners_in_pixels(tmp_path: Path) -> No
 
 
 def test_coco_with_individuals(tmp_path: Path) -> None:
-    for name in "abc":
+    for name in "abcd":
         photo(tmp_path / "images" / f"{name}.jpg")
     document = {
         "images": [
@@ -641,13 +641,14 @@ def test_coco_with_individuals(tmp_path: Path) -> None:
             {"id": 2, "file_name": "b.jpg"},
             {"id": 3, "file_name": "c.jpg"},
             {"id": 4, "file_name": "gone.jpg"},
+            {"id": 5, "file_name": "d.jpg"},
         ],
         "categories": [{"id": 1, "name": "whale_fluke"}],
         "annotations": [
             {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 2, 30, 40], "name": "Anna", "viewpoint": "left"},
             {"id": 2, "image_id": 1, "category_id": 1, "bbox": [50, 2, 30, 40], "name": "____", "viewpoint": "upish"},
             {"id": 3, "image_id": 2, "individual_ids": [7]},
-            {"id": 4, "image_id": 2, "bbox": [1, 2, 3]},
+            {"id": 4, "image_id": 5, "bbox": [1, 2, 3], "name": "Bo"},
             {"id": 5, "image_id": 99},
             {"id": 6, "image_id": 4},
         ],
