@@ -279,7 +279,7 @@ def test_file_names_that_are_not_utf_8_survive_tables_folders_and_reports(tmp_pa
     assert [(s.path, s.identity) for s in found.sightings] == [(path, "Élise")]
     assert probe(found.sightings[0].path).width == 32
     ((_, why),) = reported(found)
-    assert why == "there is no photo 'parti_\\\\xe9.jpg'"
+    assert why == "there is no photo 'parti_\\xe9.jpg'"
     below = read_sources([tmp_path])
     assert [s.path for s in below.sightings] == [path]
     assert below.sightings[0].where.endswith("baleine_\\xe9t\\xe9.jpg")
@@ -287,6 +287,13 @@ def test_file_names_that_are_not_utf_8_survive_tables_folders_and_reports(tmp_pa
     assert [s.path for s in matched.sightings] == [path]
     for text in (why, *[s.where for s in (*found.sightings, *below.sightings)], *found.notes, *below.notes):
         text.encode("utf-8")
+
+
+def test_a_header_in_latin_1_can_be_printed(tmp_path: Path) -> None:
+    listed = table(tmp_path / "t.csv", "fichier,individu identifié", "a.jpg,x", encoding="cp1252")
+    with pytest.raises(TableError, match="individu identifié") as caught:
+        read_sources([listed])
+    str(caught.value).encode("utf-8")
 
 
 def test_a_table_in_latin_1_finds_photos_named_in_unicode(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def read_coco(document: dict[str, Any], path: Path, gathering: Gathering, *, bas
         if photo is None:
             step = "correct the path, or tell where the photos lie (--root)"
             error = PhotoError(
-                f"there is no photo {printable(file)!r}", source=f"{table} image {number}", next_step=step
+                f"there is no photo '{printable(file)}'", source=f"{table} image {number}", next_step=step
             )
             gathering.fail(error)
             continue

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from reid.errors import ReidError, TableError
+from reid.images import printable
 from reid.records import Box, Failure, Sighting
 
 # What tables write where nobody knows the animal: wildlife-datasets, Wildbook, both Kaggle competitions, pandas.
@@ -163,7 +163,7 @@ def _clashes(sightings: Sequence[Sighting], rows: list[int]) -> list[Failure]:
         failures.append(
             failure_of(
                 TableError(
-                    f"names the animal in {Path(mine.path).name!r} {mine.identity!r}, {other.where} names it "
+                    f"names the animal in '{printable(mine.path.name)}' {mine.identity!r}, {other.where} names it "
                     f"{other.identity!r}: the photo was taken without a name",
                     source=mine.where,
                     next_step="correct the wrong row, or give each animal its own box",

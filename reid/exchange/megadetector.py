@@ -42,7 +42,7 @@ def read_megadetector(document: Any, path: Path, gathering: Gathering, *, bases:
         photo = finder.find(file)
         if photo is None:
             step = "correct the path, or tell where the photos lie (--root)"
-            gathering.fail(PhotoError(f"there is no photo {printable(file)!r}", source=where, next_step=step))
+            gathering.fail(PhotoError(f"there is no photo '{printable(file)}'", source=where, next_step=step))
             continue
         if image.get("failure"):
             gathering.odd("photos the detector failed on, taken without a box", f"{where}: {image['failure']}")

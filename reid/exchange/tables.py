@@ -79,7 +79,7 @@ def open_table(path: Path) -> Iterator[Table]:
             raise header or TableError(
                 "has no header row", source=name, next_step="write the names of the columns first"
             )
-        yield Table(name, tuple(cell.strip() for cell in header[1]), rows)
+        yield Table(name, tuple(text_of(cell) for cell in header[1]), rows)
 
 
 def _encoding(head: bytes) -> str:

@@ -207,4 +207,4 @@ def _size(width: str, height: str) -> tuple[int, int] | None:
 def _no_photo(where: str, cell: str) -> PhotoError:
     name = printable(cell.strip())
     step = "correct the path, or tell where the photos lie (--root)" if name else "fill the cell or delete the row"
-    return PhotoError(f"there is no photo {name!r}" if name else "names no photo", source=where, next_step=step)
+    return PhotoError(f"there is no photo '{name}'" if name else "names no photo", source=where, next_step=step)
