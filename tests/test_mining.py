@@ -6,6 +6,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Set
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from reid.errors import TrainError
 from reid.train import mining, suspects
-from reid.train.assignment import Solver
+from reid.train.mining import Solver
 
 labels_of = st.lists(st.integers(0, 3), min_size=2, max_size=7)
 
@@ -57,7 +58,7 @@ def clustered(
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32), labels
 
 
-@pytest.mark.parametrize("solver", ["auto", "lap", "scipy"])
+@pytest.mark.parametrize("solver", ["auto", "lap", "scipy", "priced"])
 @given(labels=labels_of, seed=st.integers(0, 2**31), n_forbidden=st.integers(0, 6))
 @settings(max_examples=60, deadline=None)
 def test_exact_assignment_has_the_best_total_of_all_permutations(
@@ -268,6 +269,7 @@ def test_scores_that_are_not_numbers_are_an_error_not_an_answer() -> None:
 def test_no_photos_give_an_empty_assignment() -> None:
     for partner in (
         mining.assign_hard_negatives(np.empty((0, 0)), []),
+        mining.assign_hard_negatives(np.empty((0, 0)), [], solver="priced"),
         mining.assign_in_blocks(np.empty((0, 0)), [], 10),
         mining.assign_sparse(np.empty((0, 5), np.int64), np.empty((0, 5)), []),
         mining.random_negatives([], np.random.default_rng(0)),
@@ -371,8 +373,11 @@ def test_a_schedule_of_any_length_starts_random_and_ends_hard(total_epochs: int)
         assert math.isclose(sum(s.rescore for s in steps), min(80, total_epochs), abs_tol=1)
 
 
+@pytest.mark.parametrize("solver", ["lap", "scipy"])
 @pytest.mark.parametrize("crowded", [False, True])
-def test_many_photos_with_everything_forbidden_are_an_error_and_do_not_crash_the_solver(crowded: bool) -> None:
+def test_many_photos_with_everything_forbidden_are_an_error_and_do_not_crash_the_solver(
+    crowded: bool, solver: Literal["lap", "scipy"]
+) -> None:
     n = 700  # beyond the size at which small problems are solved whole
     labels = np.arange(n)
     others = np.arange(1, n)
@@ -382,7 +387,7 @@ def test_many_photos_with_everything_forbidden_are_an_error_and_do_not_crash_the
     rng = np.random.default_rng(0)
     near = rng.integers(0, n, (n, 5))
     with pytest.raises(TrainError, match="forbidden pairs leave no assignment"):
-        mining.assign_sparse(near, rng.random((n, 5)), labels, forbidden=forbidden, rng=rng)
+        mining.assign_sparse(near, rng.random((n, 5)), labels, forbidden=forbidden, rng=rng, solver=solver)
 
 
 def test_large_sparse_problem_equals_the_exact_one_over_the_same_pairs() -> None:
@@ -416,3 +421,34 @@ def test_a_random_schedule_never_crashes_the_sparse_solver() -> None:
             )
             check_negatives(partner, labels)
             forbidden = mining.forbid(forbidden, partner)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.5, 1000.0])
+@pytest.mark.parametrize("forbid_some", [False, True])
+def test_the_priced_solution_of_many_photos_is_that_of_the_whole_matrix(noise: float, forbid_some: bool) -> None:
+    vectors, labels = clustered(400, np.random.default_rng(1).integers(1, 5, 400), dim=6)
+    scores = (vectors @ vectors.T).astype(np.float64)
+    forbidden = mining.forbid(None, mining.assign_hard_negatives(scores, labels)) if forbid_some else None
+    found = {}
+    for solver in ("lap", "scipy", "priced"):
+        rng = np.random.default_rng(5)  # the same noise for all
+        found[solver] = mining.assign_hard_negatives(
+            scores, labels, noise=noise, forbidden=forbidden, rng=rng, solver=solver
+        )
+        check_negatives(found[solver], labels)
+    same = (found["priced"] == found["lap"]).mean()
+    assert (
+        same > 0.99 if noise else total(scores, found["priced"]) == pytest.approx(total(scores, found["lap"]), rel=1e-6)
+    )
+    assert total(scores, found["scipy"]) == pytest.approx(total(scores, found["lap"]), rel=1e-6)
+
+
+@pytest.mark.parametrize("solver", ["lap", "scipy"])
+def test_both_sparse_solvers_agree(solver: Literal["lap", "scipy"]) -> None:
+    vectors, labels = clustered(250, np.full(250, 3))
+    scores = (vectors @ vectors.T).astype(np.float64)
+    near = np.argsort(-scores, axis=1)[:, :25]
+    listed = np.take_along_axis(scores, near, 1)
+    expected = mining.assign_sparse(near, listed, labels, rng=np.random.default_rng(0))
+    partner = mining.assign_sparse(near, listed, labels, rng=np.random.default_rng(0), solver=solver)
+    assert total(scores, partner) == pytest.approx(total(scores, expected), rel=1e-9)

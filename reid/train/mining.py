@@ -19,19 +19,30 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from reid.errors import TrainError
-from reid.train import assignment
-from reid.train.assignment import FloatArray, IntArray, Solver, assign_dense, codes_of
+from reid.train.assignment import (
+    EdgeSolver,
+    FloatArray,
+    IntArray,
+    codes_of,
+    draw_costs,
+    not_numbers,
+    solve_dense,
+    solve_edges,
+)
+from reid.train.pricing import solve_priced
 
+Solver = Literal["auto", "lap", "scipy", "priced"]
 BlockScores = Callable[[IntArray], FloatArray]  # photo numbers (n,) → scores (n, n)
 PairScores = Callable[[IntArray, IntArray], FloatArray]  # photo numbers (P,), (P,) → scores (P,)
 
 _CHUNK = 4_000_000  # matrix elements handled at once
+_MANY = 3000  # photos from which on pricing beats solving the whole matrix
 _ROTATIONS = 3  # fallback partners of each photo in a sparse assignment
 _TRIES = 20
 
@@ -107,7 +118,12 @@ def assign_hard_negatives(
     if scores.shape != (len(codes), len(codes)):
         raise ValueError(f"scores {scores.shape} for {len(codes)} labels")
     _check_sizes(codes, labels)
-    partner = assign_dense(scores, codes, noise, _pairs(forbidden, len(codes)), rng or np.random.default_rng(), solver)
+    rng = rng or np.random.default_rng()
+    costs = draw_costs(scores, codes, noise, _pairs(forbidden, len(codes)), rng)
+    if solver == "priced" or (solver == "auto" and len(codes) >= _MANY):
+        partner = solve_priced(costs, [_rotation(codes, rng) for _ in range(_ROTATIONS)])
+    else:
+        partner = solve_dense(costs, "scipy" if solver == "scipy" else "lap")
     if partner is None:
         raise _infeasible()
     return partner
@@ -155,6 +171,7 @@ def assign_sparse(
     forbidden: ArrayLike | None = None,
     rng: np.random.Generator | None = None,
     pair_scores: PairScores | None = None,
+    solver: EdgeSolver = "auto",
 ) -> IntArray:
     """As `assign_hard_negatives`, but only over listed pairs: memory grows with N·k.
 
@@ -180,7 +197,7 @@ def assign_sparse(
     keys, value = _listed_edges(neighbours, scores, codes, pairs)
     for _ in range(_TRIES):
         edges, value_of, feasible = _with_rotations(keys, value, codes, pairs, rng, pair_scores)
-        partner = assignment.assign_sparse(edges, value_of, len(codes), noise, rng, feasible=feasible)
+        partner = solve_edges(edges, _edge_costs(value_of, noise, rng), len(codes), solver, feasible=feasible)
         if partner is not None:
             return partner
     raise _infeasible()
@@ -244,8 +261,9 @@ def assign_hard_positives(
     partner = np.empty(len(codes_of(labels)), np.int64)
     for members in _groups(labels, at_least_two=True):
         part = scores(members) if callable(scores) else scores[np.ix_(members, members)]
-        within = assign_dense(-part, np.arange(len(members)), noise, np.empty((0, 2), np.int64), rng)
-        assert within is not None  # two photos or more, nothing forbidden but the diagonal
+        alone = np.arange(len(members))  # each photo its own identity: only the diagonal must not be
+        within = solve_dense(draw_costs(-part, alone, noise, np.empty((0, 2), np.int64), rng))
+        assert within is not None  # two photos or more
         partner[members] = members[within]
     return partner
 
@@ -348,13 +366,22 @@ def _listed_edges(
     keep[keep] = codes[row[keep]] != codes[column[keep]]
     row, column, value = row[keep], column[keep], scores.ravel()[keep].astype(np.float64)
     if not np.isfinite(value).all():
-        raise TrainError(
-            "scores hold values that are not numbers", next_step="look for photos whose vectors are not finite"
-        )
+        raise not_numbers()
     keys, first = np.unique(np.concatenate([row * n + column, column * n + row]), return_index=True)
     value = np.concatenate([value, value])[first]
     allowed = ~np.isin(keys, pairs[:, 0] * n + pairs[:, 1])
     return keys[allowed], value[allowed]
+
+
+def _edge_costs(value: NDArray[np.float64], noise: float, rng: np.random.Generator) -> NDArray[np.float64]:
+    """−(score + K·U); a pair of unknown score (NaN) costs the whole range of the others beyond the worst of them."""
+    cost = -(value + noise * rng.random(len(value)))
+    unknown = np.isnan(cost)
+    known = cost[~unknown]
+    low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 0.0)
+    reach = (high - low) or 1.0
+    cost[unknown] = high + reach * (1.0 + rng.random(int(unknown.sum())))
+    return cost
 
 
 def _with_rotations(
