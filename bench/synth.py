@@ -1,7 +1,8 @@
 """How fast fluke photos are rendered and written, 640 pixels on the long side: one worker, then two.
 
-Everything is counted that `write_dataset` does: whales, sea, camera, JPEG, tables. Shared noise tiles are made before the clock starts
-(once a process). `cpu_s_per_photo` is processor time, which a busy machine disturbs less. Prints one JSON object last.
+All is counted that `write_dataset` does: whales, sea, camera, JPEG, tables. Shared noise tiles are made before the
+clock starts (once a process). `cpu_s_per_photo` is processor time, which a busy machine disturbs less. Prints one JSON
+object last.
 """
 
 from __future__ import annotations

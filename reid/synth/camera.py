@@ -2,76 +2,78 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import cv2
 import numpy as np
 import numpy.typing as npt
 
 from reid.synth.noise import Field, tile, window
-from reid.synth.view import View
+from reid.synth.view import View, planes
 
 Picture = npt.NDArray[np.uint8]
 
 
 def expose(light: Field, view: View, rng: np.random.Generator) -> Picture:
-    """Linear RGB (H, W, 3) float32 → (H, W, 3) uint8 RGB: haze, blur, exposure, tone curve, grey, grain and noise."""
+    """Linear light (P, H, W) float32 (changed in place) → (H, W, 3) uint8 RGB.
+
+    Haze, blur, exposure, tone curve, colour, grain and noise, in this order.
+    """
     c = view.conditions
-    height, width = light.shape[:2]
+    height, width = light.shape[1:]
     if c.haze > 0:
-        air = np.array(c.sky, np.float32) * np.float32(0.9)
-        light = light + np.float32(min(c.haze, 0.6)) * (air - light)
+        light += np.float32(min(c.haze, 0.6)) * (np.float32(0.9) * planes(c.sky, view.grey) - light)
     light = _blurred(light, view, width / 640.0)
-    mean = float(light[::4, ::4].mean())
-    light = light * np.float32(view.exposure * (0.24 / max(mean, 0.02)) ** 0.65 if mean > 0 else 1.0)
-    if view.grey:
-        light = np.repeat((light @ np.array((0.28, 0.55, 0.17), np.float32))[..., None], 1, 2)
-    tone = cv2.pow(np.clip(light, 0.0, 4.0), 1 / 2.2).reshape(height, width, -1)
-    tone = tone / (np.float32(1.0) + np.float32(0.12) * tone * tone) * np.float32(1.09)  # shoulder: highlights roll off
-    tone = (tone - np.float32(view.black_point)) * np.float32(1.0 / (view.white_point - view.black_point))
-    if not view.grey:
-        grey = tone.mean(axis=2, keepdims=True)
+    mean = max(float(light[:, ::4, ::4].mean()), 0.02)
+    light *= np.float32(view.exposure * (0.26 / mean) ** 0.65)
+    tone = np.sqrt(np.clip(light, 0.0, 4.0, out=light), out=light)
+    span = np.float32(view.white_point - view.black_point)
+    tone *= np.float32(1.09 / span) / (np.float32(1.0) + np.float32(0.12) * tone * tone)  # highlights roll off
+    tone -= np.float32(view.black_point) / span
+    np.clip(tone, 0.0, 1.0, out=tone)
+    tone += np.float32(view.contrast) * tone * (tone * (np.float32(3.0) - np.float32(2.0) * tone) - np.float32(1.0))
+    if len(tone) == 3:
+        grey = tone.mean(axis=0)
         tone = grey + (tone - grey) * np.float32(view.saturation)
     if view.grain > 0:
-        tone += (np.float32(view.grain) * window(rng, "grain", (height, width), (0.9, 0.9)))[..., None]
-    tone += np.float32(view.noise) * _shot(rng, tone.shape)
-    picture = cv2.convertScaleAbs(np.clip(tone, 0.0, 1.0), alpha=255.0).reshape(height, width, -1)
-    picture = np.repeat(picture, 3, 2) if picture.shape[2] == 1 else picture
-    return np.ascontiguousarray(picture, dtype=np.uint8)
+        tone += np.float32(view.grain) * window(rng, "grain", (height, width), (0.9, 0.9))
+    for number, plane in enumerate(tone):
+        plane += np.float32(view.noise) * _shot(rng, number, (height, width))
+    levels = [cv2.convertScaleAbs(np.maximum(plane, 0.0), alpha=255.0) for plane in tone]
+    return np.asarray(cv2.merge(levels if len(levels) == 3 else levels * 3), np.uint8)
 
 
-def _shot(rng: np.random.Generator, shape: tuple[int, ...]) -> Field:
-    """Pixel noise of unit deviation.
-
-    Cut from a wrapping tile at whole-pixel offsets (drawing fresh numbers would cost more than the sea).
-    """
-    height, width, channels = shape
-    planes = []
-    for channel in range(channels):
-        oy, ox = int(rng.integers(512)), int(rng.integers(512))
-        source = _white(channel)
-        reps = (-(-(height + oy) // 512), -(-(width + ox) // 512))
-        planes.append(np.tile(source, reps)[oy : oy + height, ox : ox + width])
-    return np.stack(planes, axis=-1)
+def _shot(rng: np.random.Generator, number: int, shape: tuple[int, int]) -> Field:
+    """Pixel noise of unit deviation, (H, W): a whole-pixel window on a wrapping tile, since drawing it costs more."""
+    top, left = int(rng.integers(512)), int(rng.integers(512))
+    source = _white(number)
+    reps = (-(-(shape[0] + top) // 512), -(-(shape[1] + left) // 512))
+    return np.asarray(np.tile(source, reps)[top : top + shape[0], left : left + shape[1]], np.float32)
 
 
-def _white(channel: int) -> Field:
+@lru_cache(maxsize=4)
+def _white(number: int) -> Field:
     """The sharpest part of a grain tile."""
-    source = tile("grain", channel)
+    source = tile("grain", number)
     sharp = source - cv2.blur(source, (3, 3))
     return np.asarray(sharp / sharp.std(), np.float32)
 
 
 def _blurred(light: Field, view: View, unit: float) -> Field:
-    """Defocus, then camera shake along a line; `unit` is the width over 640."""
-    sigma = view.defocus * unit
-    if sigma > 0.3:
-        light = np.asarray(cv2.GaussianBlur(light, (0, 0), sigma), np.float32)
-    length = round(view.shake * unit)
+    """Defocus, then camera shake along a line, plane by plane; `unit` is the width over 640."""
+    sigma, length = view.defocus * unit, round(view.shake * unit)
+    kernel = None
     if length >= 2:
-        kernel = np.zeros((2 * (length // 2) + 1,) * 2, np.float32)
         half = length // 2
+        kernel = np.zeros((2 * half + 1, 2 * half + 1), np.float32)
         dx, dy = round(half * np.cos(view.shake_angle)), round(half * np.sin(view.shake_angle))
         cv2.line(kernel, (half - dx, half - dy), (half + dx, half + dy), 1.0, 1)
-        light = np.asarray(cv2.filter2D(light, -1, kernel / kernel.sum()), np.float32)
+        kernel /= kernel.sum()
+    for plane in light:
+        if sigma > 0.3:
+            plane[...] = cv2.GaussianBlur(plane, (0, 0), sigma)
+        if kernel is not None:
+            plane[...] = cv2.filter2D(plane, -1, kernel)
     return light
 
 

@@ -19,6 +19,7 @@ from reid.synth.population import Shot, encounter_of, photo_counts, queries, sho
 from reid.synth.render import LONG_SIDE, expose, tight_box
 
 COLUMNS = ("image_id", "identity", "path", "bbox", "date", "species", "encounter", "keypoints", "latitude", "longitude")
+FIRST_DIGITAL_YEAR = 2006  # black-and-white photos before it are scans of film
 Row = dict[str, str]
 
 
@@ -40,7 +41,7 @@ def write_dataset(
     Paths in the tables are relative to `folder`. `bbox` is `[x, y, w, h]`, `keypoints` `[x, y] * 4` (left tip, notch,
     right tip, base), both in pixels; `date` is `%Y-%m-%d %H:%M:%S`. Queries carry their true identity, whether it is
     in the catalogue or not, and never share an encounter with it; `new_share` of them are whales the catalogue lacks.
-    Scanned archive photos have no EXIF, as in life. `progress(done, total)` is called after every whale, from the
+    Scans of film have no EXIF, as in life. `progress(done, total)` is called after every whale, from the
     calling thread. The same arguments write the same bytes; what is there already is overwritten.
     """
     root = Path(folder)
@@ -75,8 +76,8 @@ def _saved(root: Path, wanted: Iterable[Shot], long_side: int) -> Iterator[Row]:
         individual, view = staged(shot)
         photo = expose(individual, view, None, long_side)
         name = f"{individual.identity}_{shot.number:03d}"
-        scanned = view.conditions.archive
-        data = photo.jpeg if scanned else with_exif(photo.jpeg, view.taken_at, view.latitude, view.longitude)
+        film = view.conditions.archive and view.taken_at.year < FIRST_DIGITAL_YEAR
+        data = photo.jpeg if film else with_exif(photo.jpeg, view.taken_at, view.latitude, view.longitude)
         (root / "photos" / f"{name}.jpg").write_bytes(data)
         box = tight_box(photo.mask)
         yield {

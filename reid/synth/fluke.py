@@ -114,10 +114,10 @@ def fluke(seed: int, index: int) -> Fluke:
         index=index,
         left=_resembling(rng, right),
         right=right,
-        notch_depth=float(rng.uniform(0.015, 0.085)),
+        notch_depth=float(rng.uniform(0.03, 0.13)),
         notch_width=float(rng.uniform(0.012, 0.05)),
         stock=float(rng.uniform(0.085, 0.12)),
-        serration=float(rng.gamma(3.0, 0.0035)),
+        serration=0.003 + float(rng.gamma(2.5, 0.0032)),
         serration_grain=float(rng.uniform(12.0, 34.0)),
         pigment=pigment,
         nicks=nicks,
@@ -146,17 +146,17 @@ def _lobe(rng: np.random.Generator) -> Lobe:
     """A lobe of average build with every knot moved a little."""
     n = rng.normal
     chord = float(np.clip(n(1.0, 0.09), 0.78, 1.25))
-    tip_y = float(n(-0.03, 0.07))
+    tip_y = float(np.clip(n(-0.13, 0.06), -0.28, 0.05))
     return Lobe(
-        shoulder=(float(rng.uniform(0.07, 0.16)), float(n(-0.075, 0.018))),
-        middle=(float(rng.uniform(0.42, 0.55)), float(n(-0.105, 0.03))),
-        hollow=(float(rng.uniform(0.78, 0.86)), float(n(-0.06, 0.02)) + 0.45 * tip_y),
-        tip=(1.0, tip_y - 0.04),
+        shoulder=(float(rng.uniform(0.09, 0.17)), float(n(-0.06, 0.018))),
+        middle=(float(rng.uniform(0.42, 0.55)), float(n(-0.135, 0.03))),
+        hollow=(float(rng.uniform(0.78, 0.87)), float(n(-0.085, 0.02)) + 0.45 * tip_y),
+        tip=(0.992, tip_y - 0.05),
         leading=(
-            (0.955, tip_y + float(n(0.055, 0.012))),
-            (0.80, float(n(0.155, 0.018)) * chord + 0.35 * tip_y),
-            (0.52, float(n(0.315, 0.02)) * chord),
-            (0.26, float(n(0.46, 0.018)) * chord),
+            (0.975, tip_y + float(n(0.075, 0.015))),
+            (0.83, float(n(0.165, 0.018)) * chord + 0.3 * tip_y),
+            (0.53, float(n(0.335, 0.02)) * chord),
+            (0.26, float(n(0.475, 0.018)) * chord),
         ),
     )
 
@@ -171,7 +171,7 @@ def _resembling(rng: np.random.Generator, other: Lobe) -> Lobe:
         shoulder=near(other.shoulder, 0.012),
         middle=near(other.middle, 0.014),
         hollow=near(other.hollow, 0.012),
-        tip=(1.0, other.tip[1] + float(rng.normal(0.0, 0.015))),
+        tip=(0.992, other.tip[1] + float(rng.normal(0.0, 0.015))),
         leading=tuple(near(p, 0.008) for p in other.leading),
     )
 
@@ -186,7 +186,7 @@ def _pigment(rng: np.random.Generator) -> Pigment:
         rng.uniform(0.6, 0.9),
         rng.uniform(1.15, 1.7),
     )
-    edge = (rng.gamma(3.0, 0.006), rng.gamma(3.0, 0.009), rng.gamma(3.0, 0.014), rng.gamma(3.0, 0.02), 0.03)
+    edge = (rng.gamma(3.0, 0.009), rng.gamma(3.0, 0.011), rng.gamma(3.0, 0.014), rng.gamma(3.0, 0.02), 0.03)
     black_scratched = kind >= 3
     return Pigment(
         core=float(core[kind]),
@@ -196,21 +196,21 @@ def _pigment(rng: np.random.Generator) -> Pigment:
         sharpness=float(np.exp(rng.uniform(np.log(1.6), np.log(9.0)))),
         blotchiness=float(rng.uniform(0.25, 0.9)),
         streakiness=float(rng.uniform(0.0, 0.6)),
-        speckle=float(rng.gamma(1.4, 0.22)),
+        speckle=float(rng.gamma(1.5, 0.3)),
         white=float(rng.uniform(0.62, 0.95)),
         black=float(rng.uniform(0.02, 0.07)) + (float(rng.uniform(0.0, 0.12)) if rng.random() < 0.2 else 0.0),
         mottle=float(rng.gamma(2.0, 0.05)),
         asymmetry=float(rng.normal(0.0, 0.10)),
-        seam=float(rng.uniform(0.0, 1.0)),
-        tip_scarring=float(rng.gamma(1.0, 0.5 if black_scratched else 0.2)),
+        seam=float(rng.uniform(0.2, 1.3)),
+        tip_scarring=float(rng.gamma(1.0, 0.7 if black_scratched else 0.25)),
         warmth=float(rng.uniform(-0.3, 1.0)),
     )
 
 
 def _nick(rng: np.random.Generator, since: int) -> Nick:
     """Most nicks are small; about one in twelve is a missing piece."""
-    large = rng.random() < 0.08
-    depth = float(rng.uniform(0.05, 0.11)) if large else float(rng.gamma(2.0, 0.008))
+    large = rng.random() < 0.05
+    depth = float(rng.uniform(0.05, 0.11)) if large else float(rng.gamma(2.0, 0.006))
     return Nick(float(rng.uniform(-0.97, 0.97)), depth * float(rng.uniform(0.4, 1.0)) + 0.006, depth, since)
 
 
@@ -220,7 +220,7 @@ _KINDS: tuple[MarkKind, ...] = ("scratch", "rake", "ring", "spot", "blotch")
 def _mark(rng: np.random.Generator, pigment: Pigment, since: int) -> Mark:
     """A mark anywhere on the lobes; on dark skin scars heal pale, on pale skin spots are mostly dark."""
     dark_skin = pigment.core > 0.75
-    kind = _KINDS[int(rng.choice(5, p=[0.44, 0.10, 0.14, 0.27, 0.05]))]
+    kind = _KINDS[int(rng.choice(5, p=[0.52, 0.04, 0.12, 0.28, 0.04]))]
     pale = (
         rng.random()
         < {"scratch": 0.75, "rake": 0.75, "ring": 0.8, "spot": 0.7 if dark_skin else 0.2, "blotch": 0.5}[kind]
@@ -229,7 +229,7 @@ def _mark(rng: np.random.Generator, pigment: Pigment, since: int) -> Mark:
     y = float(rng.uniform(-0.1, 0.45 - 0.4 * abs(x)))
     length = {
         "scratch": float(rng.gamma(2.0, 0.06)) + 0.02,
-        "rake": float(rng.uniform(0.08, 0.24)),
+        "rake": float(rng.uniform(0.06, 0.16)),
         "ring": float(rng.uniform(0.006, 0.018)),
         "spot": float(rng.gamma(2.5, 0.0035)) + 0.003,
         "blotch": float(rng.uniform(0.015, 0.05)),
@@ -240,8 +240,8 @@ def _mark(rng: np.random.Generator, pigment: Pigment, since: int) -> Mark:
         y=y,
         angle=float(rng.uniform(0.0, np.pi)),
         length=length,
-        width=float(rng.gamma(2.0, 0.0016)) + 0.0012,
-        tone=(1.0 if pale else -1.0) * float(rng.uniform(0.35, 1.0)),
+        width=float(rng.gamma(2.0, 0.0012)) + 0.001,
+        tone=(1.0 if pale else -1.0) * float(rng.uniform(0.25, 0.9)),
         bow=float(rng.normal(0.0, 0.18)),
         strands=int(rng.integers(3, 6)) if kind == "rake" else 1,
         since=since,

@@ -64,14 +64,15 @@ def smoothstep(low: float, high: float, x: Field) -> Field:
     return np.asarray(t * t * (np.float32(3.0) - np.float32(2.0) * t), dtype=np.float32)
 
 
+STEEP = 36.0  # grey levels of an ocean tile a standard deviation
+
+
 @lru_cache(maxsize=8)
-def ocean(number: int, choppiness: float) -> Field:
-    """A wind-driven sea surface, (512, 512, 3) float32, wrapping: slope along x, slope along y, height.
+def ocean(number: int) -> npt.NDArray[np.uint8]:
+    """A wind-driven sea surface, (512, 512, 3) uint8, wrapping: slopes along x and y, height, as 128 + 36 sigma.
 
-    Each of unit deviation.
-
-    A Phillips spectrum with a directional spread, after J. Tessendorf, "Simulating Ocean Water" (2001); the wind
-    blows mostly along y, so crests lie across the picture. `choppiness` in [0, 1] moves power from swell to ripples.
+    A Phillips spectrum with a directional spread, after J. Tessendorf, "Simulating Ocean Water" (2001); the wind blows
+    mostly along y, so crests lie across the picture.
     """
     rng = np.random.default_rng([104729, number])
     k1 = np.fft.fftfreq(TILE) * TILE
@@ -80,8 +81,7 @@ def ocean(number: int, choppiness: float) -> Field:
     k[0, 0] = np.inf
     turn = rng.uniform(-0.5, 0.5)
     along = np.abs(ky * np.cos(turn) + kx * np.sin(turn)) / k
-    peak = 5.0 + 5.0 * choppiness
-    power = np.exp(-((peak / k) ** 2)) * k ** -(4.0 - 1.0 * choppiness) * (0.15 + along**2)
+    power = np.exp(-((7.5 / k) ** 2)) * k**-3.5 * (0.15 + along**2)
     height = np.fft.rfft2(rng.standard_normal((TILE, TILE))) * np.sqrt(power)
     parts = [np.fft.irfft2(height * f, s=(TILE, TILE)) for f in (1j * kx, 1j * ky, np.ones_like(k))]
-    return np.stack([p / p.std() for p in parts], axis=-1).astype(np.float32)
+    return np.stack([np.clip(128.0 + STEEP * p / p.std(), 0, 255) for p in parts], axis=-1).astype(np.uint8)

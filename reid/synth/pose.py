@@ -65,7 +65,7 @@ def slope_light(x: Points, placement: Placement, sun_side: float) -> Points:
     """Light falling on the bent skin at canonical x, relative to a flat one: (...,) in [0.45, 1.5]."""
     v = placement.view
     bend = np.where(x < 0, -v.bend_left, v.bend_right) * np.clip(np.abs(x), 0.0, 1.0)
-    return np.asarray(np.clip(1.0 + 0.45 * np.sin(v.yaw + bend) * sun_side * 1.6 - 0.12 * np.sin(v.pitch), 0.45, 1.5))
+    return np.asarray(np.clip(1.0 + 0.9 * np.sin(v.yaw + bend) * sun_side - 0.12 * np.sin(v.pitch), 0.45, 1.5))
 
 
 def unplace(shape: tuple[int, int], placement: Placement) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:

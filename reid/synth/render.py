@@ -7,7 +7,7 @@ it, wash, drops, camera.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 import cv2
@@ -20,7 +20,7 @@ from reid.synth.fluke import Fluke
 from reid.synth.noise import Field
 from reid.synth.pose import Placement, place, slope_light, unplace
 from reid.synth.skin import SCALE, SHAPE, landmarks, outline, skin, to_pixels
-from reid.synth.view import View
+from reid.synth.view import View, planes
 
 LONG_SIDE = 640
 _PHOTO = 31  # stream of random numbers
@@ -128,18 +128,22 @@ def _compose(
     individual: Fluke, placement: Placement, shape: tuple[int, int], rng: np.random.Generator
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_], npt.NDArray[np.float32]]:
     """Picture (H, W, 3) uint8, mask (H, W), landmarks (4, 2): sea first, then the whale, then the water before it."""
-    view = placement.view
+    view, scale = placement.view, placement.scale
     foot = place(np.array([0.0, view.waterline]), placement)
-    centre, row, scale = float(foot[0]), float(foot[1]), placement.scale
+    centre, row = float(foot[0]), float(foot[1])
     line = scene.waterline(shape[1], row, scale, view, centre, rng)
-    texture, across = _seen(individual, placement, shape)
-    above = np.clip(line[None, :] - np.arange(shape[0], dtype=np.float32)[:, None] + 0.5, 0.0, 1.0)
-    cover = texture[..., 1] * np.float32(1 / 255.0) * above
+    rows, columns = _extent(individual, placement, shape)
+    texture, across = _seen(individual, placement, rows, columns)
+    depth = line[None, columns] - np.arange(rows.start, rows.stop, dtype=np.float32)[:, None]
+    cover = np.zeros(shape, np.float32)
+    cover[rows, columns] = texture[1] * np.float32(1 / 255.0) * np.clip(depth + np.float32(0.5), 0.0, 1.0)
     water = scene.sea(shape, view, row, scale, rng)
     scene.reflect(water, cover, line, scale, 0.55)
     picture = water.picture
-    picture += cover[..., None] * (_lit_skin(individual, texture, across, placement) - picture)
-    scene.streams(picture, cover, scale, view, rng)
+    part = picture[:, rows, columns]
+    part += cover[rows, columns] * (_lit_skin(individual, texture, across, placement) - part)
+    below = slice(rows.start, min(rows.stop + round(0.1 * scale), shape[0]))
+    scene.streams(picture[:, below, columns], cover[below, columns], scale, view, rng)
     scene.wash(picture, line, centre, scale, view, rng)
     scene.spray(picture, line, centre, scale, view, rng)
     marks = place(landmarks(individual), placement)
@@ -147,45 +151,50 @@ def _compose(
     return camera.expose(picture, view, rng), cover > 0.5, marks.astype(np.float32)
 
 
-def _seen(individual: Fluke, placement: Placement, shape: tuple[int, int]) -> tuple[Field, Field]:
-    """The skin as the camera sees it, (H, W, 4) float32 in 0..255, and canonical x of each pixel, (H, W)."""
+def _extent(individual: Fluke, placement: Placement, shape: tuple[int, int]) -> tuple[slice, slice]:
+    """Rows and columns of the picture that the whole fluke, drowned parts too, may touch; at least one pixel each."""
+    line = place(outline(individual), placement)
+    low = np.clip(np.floor(line.min(axis=0)).astype(int) - 3, 0, (shape[1] - 1, shape[0] - 1))
+    high = np.clip(np.ceil(line.max(axis=0)).astype(int) + 4, low + 1, (shape[1], shape[0]))
+    return slice(int(low[1]), int(high[1])), slice(int(low[0]), int(high[0]))
+
+
+def _seen(individual: Fluke, placement: Placement, rows: slice, columns: slice) -> tuple[list[Field], Field]:
+    """The skin in a part of the photo: its four channels, (h, w) float32 in 0..255, and canonical x of each pixel."""
     flat = skin(individual)
-    x, y = unplace(shape, placement)
+    here = replace(placement, dx=placement.dx - columns.start, dy=placement.dy - rows.start)
+    x, y = unplace((rows.stop - rows.start, columns.stop - columns.start), here)
     shrink = min(placement.scale / SCALE, 1.0)
     if shrink < 0.7:
-        small = (round(SHAPE[1] * shrink), round(SHAPE[0] * shrink))
+        small = (max(round(SHAPE[1] * shrink), 2), max(round(SHAPE[0] * shrink), 2))
         flat = np.asarray(cv2.resize(flat, small, interpolation=cv2.INTER_AREA), np.uint8)
     sx, sy = flat.shape[1] / SHAPE[1], flat.shape[0] / SHAPE[0]
     origin = to_pixels(np.zeros(2))
-    u = (x * np.float32(SCALE) + np.float32(origin[0])) * np.float32(sx) - np.float32(0.5)
-    v = (y * np.float32(SCALE) + np.float32(origin[1])) * np.float32(sy) - np.float32(0.5)
+    u = x * np.float32(SCALE * sx) + np.float32(origin[0] * sx - 0.5)
+    v = y * np.float32(SCALE * sy) + np.float32(origin[1] * sy - 0.5)
     seen = cv2.remap(flat, u, v, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=(0, 0, 128, 0))
-    return seen.astype(np.float32), x
+    return [plane.astype(np.float32) for plane in cv2.split(seen)], x
 
 
-def _lit_skin(individual: Fluke, texture: Field, across: Field, placement: Placement) -> Field:
-    """Colour of the skin (H, W, 3): pigment, algae, light on the bent surface, wet highlights."""
-    c = placement.view.conditions
+def _lit_skin(individual: Fluke, texture: list[Field], across: Field, placement: Placement) -> Field:
+    """Colour of the skin (P, h, w): pigment, algae, light on the bent surface, wet highlights."""
+    c, grey = placement.view.conditions, placement.view.grey
     warmth = individual.pigment.warmth
-    pale = np.array((0.86, 0.86 - 0.02 * warmth, 0.84 - 0.07 * warmth), np.float32)
-    dark = np.array((0.95 + 0.25 * warmth, 0.97 + 0.08 * warmth, 1.04), np.float32)
-    white = texture[..., :1] * np.float32(1 / 255.0)
-    colour = white * (dark + (pale - dark) * white)
+    pale = planes((0.86, 0.86 - 0.02 * warmth, 0.84 - 0.07 * warmth), grey)
+    dark = planes((0.95 + 0.25 * warmth, 0.97 + 0.08 * warmth, 1.04), grey)
+    white = texture[0] * np.float32(1 / 255.0)
+    colour = np.asarray(white * (dark + (pale - dark) * white), np.float32)
     if c.algae > 0:
-        film = np.float32(c.algae) * texture[..., 3:] * np.float32(1 / 255.0)
-        colour *= np.float32(1.0) - film * np.array((0.12, 0.38, 0.82), np.float32)
+        film = texture[3] * np.float32(c.algae / 255.0)
+        colour *= np.float32(1.0) - film * planes((0.12, 0.38, 0.82), grey)
     stations = np.linspace(-1.3, 1.3, 105)
     light = slope_light(stations, placement, c.sun_side)
-    shade = np.interp(across[::4, ::4], stations, light).astype(np.float32)
-    shade = np.asarray(
-        cv2.resize(shade, (across.shape[1], across.shape[0]), interpolation=cv2.INTER_LINEAR), np.float32
-    )
-    relief = (texture[..., 2] - np.float32(128.0)) * np.float32(1 / 28.0)
-    shade *= np.float32(1.0) + np.float32(0.05) * relief
-    colour *= shade[..., None] * (np.float32(c.light_on_fluke) * np.array(c.light, np.float32))
+    coarse = np.interp(across[::4, ::4], stations, light).astype(np.float32)
+    shade = cv2.resize(coarse, (across.shape[1], across.shape[0]), interpolation=cv2.INTER_LINEAR)
+    relief = (texture[2] - np.float32(128.0)) * np.float32(1 / 28.0)
+    colour *= shade * (np.float32(1.0) + np.float32(0.09) * relief) * (c.light_on_fluke * planes(c.light, grey))
     wet = np.clip(relief - np.float32(0.9), 0.0, 2.0) * np.float32(0.10 * c.gloss) + np.float32(0.012)
-    colour += wet[..., None] * np.array(c.sky, np.float32)
-    return np.asarray(colour, np.float32)
+    return np.asarray(colour + wet * planes(c.sky, grey), np.float32)
 
 
 def _base(base: npt.NDArray[np.float64], notch: npt.NDArray[np.float64], line: Field) -> npt.NDArray[np.float64]:

@@ -1,6 +1,6 @@
 """The underside of one fluke, laid flat: outline, pigment, scars, drawn once as a picture in the canonical frame.
 
-Knows the individual and nothing of sea, light or camera. The picture covers x in [-1.1, 1.1] and y in [-0.30, 1.00]
+Knows the individual and nothing of sea, light or camera. The picture covers x in [-1.06, 1.06] and y in [-0.40, 0.96]
 half spans (see `fluke.py` for the frame) at `SCALE` pixels a half span; channels are uint8: whiteness, cover, relief,
 algae.
 """
@@ -17,7 +17,7 @@ import numpy.typing as npt
 from reid.synth.fluke import Fluke, Lobe, Mark
 from reid.synth.noise import Field, smoothstep, window
 
-LEFT, TOP, RIGHT, BOTTOM = -1.1, -0.30, 1.1, 1.00
+LEFT, TOP, RIGHT, BOTTOM = -1.06, -0.40, 1.06, 0.96
 SCALE = 340.0
 SHAPE = (round((BOTTOM - TOP) * SCALE), round((RIGHT - LEFT) * SCALE))
 STOCK_JOIN = 0.56  # y at which the lobes have become the tail stock
@@ -28,7 +28,7 @@ _SKIN = 21  # stream of random numbers
 
 @lru_cache(maxsize=6)
 def skin(individual: Fluke) -> npt.NDArray[np.uint8]:
-    """The flat underside, (442, 748, 4) uint8: whiteness, cover, relief (128 = flat), algae. Read-only."""
+    """The flat underside, (462, 721, 4) uint8: whiteness, cover, relief (128 = flat), algae. Read-only."""
     born = tuple(nick for nick in individual.nicks if nick.since == 0)
     unworn, relief, algae = _unworn(replace(individual, age=0, marks=(), nicks=born))
     white = _scarred(individual, unworn)
@@ -127,8 +127,8 @@ def _pigmentation(individual: Fluke, rng: np.random.Generator, depth: Field) -> 
     p = individual.pigment
     x, y = _grid()
     cloud = window(rng, "cloud", SHAPE, (1.5, 1.5))
-    fine = window(rng, "grain", SHAPE, (1.3, 1.3))
-    streak = window(rng, "grain", SHAPE, (1.4, 9.0), 0.12)
+    fine = window(rng, "grain", SHAPE, (1.6, 1.9))
+    streak = window(rng, "grain", SHAPE, (1.0, 6.0), 0.12)
     away = np.hypot(x, (y - 0.42) * 0.75, dtype=np.float32)
     level = p.outward * (away - p.core) + p.asymmetry * p.outward * np.tanh(x * np.float32(5.0))
     level += p.blotchiness * cloud * 0.55 + p.streakiness * streak * 0.35 + p.speckle * fine * 0.3
@@ -139,16 +139,16 @@ def _pigmentation(individual: Fluke, rng: np.random.Generator, depth: Field) -> 
     level -= 6.0 * smoothstep(
         0.0, 1.0, np.asarray(1.3 - depth / np.maximum(ragged * trailing + 0.004, 0.003), np.float32)
     )
-    seam = np.exp(-((x / (0.02 + 0.05 * np.clip(y, 0.0, 1.0))) ** 2)) * smoothstep(0.02, 0.3, y) * p.seam
-    level -= 5.0 * seam * (0.6 + 0.5 * cloud)
+    seam = np.exp(-((x / (0.012 + 0.07 * np.clip(y, 0.0, 1.0))) ** 2)) * smoothstep(0.02, 0.3, y) * p.seam
+    level -= 5.0 * seam * np.clip(0.45 + 0.6 * cloud + 0.35 * streak, 0.0, 1.5)
     level -= 3.0 * smoothstep(STOCK_JOIN - 0.06, STOCK_JOIN + 0.12, y + 0.05 * cloud)
     white = smoothstep(-0.5, 0.5, level * (np.float32(p.sharpness) / 4.0))
     tone = p.white * (1.0 - p.mottle * (0.5 + 0.5 * cloud + 0.35 * fine))
-    flecks = smoothstep(2.0, 2.6, fine * (0.8 + 0.5 * p.speckle)) * 0.5
-    dark = p.black * (1.0 + 0.35 * cloud) + flecks * p.speckle
+    flecks = smoothstep(1.9, 2.7, np.asarray(0.85 * fine + 0.5 * cloud + 0.35 * streak + 0.5 * p.speckle, np.float32))
+    dark = p.black * (1.0 + 0.35 * cloud) + flecks * min(0.25 + 0.5 * p.speckle, 0.8)
     tips = (
-        smoothstep(0.72, 1.0, np.abs(x))
-        * smoothstep(0.4, 1.4, fine + 0.3 * streak)
+        smoothstep(0.55, 1.0, np.abs(x))
+        * smoothstep(0.3, 1.5, fine + 0.5 * cloud + 0.3 * streak)
         * np.float32(min(p.tip_scarring, 1.0))
     )
     return np.asarray(np.clip(dark + (tone - dark) * np.maximum(white, tips), 0.0, 1.0), dtype=np.float32)
@@ -177,8 +177,12 @@ def _draw(mark: Mark, layer: npt.NDArray[np.uint8], value: int) -> None:
     if mark.kind in ("scratch", "rake"):
         t = np.linspace(-0.5, 0.5, 9)[:, None]
         for strand in range(mark.strands):
-            offset = (strand - (mark.strands - 1) / 2) * 0.018
-            line = at + SCALE * (along * t * mark.length + across * (mark.bow * mark.length * (t**2 - 0.1) + offset))
+            offset = (strand - (mark.strands - 1) / 2) * 0.022
+            shift = 0.3 * mark.length * np.sin(7.0 * strand + 40.0 * mark.angle)
+            line = at + SCALE * (
+                along * (t * mark.length * (1.0 - 0.1 * strand) + (shift if mark.strands > 1 else 0.0))
+                + across * (mark.bow * mark.length * (t**2 - 0.1) + offset)
+            )
             thick = max(1, round(mark.width * SCALE))
             cv2.polylines(layer, [np.round(line * 16).astype(np.int32)], False, value, thick, cv2.LINE_AA, 4)
     elif mark.kind == "ring":

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 import numpy as np
+import numpy.typing as npt
 
 Colour = tuple[float, float, float]  # linear RGB, 0 to 1
 
@@ -66,6 +67,7 @@ class View:
     exposure: float = 1.0
     black_point: float = 0.0
     white_point: float = 1.0
+    contrast: float = 0.4  # of the tone curve, 0 straight
     saturation: float = 1.0
     grey: bool = False
     grain: float = 0.0
@@ -94,6 +96,13 @@ _ASPECTS = (
 )
 
 
+def planes(colour: Colour, grey: bool) -> npt.NDArray[np.float32]:
+    """A colour as (P, 1, 1) float32 planes: red, green, blue, or where `grey` the one that panchromatic film sees."""
+    if grey:
+        return np.full((1, 1, 1), 0.28 * colour[0] + 0.55 * colour[1] + 0.17 * colour[2], np.float32)
+    return np.array(colour, np.float32)[:, None, None]
+
+
 def random_conditions(rng: np.random.Generator) -> Conditions:
     """Sea, sky and light of a sighting, in about the proportions of public catalogues."""
     deep, sky = _WATERS[int(rng.choice(len(_WATERS), p=[0.24, 0.12, 0.13, 0.14, 0.14, 0.09, 0.05, 0.09]))]
@@ -112,14 +121,14 @@ def random_conditions(rng: np.random.Generator) -> Conditions:
         gloss=float(rng.gamma(1.6, 0.22)),
         glints=float(rng.uniform(0.3, 1.0)) if rng.random() < 0.3 else 0.0,
         choppiness=float(rng.uniform(0.0, 1.0)),
-        sea_contrast=float(rng.uniform(0.25, 1.0)),
-        wave_size=float(np.exp(rng.normal(0.0, 0.35))),
+        sea_contrast=float(rng.uniform(0.35, 1.0)),
+        wave_size=float(np.exp(rng.normal(0.25, 0.4))),
         sea=int(rng.integers(3)),
-        whitecaps=float(rng.uniform(0.1, 0.7)) if rng.random() < 0.25 else 0.0,
-        haze=float(rng.gamma(1.2, 0.06)),
+        whitecaps=float(rng.uniform(0.1, 0.9)) if rng.random() < 0.4 else 0.0,
+        haze=float(rng.gamma(0.8, 0.05)),
         algae=float(rng.uniform(0.3, 1.0)) if rng.random() < 0.08 else 0.0,
         shore=float(rng.uniform(0.02, 0.22)) if rng.random() < 0.3 else 0.0,
-        archive=bool(rng.random() < 0.17),
+        archive=bool(rng.random() < 0.38),
     )
 
 
@@ -134,7 +143,7 @@ def _pose(rng: np.random.Generator) -> dict[str, float]:
     """How the fluke stands: mostly square to the camera, sometimes well turned, seldom edge-on."""
     oblique = rng.random() < 0.2
     yaw = float(rng.normal(0.0, 0.16)) if not oblique else float(rng.choice([-1, 1]) * rng.uniform(0.35, 0.8))
-    bend = float(rng.normal(0.25, 0.38))
+    bend = float(rng.normal(0.38, 0.33))
     return {
         "yaw": yaw,
         "pitch": float(np.clip(rng.normal(0.55, 0.30), -0.3, 1.12)),
@@ -162,16 +171,18 @@ def _framing(rng: np.random.Generator) -> dict[str, float]:
         "offset_y": float(rng.normal(0.0, 0.04)),
         "aspect": float(np.interp(rng.random(), *_ASPECTS)) if not far else float(rng.uniform(1.33, 1.9)),
         "horizon": float(rng.uniform(0.02, 0.35))
-        if rng.random() < (0.4 if far else 0.2)
+        if rng.random() < (0.35 if far else 0.13)
         else float(-rng.uniform(0.1, 2.2)),
-        "camera_roll": float(rng.normal(0.0, 0.05)) if rng.random() < 0.8 else float(rng.normal(0.0, 0.2)),
+        "camera_roll": float(rng.normal(0.0, 0.035)) if rng.random() < 0.88 else float(rng.normal(0.0, 0.16)),
     }
 
 
 def _water(rng: np.random.Generator) -> dict[str, float]:
     """How far the fluke is out, and the water it carries."""
     return {
-        "waterline": float(np.interp(rng.random(), (0.0, 0.1, 0.3, 0.7, 0.9, 1.0), (0.16, 0.3, 0.44, 0.58, 0.72, 0.9))),
+        "waterline": float(
+            np.interp(rng.random(), (0.0, 0.1, 0.3, 0.7, 0.9, 1.0), (0.12, 0.24, 0.38, 0.54, 0.68, 0.88))
+        ),
         "splash": float(rng.gamma(1.2, 0.35)),
         "streaming": float(rng.gamma(1.0, 0.25)),
         "spray": float(rng.gamma(1.0, 0.25)),
@@ -184,14 +195,15 @@ def _camera(rng: np.random.Generator, c: Conditions) -> dict[str, object]:
     hard = grey and rng.random() < 0.6
     turned = rng.random() < 0.04
     return {
-        "defocus": float(rng.gamma(1.6, 0.45)),
+        "defocus": float(rng.gamma(1.4, 0.4)),
         "shake": float(rng.uniform(2.0, 7.0)) if rng.random() < 0.1 else 0.0,
         "shake_angle": float(rng.uniform(0.0, np.pi)),
         "noise": float(rng.gamma(1.5, 0.008)),
-        "exposure": float(np.exp(rng.normal(0.0, 0.22))),
-        "black_point": float(rng.uniform(0.0, 0.14)) if hard else float(rng.uniform(-0.06, 0.04)),
-        "white_point": float(rng.uniform(0.5, 0.9)) if hard else float(rng.uniform(0.85, 1.1)),
-        "saturation": float(rng.uniform(0.75, 1.3)),
+        "exposure": float(np.exp(rng.normal(0.12 if hard else 0.0, 0.22))),
+        "black_point": float(rng.uniform(0.0, 0.16)) if hard else float(rng.uniform(-0.04, 0.12)),
+        "white_point": float(rng.uniform(0.7, 0.95)) if hard else float(rng.uniform(0.8, 1.05)),
+        "contrast": float(rng.uniform(0.2, 0.9)),
+        "saturation": float(rng.uniform(0.8, 1.4)),
         "grey": grey,
         "grain": float(rng.uniform(0.01, 0.06)) if c.archive else 0.0,
         "margin": float(rng.uniform(0.02, 0.12)) if c.archive and rng.random() < 0.15 else 0.0,
