@@ -1,0 +1,1 @@
+"""One module per schema version, named `<version>_<what it brings>`."""

@@ -1,0 +1,268 @@
+"""Looking things up: photos, annotations, individuals, labels, counts. Only reads; every function takes a connection
+and returns records.
+
+An annotation is *in service* unless it is superseded or its photo's file holds other bytes now. What a query needs for
+its shortlist is one SELECT by primary key, whatever the size of the catalogue.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any, cast
+
+import numpy as np
+from sqlalchemy import Connection, RowMapping, Select, distinct, func, select
+from sqlalchemy.sql.elements import ColumnElement
+
+from reid.catalogue.encoding import phash_to_unsigned, text_to_path
+from reid.catalogue.names import chunks, get
+from reid.catalogue.records import AnnotationInfo, Counts, IndividualInfo, Labels, PhotoInfo, PhotoState
+from reid.catalogue.tables import (
+    Annotation,
+    Encounter,
+    FormerName,
+    IdentityEvent,
+    Individual,
+    Photo,
+)
+from reid.records import Box, BoxOrigin, Side
+
+
+def photo_state(text: str) -> PhotoState:
+    """A state as read from a column."""
+    return cast(PhotoState, text)
+
+
+def in_service() -> tuple[ColumnElement[bool], ColumnElement[bool]]:
+    """The conditions for an annotation joined with its photo to serve."""
+    return Annotation.superseded_by_id.is_(None), Photo.state != "changed"
+
+
+def details(connection: Connection, ids: Collection[int]) -> dict[int, AnnotationInfo]:
+    """Annotations by id, in the order given; ids that do not exist are left out."""
+    found: dict[int, AnnotationInfo] = {}
+    for part in chunks(ids):
+        query = (
+            select(
+                Annotation.id,
+                Annotation.photo_id,
+                Photo.path,
+                Photo.state,
+                Annotation.x0,
+                Annotation.y0,
+                Annotation.x1,
+                Annotation.y1,
+                Annotation.confidence,
+                Annotation.origin,
+                Annotation.side,
+                Annotation.species,
+                Annotation.quality,
+                Annotation.individual_id,
+                Individual.name,
+                Photo.encounter_id,
+                Photo.taken_at,
+            )
+            .join(Photo, Photo.id == Annotation.photo_id)
+            .outerjoin(Individual, Individual.id == Annotation.individual_id)
+            .where(Annotation.id.in_(part))
+        )
+        for row in connection.execute(query):
+            number, photo, path, state, x0, y0, x1, y1, confidence, origin, side, *rest = row
+            box = Box(x0, y0, x1, y1, confidence, cast(BoxOrigin, origin))
+            found[number] = AnnotationInfo(
+                number, photo, text_to_path(path), photo_state(state), box, cast(Side, side), *rest
+            )
+    return {i: found[i] for i in ids if i in found}
+
+
+def photos(connection: Connection, ids: Collection[int]) -> dict[int, PhotoInfo]:
+    """Photos by id, in the order given; ids that do not exist are left out."""
+    found: dict[int, PhotoInfo] = {}
+    for part in chunks(ids):
+        for row in connection.execute(select(Photo).where(Photo.id.in_(part))).mappings():
+            found[row["id"]] = _photo(row)
+    return {i: found[i] for i in ids if i in found}
+
+
+def photo_by_hash(connection: Connection, sha256: str) -> PhotoInfo | None:
+    """The photo of these bytes, or None."""
+    row = connection.execute(select(Photo).where(Photo.sha256 == sha256)).mappings().first()
+    return None if row is None else _photo(row)
+
+
+def _photo(row: RowMapping) -> PhotoInfo:
+    same = "id sha256 format width height size_bytes mtime_ns taken_at latitude longitude camera state added_at".split()
+    return PhotoInfo(
+        path=text_to_path(row["path"]),
+        name=str(text_to_path(row["name"])),
+        phash=phash_to_unsigned(row["phash"]),
+        notes=tuple(row["notes"]),
+        encounter=row["encounter_id"],
+        **{key: row[key] for key in same},
+    )
+
+
+def photos_in_state(connection: Connection, state: PhotoState) -> list[PhotoInfo]:
+    """The photos that are present, missing or changed, in order of id."""
+    query = select(Photo).where(Photo.state == state).order_by(Photo.id)
+    return [_photo(row) for row in connection.execute(query).mappings()]
+
+
+def bare_photos(connection: Connection) -> list[PhotoInfo]:
+    """The photos in which no animal was found, in order of id."""
+    return [_photo(row) for row in connection.execute(_bare(select(Photo)).order_by(Photo.id)).mappings()]
+
+
+def _bare(query: Select[Any]) -> Select[Any]:
+    return query.where(~select(Annotation.id).where(Annotation.photo_id == Photo.id).exists())
+
+
+def annotations_of(
+    connection: Connection,
+    *,
+    photos: Collection[int] | None = None,
+    individual: int | None = None,
+    encounters: Collection[int] | None = None,
+) -> list[int]:
+    """Ids of the annotations in service of some photos, of an individual, or of some encounters, ascending."""
+    query = select(Annotation.id).join(Photo, Photo.id == Annotation.photo_id).where(*in_service())
+    if individual is not None:
+        query = query.where(Annotation.individual_id == individual)
+    ids = set(connection.scalars(query)) if photos is None and encounters is None else set()
+    for column, values in ((Annotation.photo_id, photos), (Photo.encounter_id, encounters)):
+        for part in chunks(values or ()):
+            ids.update(connection.scalars(query.where(column.in_(part))))
+    return sorted(ids)
+
+
+def photo_counts(connection: Connection, individuals: Collection[int]) -> dict[int, int]:
+    """How many photos of each of these individuals are in service."""
+    counts = dict.fromkeys(individuals, 0)
+    for part in chunks(counts):
+        query = (
+            select(Annotation.individual_id, func.count(distinct(Annotation.photo_id)))
+            .join(Photo, Photo.id == Annotation.photo_id)
+            .where(Annotation.individual_id.in_(part), *in_service())
+            .group_by(Annotation.individual_id)
+        )
+        counts.update((who, number) for who, number in connection.execute(query) if who is not None)
+    return counts
+
+
+def individual(connection: Connection, name: str) -> IndividualInfo:
+    """The live individual that a name, alias or former name means. IdentityError when nobody."""
+    return _individuals(connection, get(connection, name).root)[0]
+
+
+def individuals(connection: Connection) -> list[IndividualInfo]:
+    """Every individual that exists and is not merged into another, in order of name."""
+    return _individuals(connection, None)
+
+
+def _individuals(connection: Connection, only: int | None) -> list[IndividualInfo]:
+    live = select(Individual.id, Individual.name).where(Individual.live).order_by(Individual.name, Individual.id)
+    seen = (
+        select(
+            Annotation.individual_id,
+            func.count(distinct(Annotation.photo_id)),
+            func.count(),
+            func.count(distinct(Photo.encounter_id)),
+            func.min(Photo.taken_at),
+            func.max(Photo.taken_at),
+        )
+        .join(Photo, Photo.id == Annotation.photo_id)
+        .where(Annotation.individual_id.is_not(None), *in_service())
+        .group_by(Annotation.individual_id)
+    )
+    flanks = (
+        select(Annotation.individual_id, Annotation.side)
+        .join(Photo, Photo.id == Annotation.photo_id)
+        .where(Annotation.individual_id.is_not(None), Annotation.side != "unknown", *in_service())
+        .distinct()
+    )
+    if only is not None:
+        live = live.where(Individual.id == only)
+        seen = seen.where(Annotation.individual_id == only)
+        flanks = flanks.where(Annotation.individual_id == only)
+    figures = {row[0]: row[1:] for row in connection.execute(seen)}
+    sides: dict[int | None, list[Side]] = {}
+    for who, side in connection.execute(flanks):
+        sides.setdefault(who, []).append(cast(Side, side))
+    alias = aliases(connection)
+    found = []
+    for who, name in connection.execute(live):
+        n_photos, n_annotations, n_encounters, first, last = figures.get(who, (0, 0, 0, None, None))
+        other = tuple(sorted(alias.get(who, set()) - {name}))
+        flanks_seen = tuple(sorted(sides.get(who, ())))
+        found.append(IndividualInfo(who, name, other, n_photos, n_annotations, n_encounters, first, last, flanks_seen))
+    return found
+
+
+def aliases(connection: Connection) -> dict[int, set[str]]:
+    """By live individual: names of those merged into it, and former names of all of these."""
+    merged = select(Individual.id, Individual.merged_into_id, Individual.name)
+    rows = connection.execute(merged.where(Individual.merged_into_id.is_not(None))).all()
+    parent = {row.id: row.merged_into_id for row in rows}
+
+    def root(who: int) -> int:
+        while who in parent:
+            who = parent[who]
+        return who
+
+    found: dict[int, set[str]] = {}
+    for row in rows:
+        found.setdefault(root(row.id), set()).add(row.name)
+    for who, name in connection.execute(select(FormerName.individual_id, FormerName.name)):
+        found.setdefault(root(who), set()).add(name)
+    return found
+
+
+def labels(connection: Connection) -> Labels:
+    """Who is who, for every annotation in service."""
+    query = (
+        select(Annotation.id, Annotation.individual_id, Photo.encounter_id, Annotation.photo_id)
+        .join(Photo, Photo.id == Annotation.photo_id)
+        .where(*in_service())
+        .order_by(Annotation.id)
+    )
+    rows = [(a, -1 if who is None else who, -1 if e is None else e, p) for a, who, e, p in connection.execute(query)]
+    columns = np.array(rows, dtype=np.int64).reshape(-1, 4).T
+    names = connection.execute(select(Individual.id, Individual.name).where(Individual.live)).all()
+    ids, owners, encounters, photos = map(np.ascontiguousarray, columns)
+    return Labels(ids, owners, encounters, photos, dict(names))
+
+
+def counts(connection: Connection) -> Counts:
+    """How much of everything there is."""
+    states = dict(connection.execute(select(Photo.state, func.count()).group_by(Photo.state)).all())
+    serving = (
+        select(func.count(), func.count(Annotation.individual_id))
+        .select_from(Annotation)
+        .join(Photo, Photo.id == Annotation.photo_id)
+        .where(*in_service())
+    )
+    total, named = connection.execute(serving).one()
+
+    def number(query: Select[Any]) -> int:
+        return int(connection.scalar(query) or 0)
+
+    return Counts(
+        photos=sum(states.values()),
+        missing=states.get("missing", 0),
+        changed=states.get("changed", 0),
+        bare=number(_bare(select(func.count()).select_from(Photo))),
+        annotations=total,
+        unnamed=total - named,
+        individuals=number(select(func.count()).where(Individual.live)),
+        encounters=number(select(func.count(distinct(Photo.encounter_id)))),
+        events=number(select(func.count()).select_from(IdentityEvent)),
+    )
+
+
+def encounter_keys(connection: Connection, ids: Collection[int]) -> dict[int, str | None]:
+    """The owner's key of each encounter, None where it was grouped."""
+    found: dict[int, str | None] = {}
+    for part in chunks(ids):
+        query = select(Encounter.id, Encounter.key).where(Encounter.id.in_(part))
+        found.update(dict(connection.execute(query).all()))
+    return found
