@@ -114,7 +114,7 @@ def fluke(seed: int, index: int) -> Fluke:
         index=index,
         left=_resembling(rng, right),
         right=right,
-        notch_depth=float(rng.uniform(0.03, 0.13)),
+        notch_depth=float(rng.uniform(0.03, 0.15)),
         notch_width=float(rng.uniform(0.012, 0.05)),
         stock=float(rng.uniform(0.085, 0.12)),
         serration=0.003 + float(rng.gamma(2.5, 0.0032)),
@@ -149,14 +149,14 @@ def _lobe(rng: np.random.Generator) -> Lobe:
     tip_y = float(np.clip(n(-0.13, 0.06), -0.28, 0.05))
     return Lobe(
         shoulder=(float(rng.uniform(0.09, 0.17)), float(n(-0.06, 0.018))),
-        middle=(float(rng.uniform(0.42, 0.55)), float(n(-0.135, 0.03))),
+        middle=(float(rng.uniform(0.42, 0.55)), float(n(-0.15, 0.03))),
         hollow=(float(rng.uniform(0.78, 0.87)), float(n(-0.085, 0.02)) + 0.45 * tip_y),
         tip=(0.992, tip_y - 0.05),
         leading=(
-            (0.975, tip_y + float(n(0.075, 0.015))),
+            (float(rng.uniform(0.93, 0.965)), tip_y + float(n(0.085, 0.015))),
             (0.83, float(n(0.165, 0.018)) * chord + 0.3 * tip_y),
             (0.53, float(n(0.335, 0.02)) * chord),
-            (0.26, float(n(0.475, 0.018)) * chord),
+            (0.26, min(float(n(0.475, 0.018)) * chord, 0.52)),
         ),
     )
 

@@ -147,7 +147,7 @@ def wash(picture: Field, line: Field, centre: float, scale: float, view: View, r
     body = np.float32(0.9 + 1.3 * view.splash) * np.exp(-(x * x)[None, :] - up * up)
     torn = (np.float32(0.42) * froth + np.float32(0.32) * grain) * np.minimum(np.float32(3.0) * body, 1.0)
     cover = smoothstep(0.95, 1.8, body + torn) * np.float32(0.92)
-    shine = np.float32(0.35 + 0.65 * min(view.conditions.light_on_fluke, 1.0))
+    shine = np.float32(0.5 + 0.5 * min(view.conditions.light_on_fluke, 1.0))
     lightness = np.clip(0.72 + 0.12 * froth + 0.14 * grain, 0.3, 1.0) * shine
     part += cover * (lightness * (0.5 * planes(view.conditions.light, view.grey) + np.float32(0.5)) - part)
 
