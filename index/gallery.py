@@ -26,7 +26,7 @@ from reid.errors import GalleryError, IndexStale, SnapshotCorrupt
 from reid.index import backends, compaction, rank, segments, snapshot
 from reid.index.segments import Halves, Ids, IdSet, Segment
 from reid.index.snapshot import Manifest, SegmentRecord
-from reid.index.view import REINDEX, View, exclusions, filtered, locate, missing_is_corrupt, open_view, stamp
+from reid.index.view import REINDEX, View, exclusions, filtered, locate, missing, open_view, stamp
 from reid.records import Candidates
 
 UNIT_TOLERANCE = 1e-3  # how far a row's length may be from 1
@@ -184,12 +184,10 @@ class Gallery:
             if mask is None or mask.any():
                 try:
                     searcher = self._searcher(view.manifest.backend, part)
-                except FileNotFoundError:  # a compaction elsewhere swept it before our first search
-                    if self.refresh():
-                        return self._parts(allow, exclude)
-                    raise SnapshotCorrupt(
-                        "a structure is missing", source=str(self._folder), next_step=snapshot.REBUILD
-                    ) from None
+                except FileNotFoundError as error:  # damage, unless a compaction elsewhere swept it since
+                    if not self.refresh():
+                        raise missing(error) from error
+                    return self._parts(allow, exclude)
                 parts.append(rank.Part(part, searcher, mask, first))
             first += len(part.ids)
         for known in (allow, exclude):
@@ -266,7 +264,7 @@ class Gallery:
         """
         if stamp(self._folder) == self._view.stamp:
             return False
-        self._show(open_view(self._folder, self.fingerprint))
+        self._show(open_view(self._folder, self.fingerprint, self._view))
         return True
 
     def commit(self, *, revision: int, expect: int | None = None) -> None:
@@ -286,14 +284,10 @@ class Gallery:
                     next_step=REINDEX,
                 )
             changes = segments.fold(self._waiting, old.dim)
-            if not len(changes.touched) and revision <= old.revision:
-                self._waiting.clear()
-                return
-            records = self._written(view, changes)
-            new = replace(
-                old, revision=max(revision, old.revision), generation=old.generation + 1, segments=tuple(records)
-            )
-            self._replace(new)
+            records = tuple(self._written(view, changes))
+            if records != old.segments or revision > old.revision:
+                generation, revision = old.generation + 1, max(revision, old.revision)
+                self._replace(replace(old, revision=revision, generation=generation, segments=records))
             self._waiting.clear()
 
     def _written(self, view: View, changes: segments.Changes) -> list[SegmentRecord]:
@@ -316,7 +310,7 @@ class Gallery:
         """Under the lock: put `manifest` in force, delete what it no longer names, and show it."""
         snapshot.write_manifest(self._folder, manifest)
         snapshot.sweep(self._folder, manifest)
-        self._show(open_view(self._folder, manifest.fingerprint))
+        self._show(open_view(self._folder, manifest.fingerprint, self._view))
 
     def compact(self, *, backend: str | None = None) -> None:
         """Merge all segments into one, drop the dead rows, build `backend`'s structure (None: the present backend's).
@@ -352,10 +346,18 @@ class Gallery:
 
     def check(self) -> Checked:
         """Read every file and compare it with its record; `SnapshotCorrupt` for the first that differs."""
-        view = self._view
-        with missing_is_corrupt(self._folder):
-            for file in view.manifest.files:
-                snapshot.check_bytes(self._folder, file)
+        whole: set[str] = set()
+        while True:
+            view = self._view
+            try:
+                for file in view.manifest.files:
+                    if file.name not in whole:
+                        snapshot.check_bytes(self._folder, file)
+                        whole.add(file.name)
+                break
+            except FileNotFoundError as error:  # damage, unless a writer has replaced the manifest since
+                if not self.refresh():
+                    raise missing(error) from error
         ids = self.ids()
         if len(set(ids)) != view.manifest.count or ids != sorted(set(ids)):
             raise SnapshotCorrupt(

@@ -7,9 +7,8 @@ writing. Errors: `IndexStale`, `SnapshotCorrupt`, `GalleryError` where there is 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,8 +37,12 @@ class View:
     masks: tuple[NDArray[np.bool_] | None, ...]
 
 
-def open_view(folder: Path, fingerprint: str | None) -> View:
-    """The present generation. `IndexStale` unless it was made by `fingerprint`; None takes any."""
+def open_view(folder: Path, fingerprint: str | None, before: View | None = None) -> View:
+    """The present generation, with the segments that `before` has open already.
+
+    `IndexStale` unless it was made by `fingerprint`; None takes any.
+    """
+    known = {} if before is None else {part.record: part for part in before.parts}
     for attempt in range(_TRIES):
         seen = stamp(folder)
         manifest = snapshot.read_manifest(folder)
@@ -48,11 +51,12 @@ def open_view(folder: Path, fingerprint: str | None) -> View:
                 f"made by model {manifest.fingerprint}, not {fingerprint}", source=str(folder), next_step=REINDEX
             )
         try:
-            with missing_is_corrupt(folder):
-                parts = tuple(segments.open_segment(folder, record, manifest.dim) for record in manifest.segments)
-        except SnapshotCorrupt:
+            parts = tuple(
+                known.get(record) or segments.open_segment(folder, record, manifest.dim) for record in manifest.segments
+            )
+        except FileNotFoundError as error:  # damage, unless a writer has replaced the manifest since
             if stamp(folder) == seen or attempt == _TRIES - 1:
-                raise
+                raise missing(error) from error
         else:
             return View(manifest, seen, parts, tuple(part.live_mask() for part in parts))
     raise AssertionError("the last try returns or raises")
@@ -111,12 +115,6 @@ def filtered(
     return mask
 
 
-@contextmanager
-def missing_is_corrupt(folder: Path) -> Iterator[None]:
-    """A file that the manifest names and that is not there is damage, not an ordinary absence."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise SnapshotCorrupt(
-            "a file is missing", source=str(error.filename or folder), next_step=snapshot.REBUILD
-        ) from error
+def missing(error: FileNotFoundError) -> SnapshotCorrupt:
+    """The absence of a file that the manifest names, as what it is."""
+    return SnapshotCorrupt("a file is missing", source=str(error.filename), next_step=snapshot.REBUILD)

@@ -18,7 +18,7 @@ RECALL = {"flat": 1.0, "gpu": 1.0, "hnsw": 0.97, "ivf": 0.95}
 
 
 def embeddings(n: int, seed: int, dim: int = DIM) -> np.ndarray:
-    """Unit rows shaped like those of photos: identities in clusters of a low-dimensional space, views spread round them."""
+    """Unit rows shaped like those of photos: identities in a low-dimensional space, views spread round them."""
     rng = np.random.default_rng(seed)
     basis = np.random.default_rng(7).standard_normal((16, dim))
     identities = rng.standard_normal((max(1, n // 6), 16)) @ basis
@@ -49,7 +49,7 @@ def same(found: Candidates, expected: Candidates) -> bool:
 def served(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Gallery, dict[str, np.ndarray]]:
-    """A compacted gallery of each backend, with fresh rows, replaced rows and removed rows on top, and what it should hold."""
+    """A compacted gallery of each backend with fresh, replaced and removed rows on top, and what it should hold."""
     backend: str = request.param
     vectors = embeddings(ROWS, seed=1)
     store = {f"a{i:05d}": vectors[i] for i in np.random.default_rng(2).permutation(ROWS)}
