@@ -19,12 +19,14 @@ from reid.index.snapshot import Manifest, SegmentRecord
 from reid.index.view import View
 
 
-def is_tidy(manifest: Manifest, kind: str) -> bool:
-    """Whether compacting would write what is there already."""
-    if len(manifest.segments) != 1 or manifest.segments[0].dead_rows:
+def is_tidy(manifest: Manifest, backend: str) -> bool:
+    """Whether merging, and building `backend`'s structure, would write what is there already."""
+    if not manifest.segments:
+        return True
+    if len(manifest.segments) > 1 or manifest.segments[0].dead_rows:
         return False
-    wanted = kind if manifest.segments[0].rows >= backends.STRUCTURE_ROWS else ""
-    return manifest.segments[0].structure_kind == wanted
+    built = backends.BACKENDS[backend].build is not None and manifest.segments[0].rows >= backends.STRUCTURE_ROWS
+    return manifest.segments[0].structure_kind == (backend if built else "")
 
 
 def with_structure(place: Path, record: SegmentRecord, view: View, chosen: str) -> SegmentRecord:

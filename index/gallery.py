@@ -18,6 +18,7 @@ from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -131,7 +132,10 @@ class Gallery:
         return self.count
 
     def __contains__(self, id: object) -> bool:
-        return isinstance(id, str) and bool((locate(self._view, segments.encoded([id]))[0] >= 0).all())
+        try:
+            return isinstance(id, str) and bool((locate(self._view, segments.encoded([id]))[0] >= 0).all())
+        except GalleryError:  # no id could be that
+            return False
 
     def ids(self) -> list[str]:
         """All ids, ascending by code point."""
@@ -286,8 +290,7 @@ class Gallery:
             changes = segments.fold(self._waiting, old.dim)
             records = tuple(self._written(view, changes))
             if records != old.segments or revision > old.revision:
-                generation, revision = old.generation + 1, max(revision, old.revision)
-                self._replace(replace(old, revision=revision, generation=generation, segments=records))
+                self._replace(_next(old, revision=max(revision, old.revision), segments=records))
             self._waiting.clear()
 
     def _written(self, view: View, changes: segments.Changes) -> list[SegmentRecord]:
@@ -320,29 +323,27 @@ class Gallery:
         self.refresh()
         view = self._view
         chosen = view.manifest.backend if backend is None else backend
-        kind = chosen if backends.named(chosen).build else ""
+        backends.named(chosen)
+        if compaction.is_tidy(view.manifest, chosen):
+            if chosen != view.manifest.backend:
+                with typed_failures(self._folder), self.writing():
+                    self._replace(_next(self._view.manifest, backend=chosen))
+            return
         with typed_failures(self._folder), snapshot.building(self._folder, timeout=self._timeout) as place:
-            rows, record = None, None
-            if not compaction.is_tidy(view.manifest, kind) and view.manifest.count:
-                rows = segments.merged(view.parts)
-                record = compaction.with_structure(
-                    place, segments.write_segment(place, rows, view.manifest.dim), view, chosen
-                )
+            rows = segments.merged(view.parts)
+            written = segments.write_segment(place, rows, view.manifest.dim)
+            record = compaction.with_structure(place, written, view, chosen)
             with self.writing():
                 now = self._view
-                kept = [part.record for part in now.parts]
-                if rows is not None and record is not None:
-                    for file in record.files:
-                        os.replace(place / file.name, self._folder / file.name)
-                    snapshot.force_folder(self._folder)
-                    built = segments.open_segment(self._folder, record, now.manifest.dim)
-                    built = segments.with_dead(self._folder, built, compaction.overtaken(rows, view, now))
-                    sources = {part.record.name for part in view.parts}
-                    kept = [each for each in kept if each.name not in sources]
-                    kept += [built.record] if built.record.live else []
-                self._replace(
-                    replace(now.manifest, backend=chosen, generation=now.manifest.generation + 1, segments=tuple(kept))
-                )
+                for file in record.files:
+                    os.replace(place / file.name, self._folder / file.name)
+                snapshot.force_folder(self._folder)
+                built = segments.open_segment(self._folder, record, now.manifest.dim)
+                built = segments.with_dead(self._folder, built, compaction.overtaken(rows, view, now))
+                sources = {part.record.name for part in view.parts}
+                kept = [part.record for part in (*now.parts, built) if part.record.name not in sources]
+                kept = [each for each in kept if each.live]
+                self._replace(_next(now.manifest, backend=chosen, segments=tuple(kept)))
 
     def check(self) -> Checked:
         """Read every file and compare it with its record; `SnapshotCorrupt` for the first that differs."""
@@ -381,6 +382,11 @@ def unit_rows(vectors: NDArray[np.float32], dim: int, what: str) -> NDArray[np.f
             f"{what} is not of unit length: row {row} has {lengths[row]:.4g}", next_step="normalise the rows"
         )
     return vectors
+
+
+def _next(manifest: Manifest, **changes: Any) -> Manifest:
+    """The manifest of the next generation."""
+    return replace(manifest, generation=manifest.generation + 1, **changes)
 
 
 @contextmanager

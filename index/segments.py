@@ -76,14 +76,22 @@ def open_segment(folder: Path, record: SegmentRecord, dim: int) -> Segment:
 
 def encoded(ids: Iterable[str]) -> Ids:
     """Ids as an array of UTF-8 bytes. `GalleryError` for one that is empty, too long, or holds NUL."""
-    raw = [each.encode() for each in ids]
+    raw = [each.encode(errors="surrogatepass") for each in ids]
     for each in raw:
-        if not 0 < len(each) <= LONGEST_ID or b"\0" in each:
+        if not 0 < len(each) <= LONGEST_ID or b"\0" in each or b"\xed" in each and not _is_text(each):
             raise GalleryError(
-                f"{each.decode()!r} cannot be an id",
-                next_step=f"ids are 1 to {LONGEST_ID} bytes of UTF-8 without NUL",
+                f"{each!r} cannot be an id", next_step=f"ids are 1 to {LONGEST_ID} bytes of UTF-8 without NUL"
             )
     return np.array(raw, np.bytes_) if raw else np.empty(0, "S1")
+
+
+def _is_text(raw: bytes) -> bool:
+    """Whether these bytes are UTF-8; lone surrogates, as in names of files that are not, are none."""
+    try:
+        raw.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def decoded(ids: Ids, source: str = "") -> list[str]:

@@ -107,7 +107,8 @@ def test_ids_are_any_text_of_reasonable_length(gallery: Gallery) -> None:
     gallery.commit(revision=1)
     assert gallery.ids() == sorted(names) and all(name in gallery for name in names)
     assert gallery.search(rows(6, 1)[2:3], 1)[0].ids == ("鯨",)
-    for bad in ("", "a\0", "a" * 256, "é" * 128):
+    for bad in ("", "a\0", "a" * 256, "é" * 128, "photo-\udcff.jpg"):
+        assert bad not in gallery
         with pytest.raises(GalleryError, match="cannot be an id"):
             gallery.add([bad], rows(1, 1))
 
@@ -295,6 +296,9 @@ def test_a_compaction_keeps_what_others_commit_meanwhile(gallery: Gallery, monke
     assert holds(Gallery.open(gallery.folder, verify=True), store)
     monkeypatch.undo()
     gallery.compact()
+    generation = gallery.generation
+    gallery.compact()
+    assert gallery.generation == generation
     assert holds(gallery, store) and (gallery.loose, len(list(gallery.folder.glob("seg-*")))) == (0, 2)
 
 
