@@ -1,0 +1,378 @@
+"""The index over local descriptors: which gallery photos hold the descriptors most like a query's? LNBNN, with no
+training at all.
+
+A `LocalIndex` lives in a directory of its own (`reid.index.local_files` says what is there), is searched
+memory-mapped, and grows by what is added: a commit writes one small segment, and segments of like size are merged.
+Any number of processes may read while one writes. Searching is safe from several threads; adding is for one.
+
+Knows uint8 descriptor arrays and string ids, and at search time who is who, since identities change while descriptors
+do not. Must not know photos, catalogues or keypoints' places. Errors: `GalleryError`, `IndexStale`,
+`SnapshotCorrupt`, `StoreBusy`.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reid.errors import GalleryError, SnapshotCorrupt
+from reid.index import lists, lnbnn, local_files, local_view, segments, snapshot
+from reid.index.local_files import LocalManifest, LocalSegment
+from reid.index.local_view import Codes, Descriptors, Part, View
+from reid.index.segments import Ids
+
+VOTERS = 3
+"""Nearest neighbours of a descriptor that vote."""
+NEIGHBOURS = 8
+"""Neighbours looked up: beyond the voters, where the background is found."""
+PROBES = 8
+"""Coarse cells looked into for each descriptor."""
+WAIT = 60.0
+RETRAIN_AT = 4
+"""The cells are made anew when there are this many times the descriptors they were made from…"""
+RETRAIN_BELOW = 4_000_000
+"""…unless there are more descriptors than this: then `compact` does it, by night."""
+_PHOTO_WEIGHT = 8  # a photo counts as this many rows of a vector segment when segments are merged by size
+
+
+@dataclass(frozen=True, slots=True)
+class Votes:
+    """The photos that the query's descriptors speak for, best first.
+
+    `photos[i]` has `votes[i]` > 0. Where names were given, `names` and `name_votes` hold the same for identities,
+    best first: each descriptor speaks once for a name. `descriptors` is how many the query had.
+    """
+
+    photos: tuple[str, ...]
+    votes: tuple[float, ...]
+    names: tuple[str, ...] = ()
+    name_votes: tuple[float, ...] = ()
+    descriptors: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Names:
+    """Who is who at one generation of the index: `code[p]` names photo p of the view, `labels` spells the codes that
+    are known."""
+
+    generation: int
+    code: Codes
+    labels: tuple[str, ...]
+
+
+class LocalIndex:
+    """Descriptors under photo ids, in one directory. Make one with `create` or `open`."""
+
+    def __init__(self, folder: Path, view: View, timeout: float) -> None:
+        """Not for callers: `create` and `open` know how."""
+        self._folder = folder
+        self._view = view
+        self._timeout = timeout
+        self._waiting: dict[str, Descriptors | None] = {}
+        self._writing = False
+
+    @classmethod
+    def create(cls, folder: Path, *, fingerprint: str, timeout: float = WAIT) -> LocalIndex:
+        """A new, empty index in `folder`. `fingerprint` says how descriptors are made; `timeout` is in seconds."""
+        folder.mkdir(parents=True, exist_ok=True)
+        with snapshot.lock(folder / snapshot.LOCK, timeout=timeout):
+            if (folder / snapshot.MANIFEST).exists():
+                raise GalleryError("there is an index here already", source=str(folder), next_step="open it")
+            local_files.write_manifest(folder, LocalManifest(fingerprint))
+        return cls.open(folder, timeout=timeout)
+
+    @classmethod
+    def open(
+        cls, folder: Path, *, fingerprint: str | None = None, verify: bool = False, timeout: float = WAIT
+    ) -> LocalIndex:
+        """The index in `folder`, memory-mapped; `verify` reads all files and compares their sha256.
+
+        `IndexStale` unless it was made by `fingerprint` (None takes any), `SnapshotCorrupt` where a file is missing
+        or has another size (with `verify`: other bytes).
+        """
+        index = cls(folder, local_view.open_view(folder, None, fingerprint), timeout)
+        if verify:
+            index.check()
+        return index
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the description that made the descriptors."""
+        return self._view.manifest.fingerprint
+
+    @property
+    def revision(self) -> int:
+        """Of the catalogue that the index reflects."""
+        return self._view.manifest.revision
+
+    @property
+    def generation(self) -> int:
+        """How often it was written."""
+        return self._view.manifest.generation
+
+    @property
+    def count(self) -> int:
+        """Photos that a search can find."""
+        return self._view.manifest.count
+
+    @property
+    def descriptors(self) -> int:
+        """Descriptors on disk."""
+        return self._view.manifest.descriptors
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all files that the manifest names."""
+        return sum(file.bytes for file in self._view.manifest.files)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def ids(self) -> list[str]:
+        """All photo ids, ascending."""
+        parts = [np.delete(part.ids, part.dead) for part in self._view.parts]
+        return segments.decoded(np.sort(np.concatenate(parts)), str(self._folder)) if parts else []
+
+    def add(self, ids: Sequence[str], descriptors: Sequence[Descriptors]) -> None:
+        """Keep `descriptors[i] (N_i, 128) uint8` under `ids[i]` at the next commit; an id that exists is replaced.
+
+        A photo without keypoints is kept, too: it is known to have none. `GalleryError` for unusable ids and other
+        shapes.
+        """
+        if len(ids) != len(descriptors):
+            raise GalleryError(f"{len(ids)} ids for {len(descriptors)} arrays", source=str(self._folder))
+        segments.encoded(ids)
+        if len(set(ids)) != len(ids):
+            raise GalleryError("an id was given twice", source=str(self._folder), next_step="give each id once")
+        for array in descriptors:
+            _check(array)
+        for id, array in zip(ids, descriptors, strict=True):
+            self._waiting[id] = np.array(array, np.uint8, order="C")
+
+    def remove(self, ids: Iterable[str]) -> None:
+        """Forget `ids` at the next commit; those that are not there are passed over."""
+        for id in ids:
+            self._waiting[id] = None
+
+    def names(self, identity: Mapping[str, str]) -> Names:
+        """Prepare who is who (photo id → identity) for many searches; photos that `identity` lacks stand for
+        themselves."""
+        labels = tuple(sorted(set(identity.values())))
+        number = {label: code for code, label in enumerate(labels)}
+        code = np.empty(sum(part.record.photos for part in self._view.parts), np.int32)
+        for part in self._view.parts:
+            for at, id in enumerate(segments.decoded(part.ids, str(self._folder))):
+                here = part.first + at
+                code[here] = number[identity[id]] if id in identity else len(labels) + here
+        return Names(self.generation, code, labels)
+
+    def search(
+        self,
+        descriptors: Descriptors,
+        *,
+        names: Names | None = None,
+        allow: AbstractSet[str] | None = None,
+        exclude: AbstractSet[str] | None = None,
+        voters: int = VOTERS,
+        neighbours: int = NEIGHBOURS,
+        probes: int = PROBES,
+        top: int = 100,
+    ) -> Votes:
+        """The `top` photos that `descriptors (Q, 128) uint8` of one query vote for; see `reid.index.lnbnn` for the
+        rule.
+
+        `allow` restricts the search to these photos, `exclude` keeps photos out: neither votes nor serves as
+        background. With `names`, the background of a neighbour is the nearest descriptor of another identity,
+        without, of another photo.
+        """
+        return self.search_many(
+            [descriptors],
+            names=names,
+            allow=allow,
+            exclude=exclude,
+            voters=voters,
+            neighbours=neighbours,
+            probes=probes,
+            top=top,
+        )[0]
+
+    def search_many(
+        self,
+        queries: Sequence[Descriptors],
+        *,
+        names: Names | None = None,
+        allow: AbstractSet[str] | None = None,
+        exclude: AbstractSet[str] | None = None,
+        voters: int = VOTERS,
+        neighbours: int = NEIGHBOURS,
+        probes: int = PROBES,
+        top: int = 100,
+    ) -> list[Votes]:
+        """`search` of several photos under one filter, in one pass."""
+        view = self._view
+        if names is not None and names.generation != view.manifest.generation:
+            raise GalleryError("these names belong to another generation", next_step="prepare them again with `names`")
+        for query in queries:
+            _check(query)
+        flat = np.concatenate([*queries, np.zeros((0, lists.DIM), np.uint8)])
+        distance, photo = local_view.neighbours(view, flat, neighbours, probes, allow, exclude)
+        code = np.arange(local_view.photos(view), dtype=np.int32) if names is None else names.code
+        weights = lnbnn.match_weights(distance, photo, code, voters)
+        ids = np.concatenate([part.ids for part in view.parts]) if view.parts else np.empty(0, "S1")
+        out, first = [], 0
+        for query in queries:
+            rows = slice(first, first + len(query))
+            first += len(query)
+            out.append(_votes(weights[rows], photo[rows], ids, names, top, len(query), str(self._folder)))
+        return out
+
+    def refresh(self) -> bool:
+        """See what other processes committed; whether there was anything."""
+        if local_view.stamp_of(self._folder) == self._view.stamp:
+            return False
+        self._view = local_view.open_view(self._folder, self._view, self.fingerprint)
+        return True
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Hold the writers' lock over several steps; what others wrote is seen first."""
+        if self._writing:
+            yield
+            return
+        with snapshot.lock(self._folder / snapshot.LOCK, timeout=self._timeout):
+            self._writing = True
+            try:
+                self.refresh()
+                yield
+            finally:
+                self._writing = False
+
+    def commit(self, *, revision: int) -> None:
+        """Make what was added and removed durable and visible; after an error nothing has changed and everything
+        still waits."""
+        with self.writing():
+            old = self._view.manifest
+            if not self._waiting and revision <= old.revision:
+                return
+            new = {id: array for id, array in self._waiting.items() if array is not None}
+            total = old.descriptors + sum(len(array) for array in new.values())
+            grown = total > RETRAIN_AT * max(old.trained_on, 1) and total <= RETRAIN_BELOW
+            manifest = self._written(new, retrain=grown or (old.centroids is None and total > 0), merge_all=False)
+            self._replace(replace(manifest, revision=max(revision, old.revision)))
+            self._waiting.clear()
+
+    def compact(self) -> None:
+        """Make the cells anew for what is there now, and one segment of all; holds the writers' lock, readers go on
+        meanwhile."""
+        with self.writing():
+            if self._view.manifest.descriptors:
+                self._replace(self._written({}, retrain=True, merge_all=True))
+
+    def check(self) -> int:
+        """Read every file and compare it with its record; the number of files. `SnapshotCorrupt` for the first that
+        differs."""
+        try:
+            for file in self._view.manifest.files:
+                snapshot.check_bytes(self._folder, file)
+        except FileNotFoundError as error:
+            raise SnapshotCorrupt("a file is missing", source=str(self._folder), next_step=snapshot.REBUILD) from error
+        return len(self._view.manifest.files)
+
+    def _written(self, new: Mapping[str, Descriptors], *, retrain: bool, merge_all: bool) -> LocalManifest:
+        """Write `new` and the merges it brings about beside the present files; the manifest to be."""
+        view, folder = self._view, self._folder
+        touched = segments.encoded(self._waiting) if not merge_all else np.empty(0, "S1")
+        parts = [_with_dead(folder, part, touched) for part in view.parts]
+        live = [part.record.live for part in parts]
+        if retrain or merge_all:
+            gone = list(range(len(parts)))
+        else:
+            gone = segments.to_merge([each * _PHOTO_WEIGHT for each in live], len(new) * _PHOTO_WEIGHT)
+        sources = [lists.unpacked(parts[at].lists, parts[at].starts, parts[at].dead) for at in gone]
+        ids = [np.delete(parts[at].ids, parts[at].dead) for at in gone]
+        arrays = [array for source in sources for array in source] + list(new.values())
+        all_ids = np.concatenate([*ids, segments.encoded(new)])
+        manifest = view.manifest
+        cells = view.cells
+        if retrain:
+            cells = lists.trained(arrays)
+            record = None
+            if cells is not None:
+                name = f"seg-{secrets.token_hex(6)}.centroids.npy"
+                record = snapshot.write_array(folder, name, "<f4", cells.centroids.shape, [cells.centroids])
+            count = sum(len(array) for array in arrays)
+            manifest = replace(manifest, centroids=record, lists=0 if cells is None else cells.count, trained_on=count)
+        records = [part.record for at, part in enumerate(parts) if at not in gone]
+        if len(all_ids):
+            records.append(_write_segment(folder, cells, all_ids, arrays))
+        return replace(manifest, segments=tuple(records), generation=manifest.generation + 1)
+
+    def _replace(self, manifest: LocalManifest) -> None:
+        """Under the lock: put `manifest` in force, delete what it no longer names, and show it."""
+        local_files.write_manifest(self._folder, manifest)
+        local_files.sweep(self._folder, manifest)
+        self._view = local_view.open_view(self._folder, self._view, manifest.fingerprint)
+
+
+def _check(descriptors: Descriptors) -> None:
+    if descriptors.dtype != np.uint8 or descriptors.ndim != 2 or descriptors.shape[1] != lists.DIM:
+        raise GalleryError(
+            f"descriptors are (N, {lists.DIM}) uint8, not {descriptors.shape} {descriptors.dtype}",
+            next_step="describe the crop with `reid.keypoints.describe`",
+        )
+
+
+def _votes(
+    weights: NDArray[np.float32], photo: Codes, ids: Ids, names: Names | None, top: int, count: int, source: str
+) -> Votes:
+    """The best photos and names of one query."""
+    per_photo = lnbnn.photo_votes(weights, photo, len(ids))
+    best = _best(per_photo, top)
+    labels: tuple[str, ...] = ()
+    label_votes: tuple[float, ...] = ()
+    if names is not None and len(names.code):
+        per_name = lnbnn.name_votes(weights, photo, names.code, int(names.code.max()) + 1)[: len(names.labels)]
+        order = _best(per_name, top)
+        labels, label_votes = tuple(names.labels[at] for at in order), tuple(map(float, per_name[order]))
+    return Votes(
+        tuple(segments.decoded(ids[best], source)), tuple(map(float, per_photo[best])), labels, label_votes, count
+    )
+
+
+def _best(votes: NDArray[np.float32], top: int) -> NDArray[np.intp]:
+    """Positions of the highest positive votes, best first, ties by position."""
+    order = np.argsort(-votes, kind="stable")[:top]
+    return order[votes[order] > 0]
+
+
+def _with_dead(folder: Path, part: Part, touched: Ids) -> Part:
+    """The part without the photos `touched`; the same one where it has none of them."""
+    dead = np.union1d(part.dead, np.flatnonzero(np.isin(part.ids, touched))).astype(np.uint32)
+    if len(dead) == len(part.dead):
+        return part
+    name = f"{part.record.name}.dead-{secrets.token_hex(4)}.npy"
+    file = snapshot.write_array(folder, name, "<u4", dead.shape, [dead])
+    return replace(part, record=replace(part.record, dead=file, dead_photos=len(dead)), dead=dead)
+
+
+def _write_segment(folder: Path, cells: lists.Cells | None, ids: Ids, arrays: Sequence[Descriptors]) -> LocalSegment:
+    """Write photos and their descriptors as a new segment, durably."""
+    name = f"seg-{secrets.token_hex(6)}"
+    starts = np.concatenate([[0], np.cumsum([len(array) for array in arrays], dtype=np.int64)])
+    lists.write(folder / f"{name}.lists.faiss", cells, arrays)
+    width = f"S{max(1, int(np.char.str_len(ids).max()))}"
+    return LocalSegment(
+        name,
+        len(ids),
+        int(starts[-1]),
+        snapshot.record_file(folder, f"{name}.lists.faiss"),
+        snapshot.write_array(folder, f"{name}.ids.npy", width, (len(ids),), [ids.astype(width)]),
+        snapshot.write_array(folder, f"{name}.starts.npy", "<i8", starts.shape, [starts]),
+    )

@@ -1,0 +1,574 @@
+"""Two crops' local features → do their matches agree on one geometry? Matching, robust fitting, and what a validator
+needs to know.
+
+Knows `LocalFeatures` and arrays. Must not know identities, thresholds of decision, files or where the features came
+from.
+
+Conventions: a match is a row of the query and a row of the candidate. `H` maps pixels of the query crop to pixels of
+the candidate crop: `[x', y', 1] ~ H [x, y, 1]`. Distances are shares of the candidate's long side, so that they mean
+the same at any size. Normalised coordinates divide x by the crop's width and y by its height. What cannot be fitted
+is an ordinary result with a `status`, never an exception.
+
+Sources: ratio test, Lowe (IJCV 2004); LMedS, then RANSAC with a plausibility check on H, fourth place of Humpback Whale
+Identification 2019; MAGSAC++, Barath et al. (CVPR 2020), in OpenCV's USAC; hypotheses from the frames of single
+matches, Philbin et al. (CVPR 2007), as HotSpotter (Crall et al., WACV 2013) verifies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from reid.errors import InputError
+from reid.keypoints import THUMBNAIL, LocalFeatures
+
+Model = Literal["homography", "affine", "similarity"]
+Status = Literal["verified", "no_keypoints", "too_few_matches", "no_model", "degenerate"]
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int32]
+Matrix = NDArray[np.float64]
+
+FEATURE_NAMES = (
+    *(f"h{row}{column}" for row in (1, 2, 3) for column in (1, 2, 3) if (row, column) != (3, 3)),
+    "matches",
+    "matched_targets",
+    "inliers",
+    "inlier_targets",
+    "inlier_ratio",
+    "inlier_weight",
+    "error_median",
+    "error_p90",
+    "determinant",
+    "singular_ratio",
+    "abs_h31",
+    "abs_h32",
+    "quad_convex",
+    "quad_area",
+    "hull_query",
+    "hull_candidate",
+    "overlap",
+    "zncc",
+    "scale_agreement",
+    "angle_agreement",
+    "rotation",
+    "log_keypoints",
+)
+"""Entries of `Verification.features`, in order; NaN where there is no model."""
+
+MIN_MATCHES = {"homography": 4, "affine": 3, "similarity": 2}
+"""Matches that determine a model; one more is asked for, since a model that explains only what made it proves
+nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyConfig:
+    """How a pair is matched and fitted."""
+
+    matcher: str = "ratio"
+    """A key of `MATCHERS`."""
+    ratio: float = 0.8
+    """Lowe's ratio of the nearest to the second distance, (0, 1]; 1 switches the test off."""
+    model: Model = "affine"
+    """`homography` for flat things seen in perspective, `affine` and `similarity` for bodies."""
+    estimator: str = "frames"
+    """A key of `ESTIMATORS`."""
+    lmeds: float = 5 / 640
+    """Inlier distance of the least-median stage, share of the long side."""
+    threshold: float = 0.03
+    """Inlier distance, share of the long side."""
+    iterations: int = 2000
+    """Most RANSAC hypotheses; 20,000 in the source."""
+    max_scale: float = 4.0
+    """Largest change of size that is plausible, either way."""
+    max_stretch: float = 3.0
+    """Largest ratio of the singular values of the map's linear part that is plausible."""
+    max_rotation: float = 180.0
+    """Degrees of turning that are plausible; 180 switches the check off."""
+
+    def __post_init__(self) -> None:
+        """Refuse unknown names and values out of range: `InputError`."""
+        for name, key, known in (
+            ("matcher", self.matcher, MATCHERS),
+            ("estimator", self.estimator, ESTIMATORS),
+            ("model", self.model, MIN_MATCHES),
+        ):
+            if key not in known:
+                raise InputError(f"unknown {name} {key!r}", next_step=f"use one of {', '.join(known)}")
+        if not (0 < self.ratio <= 1 and self.threshold > 0 and self.lmeds > 0 and self.iterations > 0):
+            raise InputError(f"a limit of the verification is out of range: {self}", next_step="use the defaults")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Matches:
+    """`query (M,)` and `candidate (M,) int32` rows that look alike; `weight (M,) float32` ≥ 0, how much each one
+    says."""
+
+    query: Ints
+    candidate: Ints
+    weight: Floats
+
+    def __len__(self) -> int:
+        return len(self.query)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Verification:
+    """What geometry says of one pair.
+
+    `inliers` agree on `H (3, 3) float64` (query pixels → candidate pixels; None unless a model was found); 0 unless
+    `status` is `verified`. `pairs (I, 2) int32` are their rows in query and candidate; `weight` is the sum of their
+    weights; `error_median` is the median distance of the inliers as a share of the candidate's long side (NaN without
+    a model); `features (F,) float32` are named by `FEATURE_NAMES`.
+    """
+
+    status: Status
+    matches: int
+    inliers: int
+    weight: float
+    H: Matrix | None
+    error_median: float
+    pairs: Ints
+    features: Floats
+
+
+def verify(query: LocalFeatures, candidate: LocalFeatures, config: VerifyConfig | None = None) -> Verification:
+    """Match, fit and describe one pair."""
+    return verify_many(query, [candidate], config)[0]
+
+
+def verify_many(
+    query: LocalFeatures, candidates: Sequence[LocalFeatures], config: VerifyConfig | None = None
+) -> list[Verification]:
+    """`verify` of one query against each candidate, the query prepared once."""
+    settings = config or VerifyConfig()
+    matcher = MATCHERS[settings.matcher]
+    left = _extended(query.descriptors, query_side=True)
+    return [
+        verify_matches(query, candidate, matcher(left, _extended(candidate.descriptors), settings.ratio), settings)
+        for candidate in candidates
+    ]
+
+
+def verify_matches(
+    query: LocalFeatures, candidate: LocalFeatures, matches: Matches, config: VerifyConfig | None = None
+) -> Verification:
+    """Fit and describe matches that were found elsewhere, such as the votes of a local index."""
+    settings = config or VerifyConfig()
+    if not len(query) or not len(candidate):
+        return _without_model("no_keypoints", query, candidate, matches)
+    if len(matches) <= MIN_MATCHES[settings.model]:
+        return _without_model("too_few_matches", query, candidate, matches)
+    H = ESTIMATORS[settings.estimator](query, candidate, matches, settings)
+    if H is None or not np.isfinite(H).all():
+        return _without_model("no_model", query, candidate, matches)
+    errors = transfer_errors(H, query.xy[matches.query], candidate.xy[matches.candidate]) / _long_side(candidate)
+    inside = np.flatnonzero(errors <= settings.threshold)
+    if len(inside) <= MIN_MATCHES[settings.model]:
+        return _without_model("no_model", query, candidate, matches)
+    features = pair_features(query, candidate, matches, H, inside, errors)
+    good = _plausible(H, query, settings)
+    return Verification(
+        "verified" if good else "degenerate",
+        len(matches),
+        len(inside) if good else 0,
+        float(matches.weight[inside].sum()) if good else 0.0,
+        H,
+        float(np.median(errors[inside])),
+        np.stack([matches.query[inside], matches.candidate[inside]], axis=1),
+        features,
+    )
+
+
+# --- matching
+
+
+def ratio_matches(query: Floats, candidate: Floats, ratio: float) -> Matches:
+    """Nearest neighbours that are nearer than `ratio` times the second; `query (N, 129)`, `candidate (M, 129)` as
+    `_extended` makes them."""
+    if not len(query) or len(candidate) < 2:
+        return _no_matches()
+    nearest, ratios, _ = _two_nearest(query, candidate)
+    rows = np.flatnonzero(ratios < ratio) if ratio < 1 else np.arange(len(query))
+    return Matches(rows.astype(np.int32), nearest[rows].astype(np.int32), (1 - ratios[rows]).astype(np.float32))
+
+
+def mutual_matches(query: Floats, candidate: Floats, ratio: float) -> Matches:
+    """As `ratio_matches`, and the query is also the nearest of its match: the transposed check of systems of 2019."""
+    if not len(query) or len(candidate) < 2:
+        return _no_matches()
+    nearest, ratios, back = _two_nearest(query, candidate, transposed=True)
+    kept = (ratios < ratio) | (ratio >= 1)
+    rows = np.flatnonzero(kept & (back[nearest] == np.arange(len(query))))
+    return Matches(rows.astype(np.int32), nearest[rows].astype(np.int32), (1 - ratios[rows]).astype(np.float32))
+
+
+MATCHERS: dict[str, Callable[[Floats, Floats, float], Matches]] = {
+    "ratio": ratio_matches,
+    "mutual": mutual_matches,
+}
+
+
+def _extended(descriptors: NDArray[np.uint8], query_side: bool = False) -> Floats:
+    """`(N, 128) uint8 → (N, 129) float32` such that a row of the query side times a row of the other is a·b − ‖b‖²/2.
+
+    The nearest neighbour is then the largest product, and one matrix product finds it. All entries are integers or
+    halves below 2²⁴, so the products are exact.
+    """
+    out = np.empty((len(descriptors), descriptors.shape[1] + 1), np.float32)
+    out[:, :-1] = descriptors
+    out[:, -1] = -1.0 if query_side else 0.5 * np.einsum("nd,nd->n", out[:, :-1], out[:, :-1])
+    return out
+
+
+def _two_nearest(
+    query: Floats, candidate: Floats, transposed: bool = False
+) -> tuple[NDArray[np.intp], Floats, NDArray[np.intp]]:
+    """For each query row its nearest candidate, the ratio of nearest to second distance, and (if asked) each
+    candidate's nearest query row."""
+    product = query @ candidate.T
+    back = np.empty(0, np.intp)
+    squares = np.einsum("nd,nd->n", query[:, :-1], query[:, :-1])
+    if transposed:
+        back = np.argmax(product - 0.5 * squares[:, None], axis=0)
+    rows = np.arange(len(query))
+    nearest = np.argmax(product, axis=1)
+    best = product[rows, nearest]
+    product[rows, nearest] = -np.inf
+    second = product.max(axis=1)
+    near, far = (np.sqrt(np.maximum(squares - 2 * value, 0.0)) for value in (best, second))
+    return nearest, (near / np.maximum(far, 1e-6)).astype(np.float32), back
+
+
+def _no_matches() -> Matches:
+    none = np.zeros(0, np.int32)
+    return Matches(none, none, np.zeros(0, np.float32))
+
+
+# --- fitting
+
+
+def fit_least_squares(model: Model, source: Floats, target: Floats) -> Matrix | None:
+    """The `model` that maps `source (M, 2)` to `target (M, 2)` with least squared error; None where the points do not
+    determine it."""
+    if len(source) < MIN_MATCHES[model]:
+        return None
+    if model == "homography":
+        if len(source) == MIN_MATCHES[model] and _collinear(source):
+            return None
+        H, _ = cv2.findHomography(source.astype(np.float64), target.astype(np.float64), 0)
+        return None if H is None else np.asarray(H, np.float64)
+    a, b = source.astype(np.float64), target.astype(np.float64)
+    a_mean, b_mean = a.mean(axis=0), b.mean(axis=0)
+    a, b = a - a_mean, b - b_mean
+    if model == "affine":
+        if _collinear(source):
+            return None
+        linear = np.linalg.lstsq(a, b, rcond=None)[0].T
+    else:
+        total = float((a * a).sum())
+        if total < 1e-9:
+            return None
+        cosine = float((a * b).sum()) / total
+        sine = float((a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]).sum()) / total
+        linear = np.array([[cosine, -sine], [sine, cosine]])
+    H = np.eye(3)
+    H[:2, :2] = linear
+    H[:2, 2] = b_mean - linear @ a_mean
+    return H
+
+
+def from_frames(
+    query: LocalFeatures, candidate: LocalFeatures, matches: Matches, config: VerifyConfig
+) -> Matrix | None:
+    """Each match proposes the similarity between its keypoints' own frames; the proposal with most weight behind it
+    is refined to the model.
+
+    Deterministic, and good where few matches in a hundred are right, since one right match is enough for a hypothesis.
+    """
+    strongest = np.argsort(-matches.weight, kind="stable")[:300]
+    q, c = matches.query[strongest], matches.candidate[strongest]
+    source, target = query.xy[q].astype(np.float64), candidate.xy[c].astype(np.float64)
+    scale = candidate.scale[c].astype(np.float64) / np.maximum(query.scale[q], 1e-6)
+    turn = np.deg2rad(candidate.angle[c].astype(np.float64) - query.angle[q])
+    allowed = (np.abs(np.log(np.maximum(scale, 1e-9))) <= np.log(config.max_scale)) & (
+        np.abs(_wrapped(turn)) <= np.deg2rad(config.max_rotation) + 1e-9
+    )
+    if not allowed.any():
+        return None
+    z, w = source[:, 0] + 1j * source[:, 1], target[:, 0] + 1j * target[:, 1]
+    spin = scale * np.exp(1j * turn)
+    shift = w - spin * z
+    limit = config.threshold * _long_side(candidate)
+    near = np.abs(spin[:, None] * z[None] + shift[:, None] - w[None]) <= limit
+    near &= np.abs(np.log(scale[:, None] / scale[None])) <= np.log(2.0)
+    near &= np.abs(_wrapped(turn[:, None] - turn[None])) <= np.pi / 4
+    support = np.where(allowed, near @ matches.weight[strongest].astype(np.float64), -1.0)
+    for seed in np.argsort(-support, kind="stable")[:5]:
+        H = _refined(config, limit, source, target, np.flatnonzero(near[seed]))
+        if H is not None:
+            return H
+    return None
+
+
+def _refined(
+    config: VerifyConfig, limit: float, source: Matrix, target: Matrix, inside: NDArray[np.intp]
+) -> Matrix | None:
+    """Alternate fitting and collecting inliers, three times; the last model that kept what it needs."""
+    found: Matrix | None = None
+    for _ in range(3):
+        H = fit_least_squares(config.model, source[inside].astype(np.float32), target[inside].astype(np.float32))
+        if H is None:
+            break
+        now = np.flatnonzero(transfer_errors(H, source, target) <= limit)
+        if len(now) <= MIN_MATCHES[config.model]:
+            break
+        found = H
+        if np.array_equal(now, inside):
+            break
+        inside = now
+    return found
+
+
+def by_lmeds_then_ransac(
+    query: LocalFeatures, candidate: LocalFeatures, matches: Matches, config: VerifyConfig
+) -> Matrix | None:
+    """Least median of squares keeps what lies near its model, RANSAC fits that; where fewer than half are right,
+    RANSAC alone does better."""
+    source, target = query.xy[matches.query], candidate.xy[matches.candidate]
+    long_side = _long_side(candidate)
+    limit = config.threshold * long_side
+    options: list[Matrix] = []
+    first = _robust(config, cv2.LMEDS, source, target, limit)
+    if first is not None:
+        kept = transfer_errors(first, source, target) <= config.lmeds * long_side
+        if kept.sum() > MIN_MATCHES[config.model]:
+            options.append(first)
+            again = _robust(config, cv2.RANSAC, source[kept], target[kept], limit)
+            options += [again] if again is not None else []
+    plain = _robust(config, cv2.RANSAC, source, target, limit)
+    options += [plain] if plain is not None else []
+    return max(options, key=lambda H: int((transfer_errors(H, source, target) <= limit).sum()), default=None)
+
+
+def by_magsac(query: LocalFeatures, candidate: LocalFeatures, matches: Matches, config: VerifyConfig) -> Matrix | None:
+    """MAGSAC++ for a homography; OpenCV has it for that model alone, the others get plain RANSAC."""
+    method = cv2.USAC_MAGSAC if config.model == "homography" else cv2.RANSAC
+    limit = config.threshold * _long_side(candidate)
+    return _robust(config, method, query.xy[matches.query], candidate.xy[matches.candidate], limit)
+
+
+Estimator = Callable[[LocalFeatures, LocalFeatures, Matches, VerifyConfig], Matrix | None]
+ESTIMATORS: dict[str, Estimator] = {
+    "frames": from_frames,
+    "lmeds_ransac": by_lmeds_then_ransac,
+    "magsac": by_magsac,
+}
+
+
+def _robust(config: VerifyConfig, method: int, source: Floats, target: Floats, limit: float) -> Matrix | None:
+    """OpenCV's robust fit of the configured model, as a 3 × 3 matrix; its random numbers are seeded alike in every
+    call."""
+    if len(source) < MIN_MATCHES[config.model]:
+        return None
+    try:
+        if config.model == "homography":
+            H, _ = cv2.findHomography(source, target, method, limit, maxIters=config.iterations, confidence=0.995)
+            return None if H is None else np.asarray(H, np.float64)
+        fit = cv2.estimateAffine2D if config.model == "affine" else cv2.estimateAffinePartial2D
+        A, _ = fit(
+            source,
+            target,
+            method=method,
+            ransacReprojThreshold=limit,
+            maxIters=config.iterations,
+            confidence=0.995,
+        )
+    except cv2.error:  # what OpenCV says of coinciding points differs by method and version
+        return None
+    return None if A is None else np.vstack([np.asarray(A, np.float64), [0.0, 0.0, 1.0]])
+
+
+# --- describing
+
+
+def project(H: Matrix, xy: NDArray[np.floating]) -> Matrix:
+    """`xy (N, 2)` through `H`; a point that goes to infinity comes out as infinity."""
+    homogeneous = xy @ H[:, :2].T + H[:, 2]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        out = homogeneous[:, :2] / homogeneous[:, 2:]
+    return np.asarray(np.nan_to_num(out, nan=np.inf), np.float64)
+
+
+def transfer_errors(H: Matrix, source: NDArray[np.floating], target: NDArray[np.floating]) -> Matrix:
+    """Distance `(N,)`, in pixels, of each projected source point from its target; infinite behind the horizon."""
+    off = project(H, source) - target
+    return np.asarray(np.sqrt(np.einsum("nd,nd->n", off, off)), np.float64)
+
+
+def pair_features(
+    query: LocalFeatures,
+    candidate: LocalFeatures,
+    matches: Matches,
+    H: Matrix,
+    inside: NDArray[np.intp],
+    errors: Matrix,
+) -> Floats:
+    """`FEATURE_NAMES` of one pair: `inside` are the matches that agree with `H`, `errors (M,)` the distances of all."""
+    N = normalised(H, query, candidate)
+    source = query.xy[matches.query[inside]] / [query.width, query.height]
+    target = candidate.xy[matches.candidate[inside]] / [candidate.width, candidate.height]
+    linear = _linear_part(N)
+    singular = np.linalg.svd(linear, compute_uv=False)
+    quad = project(N, np.array([[0, 0], [1, 0], [1, 1], [0, 1]], np.float64))
+    overlap, zncc = _laid_over(N, query, candidate)
+    rotation = np.arctan2(H[1, 0] - H[0, 1], H[0, 0] + H[1, 1])
+    scale = np.sqrt(max(abs(float(np.linalg.det(_linear_part_at(H, query)))), 1e-12))
+    sizes = candidate.scale[matches.candidate[inside]] / np.maximum(query.scale[matches.query[inside]], 1e-6)
+    turns = np.deg2rad(candidate.angle[matches.candidate[inside]] - query.angle[matches.query[inside]])
+    values = [
+        *N.ravel()[:8],
+        len(matches),
+        len(np.unique(matches.candidate)),
+        len(inside),
+        len(np.unique(matches.candidate[inside])),
+        len(inside) / len(matches),
+        float(matches.weight[inside].sum()),
+        float(np.median(errors[inside])),
+        float(np.percentile(errors[inside], 90)),
+        float(np.linalg.det(linear)),
+        float(singular[0] / max(singular[1], 1e-9)),
+        abs(N[2, 0]),
+        abs(N[2, 1]),
+        float(_convex(quad)),
+        _area(quad),
+        _hull_area(source),
+        _hull_area(target),
+        overlap,
+        zncc,
+        float(np.mean(np.abs(np.log(np.maximum(sizes, 1e-9) / scale)) < np.log(1.5))),
+        float(np.mean(np.abs(_wrapped(turns - rotation)) < np.deg2rad(20))),
+        abs(float(rotation)),
+        float(np.log(min(len(query), len(candidate)))),
+    ]
+    with np.errstate(over="ignore"):
+        out: Floats = np.clip(np.nan_to_num(np.array(values, np.float64), posinf=1e6, neginf=-1e6), -1e6, 1e6).astype(
+            np.float32
+        )
+    return out
+
+
+def normalised(H: Matrix, query: LocalFeatures, candidate: LocalFeatures) -> Matrix:
+    """`H` between normalised coordinates, scaled so that its last entry is 1 (left as it is where that entry is
+    zero)."""
+    N = np.diag([1 / candidate.width, 1 / candidate.height, 1.0]) @ H @ np.diag([query.width, query.height, 1.0])
+    return N / N[2, 2] if abs(N[2, 2]) > 1e-12 else N
+
+
+def _without_model(status: Status, query: LocalFeatures, candidate: LocalFeatures, matches: Matches) -> Verification:
+    features = np.full(len(FEATURE_NAMES), np.nan, np.float32)
+    known = {
+        "matches": len(matches),
+        "matched_targets": len(np.unique(matches.candidate)),
+        "inliers": 0,
+        "inlier_targets": 0,
+        "inlier_ratio": 0,
+        "inlier_weight": 0,
+        "log_keypoints": float(np.log(max(1, min(len(query), len(candidate))))),
+    }
+    for name, value in known.items():
+        features[FEATURE_NAMES.index(name)] = value
+    return Verification(status, len(matches), 0, 0.0, None, float("nan"), np.zeros((0, 2), np.int32), features)
+
+
+def _plausible(H: Matrix, query: LocalFeatures, config: VerifyConfig) -> bool:
+    """The query's frame stays convex and unmirrored, and is neither blown up, crushed, stretched nor turned beyond
+    the limits."""
+    corners = np.array([[0, 0], [query.width, 0], [query.width, query.height], [0, query.height]], np.float64)
+    quad = project(H, corners)
+    linear = _linear_part_at(H, query)
+    if not (np.isfinite(quad).all() and np.isfinite(linear).all() and _convex(quad) and np.linalg.det(linear) > 0):
+        return False
+    large, small = np.linalg.svd(linear, compute_uv=False)
+    scale = np.sqrt(large * small)
+    rotation = np.rad2deg(np.arctan2(linear[1, 0] - linear[0, 1], linear[0, 0] + linear[1, 1]))
+    return bool(
+        1 / config.max_scale <= scale <= config.max_scale
+        and large <= config.max_stretch * small
+        and abs(rotation) <= config.max_rotation + 1e-6
+    )
+
+
+def _linear_part_at(H: Matrix, query: LocalFeatures) -> Matrix:
+    """Jacobian of the map at the middle of the query crop, in pixels."""
+    x, y = query.width / 2, query.height / 2
+    return _linear_part(H @ np.array([[1, 0, x], [0, 1, y], [0, 0, 1.0]]), at=(0.0, 0.0))
+
+
+def _linear_part(H: Matrix, at: tuple[float, float] = (0.5, 0.5)) -> Matrix:
+    """Jacobian `(2, 2)` of a projective map at a point."""
+    u, v, w = H @ np.array([*at, 1.0])
+    if abs(w) < 1e-12:
+        return np.full((2, 2), np.inf)
+    return np.asarray((H[:2, :2] - np.outer([u / w, v / w], H[2, :2])) / w, np.float64)
+
+
+def _convex(quad: Matrix) -> bool:
+    """All corners turn the same way as on the screen: not folded and not mirrored."""
+    if not np.isfinite(quad).all():
+        return False
+    edges = np.roll(quad, -1, axis=0) - quad
+    after = np.roll(edges, -1, axis=0)
+    return bool((edges[:, 0] * after[:, 1] - edges[:, 1] * after[:, 0] > 0).all())
+
+
+def _area(polygon: Matrix) -> float:
+    """Absolute area of a polygon `(N, 2)`."""
+    if not np.isfinite(polygon).all():
+        return 1e6
+    x, y = polygon[:, 0], polygon[:, 1]
+    return float(abs(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) / 2)
+
+
+def _hull_area(points: NDArray[np.floating]) -> float:
+    return float(cv2.contourArea(cv2.convexHull(points.astype(np.float32)))) if len(points) > 2 else 0.0
+
+
+def _laid_over(N: Matrix, query: LocalFeatures, candidate: LocalFeatures) -> tuple[float, float]:
+    """Overlap (intersection over union of the frames) and correlation of the two thumbnails there, when the query is
+    warped on the candidate."""
+    zoom = np.diag([THUMBNAIL, THUMBNAIL, 1.0])
+    M = zoom @ N @ np.linalg.inv(zoom)
+    if not np.isfinite(M).all():
+        return 0.0, 0.0
+    size = (THUMBNAIL, THUMBNAIL)
+    warped = cv2.warpPerspective(query.thumbnail, M, size, flags=cv2.INTER_LINEAR).astype(np.float32)
+    inside = cv2.warpPerspective(np.full_like(query.thumbnail, 255), M, size, flags=cv2.INTER_NEAREST) > 0
+    share = float(inside.mean())
+    area = _area(project(N, np.array([[0, 0], [1, 0], [1, 1], [0, 1]], np.float64)))
+    overlap = share / max(area + 1 - share, 1e-9)
+    if share < 0.05:
+        return overlap, 0.0
+    a, b = warped[inside], candidate.thumbnail[inside].astype(np.float32)
+    a, b = a - a.mean(), b - b.mean()
+    norm = float(np.sqrt((a * a).sum() * (b * b).sum()))
+    return overlap, float((a * b).sum()) / norm if norm > 1e-6 else 0.0
+
+
+def _collinear(points: NDArray[np.floating]) -> bool:
+    """Whether the points lie on a line, to within a thousandth of their extent."""
+    singular = np.linalg.svd(points - points.mean(axis=0), compute_uv=False)
+    return bool(singular[1] <= 1e-3 * max(float(singular[0]), 1e-9))
+
+
+def _wrapped(radians: Matrix) -> Matrix:
+    """Angles in [−π, π)."""
+    return np.asarray(np.mod(radians + np.pi, 2 * np.pi) - np.pi, np.float64)
+
+
+def _long_side(features: LocalFeatures) -> float:
+    return float(max(features.height, features.width, 1))
