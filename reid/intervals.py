@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 
 FloatArray = NDArray[np.float64]
 Statistic = Literal["mean", "group_mean"] | Callable[[NDArray[Any]], float]
+_NOTHING = 1e-9  # a fractional count below this is rounding
 _CHUNK = 4_000_000  # draws held at once while bootstrapping: 32 MB of int64
 
 
@@ -142,7 +143,7 @@ def clopper_pearson(successes: ArrayLike, trials: ArrayLike, level: float = 0.95
         raise ValueError("successes must lie between 0 and the trials")
     tail = (1 - level) / 2
     low, high = np.zeros_like(x), np.ones_like(x)
-    some, less = x > 0, x < n
+    some, less = x > _NOTHING, n - x > _NOTHING
     low[some] = _beta_quantile(tail, x[some], n[some] - x[some] + 1)
     high[less] = _beta_quantile(1 - tail, x[less] + 1, n[less] - x[less])
     return low, high
@@ -156,18 +157,34 @@ def binomial_tail(successes: ArrayLike, trials: ArrayLike, share: float) -> Floa
     x = np.atleast_1d(np.asarray(successes, dtype=np.float64))
     n = np.atleast_1d(np.asarray(trials, dtype=np.float64))
     out = np.ones_like(x)
-    less = x < n
+    less = n - x > _NOTHING
     out[less] = beta_cdf(np.full(int(less.sum()), 1 - share), n[less] - x[less], x[less] + 1)
     return out
 
 
 def _beta_quantile(probability: float, a: FloatArray, b: FloatArray) -> FloatArray:
+    """Newton's method on the distribution function, falling back to halving the bracket where a step leaves it."""
+    mean = a / (a + b)
+    spread = np.sqrt(mean * (1 - mean) / (a + b + 1))
     low, high = np.zeros_like(a), np.ones_like(a)
-    for _ in range(50):  # halving [0, 1] fifty times leaves 1e-15
-        middle = (low + high) / 2
-        below = beta_cdf(middle, a, b) < probability
-        low, high = np.where(below, middle, low), np.where(below, high, middle)
-    return (low + high) / 2
+    x = np.clip(mean + NormalDist().inv_cdf(probability) * spread, mean / 10, (9 + mean) / 10)
+    log_beta = _log_beta(a, b)
+    for _ in range(100):
+        gap = beta_cdf(x, a, b) - probability
+        low, high = np.where(gap < 0, x, low), np.where(gap < 0, high, x)
+        density = np.exp((a - 1) * np.log(x) + (b - 1) * np.log1p(-x) - log_beta)
+        ahead = x - gap / np.maximum(density, 1e-300)
+        ahead = np.where((ahead > low) & (ahead < high), ahead, (low + high) / 2)
+        ahead = np.clip(ahead, 1e-300, 1 - 2.0**-53)
+        settled = np.abs(ahead - x) <= 1e-12 * np.minimum(ahead, 1 - ahead) + 2.0**-53
+        x = ahead
+        if settled.all():
+            break
+    return x
+
+
+def _log_beta(a: FloatArray, b: FloatArray) -> FloatArray:
+    return np.array([math.lgamma(i) + math.lgamma(j) - math.lgamma(i + j) for i, j in zip(a, b, strict=True)])
 
 
 def beta_cdf(x: ArrayLike, a: ArrayLike, b: ArrayLike) -> FloatArray:
@@ -179,8 +196,7 @@ def beta_cdf(x: ArrayLike, a: ArrayLike, b: ArrayLike) -> FloatArray:
     inside = (y > 0) & (y < 1)
     out = np.where(y >= 1, 1.0, 0.0)
     y, p, q = y[inside], p[inside], q[inside]
-    log_beta = np.array([math.lgamma(i) + math.lgamma(j) - math.lgamma(i + j) for i, j in zip(p, q, strict=True)])
-    front = np.exp(p * np.log(y) + q * np.log1p(-y) - log_beta) / p
+    front = np.exp(p * np.log(y) + q * np.log1p(-y) - _log_beta(p, q)) / p
     out[inside] = np.clip(front * _beta_fraction(y, p, q), 0.0, 1.0)
     return np.where(mirrored, 1 - out, out)
 
@@ -188,6 +204,8 @@ def beta_cdf(x: ArrayLike, a: ArrayLike, b: ArrayLike) -> FloatArray:
 def _beta_fraction(x: FloatArray, a: FloatArray, b: FloatArray) -> FloatArray:
     """The continued fraction of I_x(a, b) without its leading factor, by the modified Lentz recurrence."""
     tiny = 1e-300
+    out = np.empty_like(x)
+    open_ = np.arange(len(x))  # elements that have not converged yet
     c = np.ones_like(x)
     d = 1 / (1 - (a + b) * x / (a + 1))
     total = d.copy()
@@ -197,13 +215,21 @@ def _beta_fraction(x: FloatArray, a: FloatArray, b: FloatArray) -> FloatArray:
             m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m)),
             -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1)),
         ):
-            d = 1 / np.where(np.abs(1 + step * d) < tiny, tiny, 1 + step * d)
-            c = np.where(np.abs(1 + step / c) < tiny, tiny, 1 + step / c)
-            change = c * d
-            total *= change
-        if np.all(np.abs(change - 1) < 1e-14):
-            break
-    return total
+            d = 1 + step * d
+            d = 1 / np.where(np.abs(d) < tiny, tiny, d)
+            c = 1 + step / c
+            c = np.where(np.abs(c) < tiny, tiny, c)
+            total *= c * d
+        if m % 8 == 0:
+            going = np.abs(c * d - 1) >= 1e-14
+            if not going.all():
+                out[open_[~going]] = total[~going]
+                open_ = open_[going]
+                x, a, b, c, d, total = (v[going] for v in (x, a, b, c, d, total))
+            if not len(open_):
+                break
+    out[open_] = total
+    return out
 
 
 @dataclass(frozen=True, slots=True)

@@ -260,6 +260,11 @@ def test_a_threshold_from_one_half_of_the_animals_serves_the_other_half() -> Non
     assert chosen.low <= best.value <= chosen.high
 
 
+def test_no_draws_give_no_interval() -> None:
+    found = choose_threshold(gallery(1), n=0)
+    assert found.basis == "measured" and math.isnan(found.low) and math.isnan(found.score_high)
+
+
 def test_animals_with_one_photo_give_unknown_cases_only() -> None:
     rng = np.random.default_rng(0)
     scores = rng.random((50, 50))
