@@ -78,6 +78,8 @@ def normal_name(name: str) -> str:
 
     ValueError when it is empty, longer than 200 characters, or holds control characters or undecodable bytes.
     """
+    if name.isascii() and name.isprintable() and 0 < len(name) <= 200 and name[0] != " " != name[-1]:
+        return name
     kept = unicodedata.normalize("NFC", name).strip()
     if not kept:
         raise ValueError("the name is empty")

@@ -15,15 +15,16 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, func, insert, inspect, make_url, select, update
-from sqlalchemy.dialects.postgresql import insert as postgresql_insert
-from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError, SQLAlchemyError
 
 from reid.catalogue.tables import Base, CatalogueState
 from reid.errors import CatalogueError, StoreBusy
+
+if TYPE_CHECKING:
+    from sqlalchemy.dialects import postgresql, sqlite
 
 WAIT_S = 30.0
 """How long a writer waits for another one, seconds."""
@@ -128,6 +129,19 @@ def reading(engine: Engine) -> Iterator[Connection]:
         yield connection
 
 
+def _insert(connection: Connection, model: type[Base]) -> sqlite.Insert | postgresql.Insert:
+    """An INSERT that knows ON CONFLICT; the dialects are imported here so that a query on SQLite does not pay for
+    PostgreSQL's.
+    """
+    if connection.dialect.name == "sqlite":
+        from sqlalchemy.dialects import sqlite
+
+        return sqlite.insert(model)
+    from sqlalchemy.dialects import postgresql
+
+    return postgresql.insert(model)
+
+
 class Writer:
     """A transaction that may change the catalogue. `revision` is the one it will leave behind if it changes anything.
 
@@ -163,8 +177,7 @@ class Writer:
         """Insert rows, or overwrite those whose primary key is there."""
         if not rows:
             return
-        make = sqlite_insert if self.connection.dialect.name == "sqlite" else postgresql_insert
-        statement = make(model)
+        statement = _insert(self.connection, model)
         keys = [column.name for column in inspect(model).primary_key]
         values = {name: statement.excluded[name] for name in rows[0] if name not in keys}
         self.connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=values), rows)

@@ -82,7 +82,7 @@ def add(writer: Writer, batch: Sequence[NewPhoto], by: Signature, fingerprint: s
     return [added[i] for i in range(len(batch))]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Mark:
     """An annotation of a photo in this round. `row` holds its columns if it is to be inserted, `wants` the name it is
     to get.
@@ -107,6 +107,7 @@ class _Known:
     id: int
     path: str
     state: str
+    file: tuple[int, int | None]
     encounter_key: str | None
     columns: dict[str, Any]
     marks: list[_Mark] = field(default_factory=list)
@@ -121,8 +122,9 @@ class _Round:
         self.fingerprint = fingerprint
         self.fresh_encounters: list[dict[str, Any]] = []
         self.photos: list[dict[str, Any]] = []
-        self.marks: list[_Mark] = []
+        self.marks: dict[int, _Mark] = {}
         self.superseded: list[tuple[int, int]] = []
+        self.mended: list[tuple[int, dict[str, Any]]] = []
         self.vectors: dict[int, NDArray[np.float32]] = {}
 
     def run(self, photos: Sequence[NewPhoto]) -> list[Added]:
@@ -198,7 +200,8 @@ class _Round:
                 files.put_copy(self.writer, known.id, path, facts.size_bytes, photo.mtime_ns, present=True)
             else:
                 status = "moved"
-        if status != "copy":
+        found = (path, "present", (facts.size_bytes, photo.mtime_ns))
+        if status != "copy" and found != (known.path, known.state, known.file):
             files.show_from(self.writer, known.id, path, facts.size_bytes, photo.mtime_ns)
             files.set_state(self.writer, known.id, "present")
         missing = {k: v for k, v in _mendable(photo).items() if v is not None and known.columns[k] is None}
@@ -208,9 +211,10 @@ class _Round:
                 missing["encounter_id"] = self._encounter(key)
             elif known.encounter_key != key:
                 conflicts.append(Conflict("encounter", None, known.encounter_key, key))
+        elif known.encounter_key is None and missing.keys() & {"taken_at", "latitude", "longitude"}:
+            missing["encounter_id"] = None  # it was grouped without knowing this
         if missing:
-            self.writer.touch()
-            self.writer.connection.execute(update(Photo).where(Photo.id == known.id).values(missing))
+            self.mended.append((known.id, missing))
         return self._annotate(photo, known.id, known.marks, status, conflicts)
 
     def _annotate(
@@ -238,8 +242,8 @@ class _Round:
                 self.vectors.setdefault(mark.id, new.vector)
             if new.identity is not None and self._name(mark, normal_name(new.identity), photo.where, conflicts):
                 named.append(mark.id)
-            if (made or mark.id in named) and mark not in self.marks:
-                self.marks.append(mark)
+            if made or mark.id in named:
+                self.marks[mark.id] = mark
             ids.append(mark.id)
             fresh.append(made)
         return Added(number, status, tuple(ids), tuple(fresh), tuple(named), tuple(conflicts))
@@ -297,10 +301,31 @@ class _Round:
         return False
 
     def _write(self) -> None:
+        """Insert in the order in which rows refer to each other, then mend those on record."""
         writer = self.writer
-        bearers = names.claim(writer, [mark.wants for mark in self.marks if mark.wants is not None])
+        rows, namings = self._named()
+        writer.insert(Encounter, self.fresh_encounters)
+        writer.insert(Photo, self.photos)
+        writer.insert(Annotation, rows)
+        for old, new in self.superseded:
+            values = {"superseded_by_id": new, "revision": writer.revision}
+            writer.connection.execute(update(Annotation).where(Annotation.id == old).values(values))
+        for number, facts in self.mended:
+            writer.connection.execute(update(Photo).where(Photo.id == number).values(facts))
+        if self.photos or rows or self.superseded or self.mended:
+            writer.touch(vectors=bool(self.superseded))
+        assign_many(writer, self.by, namings)
+        if self.fingerprint is not None:
+            store(writer, self.fingerprint, self.vectors, keep=True)
+
+    def _named(self) -> tuple[list[dict[str, Any]], list[Naming]]:
+        """The rows of fresh annotations with their owners, and whom annotations are named after; those on record are
+        given theirs.
+        """
+        writer = self.writer
+        bearers = names.claim(writer, [mark.wants for mark in self.marks.values() if mark.wants is not None])
         rows, namings = [], []
-        for mark in self.marks:
+        for mark in self.marks.values():
             owner = mark.owner if mark.wants is None else bearers[mark.wants]
             owned = {"given_id": owner and owner.id, "individual_id": owner and owner.root}
             if mark.row is not None:
@@ -312,17 +337,7 @@ class _Round:
                 if mark.inherits is not None:
                     evidence["inherits"] = mark.inherits
                 namings.append(Naming(mark.id, None, owner, evidence))
-        writer.insert(Encounter, self.fresh_encounters)
-        writer.insert(Photo, self.photos)
-        writer.insert(Annotation, rows)
-        for old, new in self.superseded:
-            values = {"superseded_by_id": new, "revision": writer.revision}
-            writer.connection.execute(update(Annotation).where(Annotation.id == old).values(values))
-        if self.photos or rows or self.superseded:
-            writer.touch(vectors=bool(self.superseded))
-        assign_many(writer, self.by, namings)
-        if self.fingerprint is not None:
-            store(writer, self.fingerprint, self.vectors, keep=True)
+        return rows, namings
 
 
 def _mendable(photo: NewPhoto) -> dict[str, Any]:
@@ -348,7 +363,9 @@ def _on_record(writer: Writer, hashes: Sequence[str]) -> dict[str, _Known]:
     known: dict[str, _Known] = {}
     for row in connection.execute(query).mappings():
         columns = {name: row[name] for name in ("phash", "taken_at", "latitude", "longitude", "camera")}
-        known[row["sha256"]] = _Known(row["id"], row["path"], row["state"], row["key"], columns)
+        known[row["sha256"]] = _Known(
+            row["id"], row["path"], row["state"], (row["size_bytes"], row["mtime_ns"]), row["key"], columns
+        )
     if not known:
         return known
     by_id = {photo.id: photo for photo in known.values()}

@@ -49,9 +49,7 @@ def gone(writer: Writer, paths: Collection[str], state: PhotoState) -> list[int]
     connection = writer.connection
     touched: list[int] = []
     for part in chunks(paths):
-        copies = update(PhotoCopy).where(PhotoCopy.path.in_(part), PhotoCopy.present).values(present=False)
-        if connection.execute(copies).rowcount:
-            writer.touch()
+        connection.execute(update(PhotoCopy).where(PhotoCopy.path.in_(part), PhotoCopy.present).values(present=False))
         query = select(Photo.id).where(Photo.path.in_(part), Photo.state.not_in((state, "changed")))
         for photo in connection.scalars(query.order_by(Photo.id)).all():
             if not _show_copy(writer, photo):
@@ -61,20 +59,28 @@ def gone(writer: Writer, paths: Collection[str], state: PhotoState) -> list[int]
 
 
 def back(writer: Writer, paths: Collection[str]) -> list[int]:
-    """The files at these paths are there again, with the bytes they had: the photos that were missing, in order of
-    id.
+    """The files at these paths are there again, with the bytes they had: the photos that were not shown until now.
+
+    Where several photos were at a path, it is the one that has it as its own; a path that another photo is shown from
+    is left alone.
     """
     connection = writer.connection
     touched: list[int] = []
     for part in chunks(paths):
-        copies = update(PhotoCopy).where(PhotoCopy.path.in_(part), ~PhotoCopy.present).values(present=True)
-        if connection.execute(copies).rowcount:
-            writer.touch()
-        query = select(Photo.id).where(Photo.path.in_(part), Photo.state == "missing").order_by(Photo.id)
-        for photo in connection.scalars(query).all():
-            set_state(writer, photo, "present")
-            touched.append(photo)
-    return touched
+        own = select(Photo.path, Photo.id, Photo.state).where(Photo.path.in_(part), Photo.state != "changed")
+        held = connection.execute(own.order_by(Photo.id)).all()
+        for row in held:
+            if row.state == "missing":
+                set_state(writer, row.id, "present")
+                touched.append(row.id)
+        free = set(part) - {row.path for row in held}
+        copies = select(PhotoCopy.path, PhotoCopy.photo_id, Photo.state).join(Photo, Photo.id == PhotoCopy.photo_id)
+        copies = copies.where(PhotoCopy.path.in_(free), ~PhotoCopy.present).order_by(PhotoCopy.path)
+        for copy in connection.execute(copies).all():
+            connection.execute(update(PhotoCopy).where(PhotoCopy.path == copy.path).values(present=True))
+            if copy.state != "present" and _show_copy(writer, copy.photo_id):
+                touched.append(copy.photo_id)
+    return sorted(set(touched))
 
 
 def replaced(writer: Writer, contents: Mapping[str, str]) -> list[int]:

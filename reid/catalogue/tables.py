@@ -32,6 +32,7 @@ from sqlalchemy import (
     String,
     Text,
     TypeDecorator,
+    event,
     text,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -69,8 +70,22 @@ class Base(DeclarativeBase):
 
 
 def _partial(name: str, column: str, where: str, *, unique: bool = False) -> Index:
-    """An index over few rows, which costs the others nothing."""
-    return Index(name, column, unique=unique, sqlite_where=text(where), postgresql_where=text(where))
+    """An index over few rows, which costs the others nothing. Naming a dialect here would import it on the way of
+    every query.
+    """
+    return Index(name, column, unique=unique, info={"where": where})
+
+
+def spell_out_partial_indexes(metadata: MetaData, *_: object, **__: object) -> None:
+    """Tell each dialect the condition of the partial indexes; done before tables are made from this metadata."""
+    for table in metadata.tables.values():
+        for index in table.indexes:
+            if "where" in index.info:
+                for dialect in ("sqlite", "postgresql"):
+                    index.dialect_kwargs[f"{dialect}_where"] = text(index.info["where"])
+
+
+event.listen(Base.metadata, "before_create", spell_out_partial_indexes)
 
 
 class CatalogueState(Base):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from alembic import context
 
-from reid.catalogue.tables import Base
+from reid.catalogue.tables import Base, spell_out_partial_indexes
 
+spell_out_partial_indexes(Base.metadata)
 context.configure(
     connection=context.config.attributes["connection"],
     target_metadata=Base.metadata,
