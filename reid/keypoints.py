@@ -158,6 +158,7 @@ def describe(
         contrastThreshold=settings.contrast_threshold,
         edgeThreshold=settings.edge_threshold,
         sigma=settings.sigma,
+        enable_precise_upscale=True,  # without it every place is off by a quarter of a pixel
     )
     if settings.upright:
         points = sift.detect(grey, small_mask)

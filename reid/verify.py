@@ -25,14 +25,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reid.errors import InputError
+from reid.geometry import (
+    MIN_MATCHES,
+    Matrix,
+    Model,
+    area,
+    convex,
+    fit_least_squares,
+    hull_area,
+    linear_part,
+    linear_part_in_middle,
+    project,
+    transfer_errors,
+    wrapped,
+)
 from reid.keypoints import THUMBNAIL, LocalFeatures
+from reid.matching import MATCHERS, Floats, Ints, Matches, extended
 
-Model = Literal["homography", "affine", "similarity"]
 Status = Literal["verified", "no_keypoints", "too_few_matches", "no_model", "degenerate"]
-Floats = NDArray[np.float32]
-Ints = NDArray[np.int32]
-Matrix = NDArray[np.float64]
-
 FEATURE_NAMES = (
     *(f"h{row}{column}" for row in (1, 2, 3) for column in (1, 2, 3) if (row, column) != (3, 3)),
     "matches",
@@ -59,10 +69,6 @@ FEATURE_NAMES = (
     "log_keypoints",
 )
 """Entries of `Verification.features`, in order; NaN where there is no model."""
-
-MIN_MATCHES = {"homography": 4, "affine": 3, "similarity": 2}
-"""Matches that determine a model; one more is asked for, since a model that explains only what made it proves
-nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,19 +110,6 @@ class VerifyConfig:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Matches:
-    """`query (M,)` and `candidate (M,) int32` rows that look alike; `weight (M,) float32` ≥ 0, how much each one
-    says."""
-
-    query: Ints
-    candidate: Ints
-    weight: Floats
-
-    def __len__(self) -> int:
-        return len(self.query)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
 class Verification:
     """What geometry says of one pair.
 
@@ -147,9 +140,9 @@ def verify_many(
     """`verify` of one query against each candidate, the query prepared once."""
     settings = config or VerifyConfig()
     matcher = MATCHERS[settings.matcher]
-    left = _extended(query.descriptors, query_side=True)
+    left = extended(query.descriptors, query_side=True)
     return [
-        verify_matches(query, candidate, matcher(left, _extended(candidate.descriptors), settings.ratio), settings)
+        verify_matches(query, candidate, matcher(left, extended(candidate.descriptors), settings.ratio), settings)
         for candidate in candidates
     ]
 
@@ -184,104 +177,6 @@ def verify_matches(
     )
 
 
-# --- matching
-
-
-def ratio_matches(query: Floats, candidate: Floats, ratio: float) -> Matches:
-    """Nearest neighbours that are nearer than `ratio` times the second; `query (N, 129)`, `candidate (M, 129)` as
-    `_extended` makes them."""
-    if not len(query) or len(candidate) < 2:
-        return _no_matches()
-    nearest, ratios, _ = _two_nearest(query, candidate)
-    rows = np.flatnonzero(ratios < ratio) if ratio < 1 else np.arange(len(query))
-    return Matches(rows.astype(np.int32), nearest[rows].astype(np.int32), (1 - ratios[rows]).astype(np.float32))
-
-
-def mutual_matches(query: Floats, candidate: Floats, ratio: float) -> Matches:
-    """As `ratio_matches`, and the query is also the nearest of its match: the transposed check of systems of 2019."""
-    if not len(query) or len(candidate) < 2:
-        return _no_matches()
-    nearest, ratios, back = _two_nearest(query, candidate, transposed=True)
-    kept = (ratios < ratio) | (ratio >= 1)
-    rows = np.flatnonzero(kept & (back[nearest] == np.arange(len(query))))
-    return Matches(rows.astype(np.int32), nearest[rows].astype(np.int32), (1 - ratios[rows]).astype(np.float32))
-
-
-MATCHERS: dict[str, Callable[[Floats, Floats, float], Matches]] = {
-    "ratio": ratio_matches,
-    "mutual": mutual_matches,
-}
-
-
-def _extended(descriptors: NDArray[np.uint8], query_side: bool = False) -> Floats:
-    """`(N, 128) uint8 → (N, 129) float32` such that a row of the query side times a row of the other is a·b − ‖b‖²/2.
-
-    The nearest neighbour is then the largest product, and one matrix product finds it. All entries are integers or
-    halves below 2²⁴, so the products are exact.
-    """
-    out = np.empty((len(descriptors), descriptors.shape[1] + 1), np.float32)
-    out[:, :-1] = descriptors
-    out[:, -1] = -1.0 if query_side else 0.5 * np.einsum("nd,nd->n", out[:, :-1], out[:, :-1])
-    return out
-
-
-def _two_nearest(
-    query: Floats, candidate: Floats, transposed: bool = False
-) -> tuple[NDArray[np.intp], Floats, NDArray[np.intp]]:
-    """For each query row its nearest candidate, the ratio of nearest to second distance, and (if asked) each
-    candidate's nearest query row."""
-    product = query @ candidate.T
-    back = np.empty(0, np.intp)
-    squares = np.einsum("nd,nd->n", query[:, :-1], query[:, :-1])
-    if transposed:
-        back = np.argmax(product - 0.5 * squares[:, None], axis=0)
-    rows = np.arange(len(query))
-    nearest = np.argmax(product, axis=1)
-    best = product[rows, nearest]
-    product[rows, nearest] = -np.inf
-    second = product.max(axis=1)
-    near, far = (np.sqrt(np.maximum(squares - 2 * value, 0.0)) for value in (best, second))
-    return nearest, (near / np.maximum(far, 1e-6)).astype(np.float32), back
-
-
-def _no_matches() -> Matches:
-    none = np.zeros(0, np.int32)
-    return Matches(none, none, np.zeros(0, np.float32))
-
-
-# --- fitting
-
-
-def fit_least_squares(model: Model, source: Floats, target: Floats) -> Matrix | None:
-    """The `model` that maps `source (M, 2)` to `target (M, 2)` with least squared error; None where the points do not
-    determine it."""
-    if len(source) < MIN_MATCHES[model]:
-        return None
-    if model == "homography":
-        if len(source) == MIN_MATCHES[model] and _collinear(source):
-            return None
-        H, _ = cv2.findHomography(source.astype(np.float64), target.astype(np.float64), 0)
-        return None if H is None else np.asarray(H, np.float64)
-    a, b = source.astype(np.float64), target.astype(np.float64)
-    a_mean, b_mean = a.mean(axis=0), b.mean(axis=0)
-    a, b = a - a_mean, b - b_mean
-    if model == "affine":
-        if _collinear(source):
-            return None
-        linear = np.linalg.lstsq(a, b, rcond=None)[0].T
-    else:
-        total = float((a * a).sum())
-        if total < 1e-9:
-            return None
-        cosine = float((a * b).sum()) / total
-        sine = float((a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]).sum()) / total
-        linear = np.array([[cosine, -sine], [sine, cosine]])
-    H = np.eye(3)
-    H[:2, :2] = linear
-    H[:2, 2] = b_mean - linear @ a_mean
-    return H
-
-
 def from_frames(
     query: LocalFeatures, candidate: LocalFeatures, matches: Matches, config: VerifyConfig
 ) -> Matrix | None:
@@ -296,7 +191,7 @@ def from_frames(
     scale = candidate.scale[c].astype(np.float64) / np.maximum(query.scale[q], 1e-6)
     turn = np.deg2rad(candidate.angle[c].astype(np.float64) - query.angle[q])
     allowed = (np.abs(np.log(np.maximum(scale, 1e-9))) <= np.log(config.max_scale)) & (
-        np.abs(_wrapped(turn)) <= np.deg2rad(config.max_rotation) + 1e-9
+        np.abs(wrapped(turn)) <= np.deg2rad(config.max_rotation) + 1e-9
     )
     if not allowed.any():
         return None
@@ -306,7 +201,7 @@ def from_frames(
     limit = config.threshold * _long_side(candidate)
     near = np.abs(spin[:, None] * z[None] + shift[:, None] - w[None]) <= limit
     near &= np.abs(np.log(scale[:, None] / scale[None])) <= np.log(2.0)
-    near &= np.abs(_wrapped(turn[:, None] - turn[None])) <= np.pi / 4
+    near &= np.abs(wrapped(turn[:, None] - turn[None])) <= np.pi / 4
     support = np.where(allowed, near @ matches.weight[strongest].astype(np.float64), -1.0)
     for seed in np.argsort(-support, kind="stable")[:5]:
         H = _refined(config, limit, source, target, np.flatnonzero(near[seed]))
@@ -393,23 +288,6 @@ def _robust(config: VerifyConfig, method: int, source: Floats, target: Floats, l
     return None if A is None else np.vstack([np.asarray(A, np.float64), [0.0, 0.0, 1.0]])
 
 
-# --- describing
-
-
-def project(H: Matrix, xy: NDArray[np.floating]) -> Matrix:
-    """`xy (N, 2)` through `H`; a point that goes to infinity comes out as infinity."""
-    homogeneous = xy @ H[:, :2].T + H[:, 2]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        out = homogeneous[:, :2] / homogeneous[:, 2:]
-    return np.asarray(np.nan_to_num(out, nan=np.inf), np.float64)
-
-
-def transfer_errors(H: Matrix, source: NDArray[np.floating], target: NDArray[np.floating]) -> Matrix:
-    """Distance `(N,)`, in pixels, of each projected source point from its target; infinite behind the horizon."""
-    off = project(H, source) - target
-    return np.asarray(np.sqrt(np.einsum("nd,nd->n", off, off)), np.float64)
-
-
 def pair_features(
     query: LocalFeatures,
     candidate: LocalFeatures,
@@ -422,12 +300,12 @@ def pair_features(
     N = normalised(H, query, candidate)
     source = query.xy[matches.query[inside]] / [query.width, query.height]
     target = candidate.xy[matches.candidate[inside]] / [candidate.width, candidate.height]
-    linear = _linear_part(N)
+    linear = linear_part(N)
     singular = np.linalg.svd(linear, compute_uv=False)
     quad = project(N, np.array([[0, 0], [1, 0], [1, 1], [0, 1]], np.float64))
     overlap, zncc = _laid_over(N, query, candidate)
     rotation = np.arctan2(H[1, 0] - H[0, 1], H[0, 0] + H[1, 1])
-    scale = np.sqrt(max(abs(float(np.linalg.det(_linear_part_at(H, query)))), 1e-12))
+    scale = np.sqrt(max(abs(float(np.linalg.det(linear_part_in_middle(H, query.width, query.height)))), 1e-12))
     sizes = candidate.scale[matches.candidate[inside]] / np.maximum(query.scale[matches.query[inside]], 1e-6)
     turns = np.deg2rad(candidate.angle[matches.candidate[inside]] - query.angle[matches.query[inside]])
     values = [
@@ -444,14 +322,14 @@ def pair_features(
         float(singular[0] / max(singular[1], 1e-9)),
         abs(N[2, 0]),
         abs(N[2, 1]),
-        float(_convex(quad)),
-        _area(quad),
-        _hull_area(source),
-        _hull_area(target),
+        float(convex(quad)),
+        area(quad),
+        hull_area(source),
+        hull_area(target),
         overlap,
         zncc,
         float(np.mean(np.abs(np.log(np.maximum(sizes, 1e-9) / scale)) < np.log(1.5))),
-        float(np.mean(np.abs(_wrapped(turns - rotation)) < np.deg2rad(20))),
+        float(np.mean(np.abs(wrapped(turns - rotation)) < np.deg2rad(20))),
         abs(float(rotation)),
         float(np.log(min(len(query), len(candidate)))),
     ]
@@ -490,8 +368,8 @@ def _plausible(H: Matrix, query: LocalFeatures, config: VerifyConfig) -> bool:
     the limits."""
     corners = np.array([[0, 0], [query.width, 0], [query.width, query.height], [0, query.height]], np.float64)
     quad = project(H, corners)
-    linear = _linear_part_at(H, query)
-    if not (np.isfinite(quad).all() and np.isfinite(linear).all() and _convex(quad) and np.linalg.det(linear) > 0):
+    linear = linear_part_in_middle(H, query.width, query.height)
+    if not (np.isfinite(quad).all() and np.isfinite(linear).all() and convex(quad) and np.linalg.det(linear) > 0):
         return False
     large, small = np.linalg.svd(linear, compute_uv=False)
     scale = np.sqrt(large * small)
@@ -501,41 +379,6 @@ def _plausible(H: Matrix, query: LocalFeatures, config: VerifyConfig) -> bool:
         and large <= config.max_stretch * small
         and abs(rotation) <= config.max_rotation + 1e-6
     )
-
-
-def _linear_part_at(H: Matrix, query: LocalFeatures) -> Matrix:
-    """Jacobian of the map at the middle of the query crop, in pixels."""
-    x, y = query.width / 2, query.height / 2
-    return _linear_part(H @ np.array([[1, 0, x], [0, 1, y], [0, 0, 1.0]]), at=(0.0, 0.0))
-
-
-def _linear_part(H: Matrix, at: tuple[float, float] = (0.5, 0.5)) -> Matrix:
-    """Jacobian `(2, 2)` of a projective map at a point."""
-    u, v, w = H @ np.array([*at, 1.0])
-    if abs(w) < 1e-12:
-        return np.full((2, 2), np.inf)
-    return np.asarray((H[:2, :2] - np.outer([u / w, v / w], H[2, :2])) / w, np.float64)
-
-
-def _convex(quad: Matrix) -> bool:
-    """All corners turn the same way as on the screen: not folded and not mirrored."""
-    if not np.isfinite(quad).all():
-        return False
-    edges = np.roll(quad, -1, axis=0) - quad
-    after = np.roll(edges, -1, axis=0)
-    return bool((edges[:, 0] * after[:, 1] - edges[:, 1] * after[:, 0] > 0).all())
-
-
-def _area(polygon: Matrix) -> float:
-    """Absolute area of a polygon `(N, 2)`."""
-    if not np.isfinite(polygon).all():
-        return 1e6
-    x, y = polygon[:, 0], polygon[:, 1]
-    return float(abs(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) / 2)
-
-
-def _hull_area(points: NDArray[np.floating]) -> float:
-    return float(cv2.contourArea(cv2.convexHull(points.astype(np.float32)))) if len(points) > 2 else 0.0
 
 
 def _laid_over(N: Matrix, query: LocalFeatures, candidate: LocalFeatures) -> tuple[float, float]:
@@ -549,25 +392,14 @@ def _laid_over(N: Matrix, query: LocalFeatures, candidate: LocalFeatures) -> tup
     warped = cv2.warpPerspective(query.thumbnail, M, size, flags=cv2.INTER_LINEAR).astype(np.float32)
     inside = cv2.warpPerspective(np.full_like(query.thumbnail, 255), M, size, flags=cv2.INTER_NEAREST) > 0
     share = float(inside.mean())
-    area = _area(project(N, np.array([[0, 0], [1, 0], [1, 1], [0, 1]], np.float64)))
-    overlap = share / max(area + 1 - share, 1e-9)
+    covered = area(project(N, np.array([[0, 0], [1, 0], [1, 1], [0, 1]], np.float64)))
+    overlap = share / max(covered + 1 - share, 1e-9)
     if share < 0.05:
         return overlap, 0.0
     a, b = warped[inside], candidate.thumbnail[inside].astype(np.float32)
     a, b = a - a.mean(), b - b.mean()
     norm = float(np.sqrt((a * a).sum() * (b * b).sum()))
     return overlap, float((a * b).sum()) / norm if norm > 1e-6 else 0.0
-
-
-def _collinear(points: NDArray[np.floating]) -> bool:
-    """Whether the points lie on a line, to within a thousandth of their extent."""
-    singular = np.linalg.svd(points - points.mean(axis=0), compute_uv=False)
-    return bool(singular[1] <= 1e-3 * max(float(singular[0]), 1e-9))
-
-
-def _wrapped(radians: Matrix) -> Matrix:
-    """Angles in [−π, π)."""
-    return np.asarray(np.mod(radians + np.pi, 2 * np.pi) - np.pi, np.float64)
 
 
 def _long_side(features: LocalFeatures) -> float:

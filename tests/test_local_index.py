@@ -125,7 +125,9 @@ def test_removal_replacement_and_compaction(tmp_path):
     assert index.search(near(new), probes=10_000).photos[0] == "p0-002"
     before = index.search(near(old), probes=10_000)
     fresh = filled(tmp_path / "fresh", dict(sorted(gallery.items()))).search(near(old), probes=10_000)
-    assert dict(zip(before.photos, before.votes, strict=True)) == pytest.approx(dict(zip(fresh.photos, fresh.votes, strict=True)))
+    assert dict(zip(before.photos, before.votes, strict=True)) == pytest.approx(
+        dict(zip(fresh.photos, fresh.votes, strict=True))
+    )
     index.compact()
     assert index.search(near(old), probes=10_000).votes == pytest.approx(before.votes)
     manifest = local_files.read_manifest(tmp_path)
@@ -169,7 +171,13 @@ def test_search_many_equals_one_by_one(tmp_path):
 def test_what_cannot_be_stored_or_asked_is_refused(tmp_path):
     index = filled(tmp_path, photos(3))
     good = np.zeros((2, 128), np.uint8)
-    for ids, arrays in [(["a"], []), ([""], [good]), (["a", "a"], [good, good]), (["a"], [good.astype(np.float32)]), (["a"], [good[:, :64]])]:
+    for ids, arrays in [
+        (["a"], []),
+        ([""], [good]),
+        (["a", "a"], [good, good]),
+        (["a"], [good.astype(np.float32)]),
+        (["a"], [good[:, :64]]),
+    ]:
         with pytest.raises(GalleryError):
             index.add(ids, arrays)
     with pytest.raises(GalleryError):
