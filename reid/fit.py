@@ -1,0 +1,217 @@
+"""What a store learns from its own photos without training: the whitening of its vectors, and where a new animal begins.
+
+Both are measured on the user's gallery. For the threshold some photos play queries: they are left out of the whitening and of the gallery, as a real
+query is, together with their encounter and their near-duplicates (`reid.decide` says how known and unknown cases come of that). Renewed when
+the gallery has grown by half, so the cost stays a constant share of enrolling.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reid import calibrate, decide, duplicates, whiten
+from reid.calibrate import Calibration
+from reid.catalogue import Catalogue, Labels
+from reid.decide import LeftOut, Neighbours, NewThreshold
+from reid.embed import unit_rows
+from reid.store import CALIBRATION, Store
+
+GROWTH = 1.5  # times the photos of the last fit, at which a new one is due
+LEAST_GROWTH = 50  # photos that must have been added all the same
+MOST_QUERIES = 1000
+MOST_GALLERY = 30_000  # photos held in memory for the measurement; a random sample of a larger gallery
+
+IntArray = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """What the last fit found. `threshold` is the score at which the new-individual label stands; `gallery` the fingerprint it holds for."""
+
+    gallery: str
+    photos: int
+    threshold: float
+    basis: str
+    reason: str
+    curve: Calibration | None
+    report: dict[str, Any]
+    made: str
+
+
+def read(store: Store, gallery_fingerprint: str) -> Fit | None:
+    """The fit of this gallery, or None where there is none (or one of another model)."""
+    raw = store.read_json(CALIBRATION)
+    if raw is None or raw.get("gallery") != gallery_fingerprint:
+        return None
+    try:
+        curve = Calibration.from_dict(raw["curve"]) if raw["curve"] else None
+        return Fit(**(raw | {"curve": curve}))
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def is_due(store: Store) -> bool:
+    """Whether the gallery has outgrown its last fit, or never had one."""
+    gallery = store.gallery()
+    last = read(store, gallery.fingerprint)
+    if last is None:
+        return len(gallery) > 0
+    return len(gallery) >= max(GROWTH * last.photos, last.photos + LEAST_GROWTH)
+
+
+def fit(store: Store) -> Fit:
+    """Whiten, build the gallery anew if that changed, measure the threshold, and write both down."""
+    labels, vectors = gathered(store.catalogue, store.fingerprint)
+    gallery = store.rebuild(whiten.fit(vectors))
+    cases = left_out(store, labels, vectors)
+    settings = store.config.decision
+    default = store.embedder.card.extra.get("threshold", decide.DEFAULT_THRESHOLD)
+    found = decide.choose_threshold(cases, new_share=settings.share_new, default=default)
+    result = Fit(
+        gallery=gallery.fingerprint,
+        photos=len(gallery),
+        threshold=found.value,
+        basis=found.basis,
+        reason=found.reason,
+        curve=_curve(cases, found),
+        report={k: v for k, v in asdict(found).items() if not (isinstance(v, float) and math.isnan(v))},
+        made=datetime.now().isoformat(timespec="seconds"),
+    )
+    store.write_json(CALIBRATION, asdict(result) | {"curve": result.curve.to_dict() if result.curve else None})
+    return result
+
+
+def gathered(catalogue: Catalogue, fingerprint: str, *, most: int = MOST_GALLERY, seed: int = 0) -> tuple[Labels, NDArray[np.float32]]:
+    """Labels and raw unit vectors `(N, D) float32` of the annotations in service that have one; a random sample of `most` where there are more."""
+    labels = catalogue.labels()
+    share = min(1.0, most / max(1, len(labels.annotations)))
+    rng = np.random.default_rng(seed)
+    ids, parts = [], []
+    for chunk in catalogue.embeddings(fingerprint):
+        keep = np.isin(chunk.annotations, labels.annotations) & (rng.random(len(chunk.annotations)) < share)
+        ids.append(chunk.annotations[keep])
+        parts.append(chunk.vectors[keep])
+    if not ids:
+        nothing = np.empty(0, np.int64)
+        return Labels(nothing, nothing, nothing, nothing), np.empty((0, 1), np.float32)
+    kept = np.concatenate(ids)
+    at = np.searchsorted(labels.annotations, kept)
+    some = Labels(kept, labels.individuals[at], labels.encounters[at], labels.photos[at], labels.names)
+    return some, unit_rows(np.concatenate(parts))
+
+
+def left_out(store: Store, labels: Labels, vectors: NDArray[np.float32]) -> LeftOut:
+    """Photos of the gallery answered as if they were queries: unseen by the whitening, apart from their encounter and near-duplicates."""
+    groups = sightings_of(store.catalogue, labels)
+    queries = chosen_queries(labels.individuals, groups)
+    rest = np.setdiff1d(np.arange(len(groups)), queries)
+    whitening = whiten.fit(vectors[rest])
+    rows = vectors if whitening is None else whitening.apply(vectors)
+    k = min(len(rest), store.config.gallery.neighbours + int(np.bincount(groups).max(initial=1)))
+    near = np.full((len(queries), max(k, 1)), -1, np.int64)
+    scores = np.zeros((len(queries), max(k, 1)))
+    for at in range(0, len(queries), 256):
+        part = queries[at : at + 256]
+        matrix = _sided(store, labels, rows[part] @ rows[rest].T, part, rest)
+        if k:
+            found = decide.nearest(matrix, k)
+            near[at : at + 256], scores[at : at + 256] = rest[found.rows], found.scores
+    near[np.isneginf(scores)] = -1
+    scores[near < 0] = 0.0
+    return decide.leave_one_out(queries, Neighbours(near, scores), labels.individuals, groups, store.config.decision.aggregate)
+
+
+def _sided(store: Store, labels: Labels, scores: NDArray[np.float32], queries: IntArray, gallery: IntArray) -> NDArray[np.float32]:
+    """Scores with opposite flanks struck out, as a query does."""
+    infos = store.catalogue.annotations(labels.annotations[queries].tolist())
+    sides = [infos[int(a)].side for a in labels.annotations[queries]]
+    for side, opposite in (("left", "right"), ("right", "left")):
+        mine = [i for i, s in enumerate(sides) if s == side]
+        if mine:
+            other = np.isin(labels.annotations[gallery], store.catalogue.annotations_of(sides=[opposite]))  # type: ignore[list-item]
+            scores[np.ix_(mine, np.flatnonzero(other))] = -np.inf
+    return scores
+
+
+def sightings_of(catalogue: Catalogue, labels: Labels) -> IntArray:
+    """A code for each annotation, `(N,)`: annotations of one encounter, or of near-duplicate photos, share it."""
+    photo_ids, hashes = catalogue.phashes()
+    pairs = duplicates.near_duplicates(*_distinct(hashes))
+    first = {int(h): i for i, h in reversed(list(enumerate(hashes.tolist())))}
+    parent = np.arange(len(photo_ids))
+    edges = [(first[int(h)], i) for i, h in enumerate(hashes.tolist())]
+    unique = np.unique(hashes)
+    edges += [(first[int(unique[a])], first[int(unique[b])]) for a, b in zip(pairs.first.tolist(), pairs.second.tolist(), strict=True)]
+    for a, b in edges:
+        parent[_root(parent, b)] = _root(parent, a)
+    lookup = {int(p): int(_root(parent, i)) for i, p in enumerate(photo_ids.tolist())}
+    by_photo = np.array([lookup.get(int(p), -int(p) - 2) for p in labels.photos], np.int64)
+    return _joined(by_photo, labels.encounters)
+
+
+def _distinct(hashes: NDArray[np.uint64]) -> tuple[NDArray[np.uint64]]:
+    """Each hash once: equal ones would pair with one another in their square."""
+    return (np.unique(hashes),)
+
+
+def _joined(photos: IntArray, encounters: IntArray) -> IntArray:
+    """Connected components of annotations that share a duplicate group or an encounter."""
+    parent = np.arange(len(photos))
+    for codes in (photos, encounters):
+        seen: dict[int, int] = {}
+        for i, code in enumerate(codes.tolist()):
+            if code == -1:
+                continue
+            if code in seen:
+                parent[_root(parent, i)] = _root(parent, seen[code])
+            else:
+                seen[code] = i
+    roots = np.array([_root(parent, i) for i in range(len(parent))], np.int64)
+    return np.unique(roots, return_inverse=True)[1].astype(np.int64)
+
+
+def _root(parent: IntArray, i: int) -> int:
+    while parent[i] != i:
+        parent[i] = parent[parent[i]]
+        i = int(parent[i])
+    return i
+
+
+def chosen_queries(individuals: IntArray, groups: IntArray, *, most: int = MOST_QUERIES, seed: int = 0) -> IntArray:
+    """Rows that play queries: one photo of each of a random choice of animals, at most a quarter of the gallery.
+
+    Animals with a second sighting come first (they give known cases), the others fill up to as many again.
+    """
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(np.flatnonzero(individuals >= 0))
+    _, first = np.unique(individuals[order], return_index=True)
+    one_each = order[np.sort(first)]
+    sightings = {int(i): set() for i in individuals[one_each]}
+    for individual, group in zip(individuals.tolist(), groups.tolist(), strict=True):
+        if individual >= 0:
+            sightings[individual].add(group)
+    often = np.array([len(sightings[int(i)]) > 1 for i in individuals[one_each]], bool)
+    limit = min(most, len(individuals) // 4)
+    known = one_each[often][:limit]
+    rest = one_each[~often][: min(limit - len(known), max(len(known), decide.MIN_CASES))]
+    return np.sort(np.concatenate([known, rest])).astype(np.int64)
+
+
+def _curve(cases: LeftOut, found: NewThreshold) -> Calibration | None:
+    """Score → probability that the animal ranked first is right, known and new cases weighted to their expected shares."""
+    known, unknown = np.flatnonzero(cases.known_case), np.flatnonzero(cases.unknown_case)
+    if found.basis != "measured":
+        return None
+    scores = np.concatenate([cases.known_best[known], cases.other_scores[unknown, 0]])
+    right = np.concatenate([cases.known_right[known], np.zeros(len(unknown), bool)])
+    weights = np.concatenate(
+        [np.full(len(known), (1 - found.new_share) / len(known)), np.full(len(unknown), found.new_share / len(unknown))]
+    ) * len(scores)
+    usable = np.isfinite(scores)
+    return calibrate.fit_platt(scores[usable], right[usable], weights[usable])

@@ -1,0 +1,245 @@
+"""A store: one directory holding settings, catalogue, models and index, opened as one thing.
+
+    <store>/reid.toml  catalogue.sqlite  models/  index/  photos/ (only where copies are kept)  calibration.json
+
+The catalogue is the truth; the index is derived from it. `sync` brings the index up to the catalogue's revision and costs what changed, so a
+killed enrolment is mended by whoever comes next. Knows where things live; decides nothing about animals.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reid import config, models, whiten
+from reid.catalogue import Catalogue, sqlite_url
+from reid.config import Config
+from reid.embed import EMBEDDERS, Embedder, OpenVinoEmbedder, unit_rows
+from reid.errors import GalleryError, IndexStale, SnapshotCorrupt, StoreError, StoreNotFound
+from reid.index import Gallery, write_snapshot
+from reid.whiten import Whitening
+
+SETTINGS = "reid.toml"
+CALIBRATION = "calibration.json"
+
+
+class Store:
+    """See the module. Usable in a `with` statement; parts open when first asked for."""
+
+    def __init__(self, root: Path, settings: Config) -> None:
+        """Not for callers: `create` and `open` know how."""
+        self.root = root
+        self.config = settings
+        self._whitening: Whitening | None = None
+
+    @classmethod
+    def create(cls, root: Path, *, species: str = "", new_label: str = "new_whale", model: str = "") -> Store:
+        """Make a store in `root`, which may hold other things but no store.
+
+        Raises:
+            StoreError: there is a store already, or the directory cannot be written.
+            ConfigError: a setting that cannot be.
+        """
+        if (root / SETTINGS).exists():
+            raise StoreError("there is a store here already", source=str(root), next_step="use it, or name another directory")
+        text = config.TEMPLATE.format(species=species, new_label=new_label)
+        if model:
+            text = text.replace('model = "auto"', f'model = "{model}"')
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            settings = config.parse(text, str(root / SETTINGS))
+            Catalogue.open(sqlite_url(root / "catalogue.sqlite"), create=True).close()
+            write_atomically(root / SETTINGS, text)
+        except OSError as error:
+            raise StoreError(f"cannot be written ({error.strerror})", source=str(root), next_step="name another directory") from error
+        return cls(root, settings)
+
+    @classmethod
+    def open(cls, root: Path) -> Store:
+        """The store in `root`.
+
+        Raises:
+            StoreNotFound: there is none.
+            ConfigError: its settings are wrong.
+        """
+        if not (root / SETTINGS).is_file():
+            raise StoreNotFound("no store there", source=str(root), next_step=f"reid --store {root} init")
+        return cls(root, config.load(root / SETTINGS))
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the catalogue's connections."""
+        if "catalogue" in self.__dict__:
+            self.catalogue.close()
+
+    @cached_property
+    def catalogue(self) -> Catalogue:
+        """The catalogue; made where its database is still empty."""
+        url = self.config.catalogue.url
+        return Catalogue.open(url, create=True) if url else Catalogue.open(sqlite_url(self.root / "catalogue.sqlite"))
+
+    def settle_model(self, name: str) -> None:
+        """Write into `reid.toml` which model `auto` means for this store; a model that was named stays."""
+        if self.config.embedder.model != "auto":
+            return
+        path = self.root / SETTINGS
+        text = path.read_text(encoding="utf-8")
+        settled = text.replace('model = "auto"', f'model = "{name}"', 1)
+        if settled == text:  # the key was left out: `auto` is its default
+            settled = f'{text.rstrip()}\n\n[embedder]\nmodel = "{name}"\n'
+        self.config = config.parse(settled, str(path))
+        write_atomically(path, settled)
+        self.__dict__.pop("embedder", None)
+
+    @property
+    def models_folder(self) -> Path:
+        """Where this store's models are."""
+        return self.root / "models"
+
+    @cached_property
+    def embedder(self) -> Embedder:
+        """The model that `reid.toml` names, on the device that it names; the default model is exported at first use."""
+        name = self.config.embedder.model
+        folder = models.ensure(self.models_folder, models.DEFAULT if name == "auto" else name)
+        if self.config.embedder.device == "cpu":
+            return OpenVinoEmbedder(folder, threads=self.config.embedder.threads)
+        return EMBEDDERS[self.config.embedder.device](folder)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the raw vectors that this store makes now: the model's, and whether mirrored crops are averaged in."""
+        own = self.embedder.card.fingerprint
+        return f"{own}+mirror" if self.config.embedder.mirror else own
+
+    @property
+    def index_folder(self) -> Path:
+        """Where the gallery is."""
+        return self.root / "index"
+
+    def gallery(self) -> Gallery:
+        """The gallery of this store's model, made if there is none, and brought up to the catalogue.
+
+        Raises:
+            IndexStale: the gallery is of another model.
+            SnapshotCorrupt: files of it are missing or cut.
+        """
+        if not (self.index_folder / "MANIFEST.json").exists():
+            self._new_gallery()
+        gallery = Gallery.open(self.index_folder)
+        if gallery.fingerprint.partition("/")[0] != self.fingerprint:
+            raise IndexStale(
+                "the gallery holds vectors of another model than the one reid.toml names",
+                source=str(self.index_folder),
+                next_step="reid reindex",
+            )
+        if gallery.revision < self.catalogue.vectors_revision:
+            self._sync(gallery)
+        return gallery
+
+    def repaired_gallery(self) -> tuple[Gallery, bool]:
+        """As `gallery`, but one that is damaged or of another model is built again from the catalogue; whether it had to be."""
+        try:
+            gallery = self.gallery()
+            self.whitening(gallery)
+            return gallery, False
+        except (SnapshotCorrupt, IndexStale):
+            return self.rebuild(None), True
+
+    def whitening(self, gallery: Gallery) -> Whitening | None:
+        """The whitening that the gallery's vectors went through, None for none; its name is part of the gallery's fingerprint."""
+        name = gallery.fingerprint.partition("/")[2]
+        if not name:
+            return None
+        if self._whitening is None or self._whitening.name != name:
+            self._whitening = whiten.read(self.index_folder / f"whitening-{name}.npz")
+        return self._whitening
+
+    def project(self, vectors: NDArray[np.float32], gallery: Gallery) -> NDArray[np.float32]:
+        """Raw vectors of this store's model `(N, D)` → unit rows as the gallery holds them."""
+        whitening = self.whitening(gallery)
+        return unit_rows(vectors) if whitening is None else whitening.apply(unit_rows(vectors))
+
+    def rebuild(self, whitening: Whitening | None) -> Gallery:
+        """A new snapshot of all vectors of the present model, whitened or not, built aside and swapped in."""
+        revision = self.catalogue.revision
+        fingerprint, dim = self.fingerprint, self.embedder.card.dim
+        self.index_folder.mkdir(exist_ok=True)
+        if whitening is not None:
+            fingerprint, dim = f"{fingerprint}/{whitening.name}", whitening.dim
+            write_atomically(self.index_folder / f"whitening-{whitening.name}.npz", whiten.to_bytes(whitening))
+        apply = unit_rows if whitening is None else whitening.apply
+        chunks = (
+            ([str(a) for a in chunk.annotations.tolist()], apply(unit_rows(chunk.vectors)))
+            for chunk in self.catalogue.embeddings(self.fingerprint)
+        )
+        gallery = write_snapshot(
+            self.index_folder, chunks, fingerprint=fingerprint, dim=dim, revision=revision, backend=self.config.gallery.backend
+        )
+        for old in self.index_folder.glob("whitening-*.npz"):
+            if whitening is None or whitening.name not in old.name:
+                old.unlink(missing_ok=True)
+        return gallery
+
+    def _new_gallery(self) -> None:
+        try:
+            Gallery.create(
+                self.index_folder, fingerprint=self.fingerprint, dim=self.embedder.card.dim, backend=self.config.gallery.backend
+            )
+        except GalleryError:
+            if not (self.index_folder / "MANIFEST.json").exists():  # else another process made it first
+                raise
+
+    def _sync(self, gallery: Gallery) -> None:
+        """Take in what the catalogue gained and lost since the gallery's revision."""
+        with gallery.writing():
+            since = gallery.revision
+            now = self.catalogue.revision
+            if since >= self.catalogue.vectors_revision:
+                return
+            gallery.remove([str(a) for a in self.catalogue.withdrawn(since)])
+            for chunk in self.catalogue.embeddings(self.fingerprint, after_revision=since):
+                gallery.add([str(a) for a in chunk.annotations.tolist()], self.project(chunk.vectors, gallery))
+            gallery.commit(revision=now)
+
+    def resolve(self, path: Path) -> Path:
+        """Where a photo's file is: paths of kept copies are relative to the store."""
+        return path if path.is_absolute() else self.root / path
+
+    def read_json(self, name: str) -> dict[str, Any] | None:
+        """A small file of results in the store, or None where it is absent or unreadable (it can always be made again)."""
+        try:
+            found = json.loads((self.root / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return found if isinstance(found, dict) else None
+
+    def write_json(self, name: str, content: dict[str, Any]) -> None:
+        """Write such a file whole or not at all."""
+        write_atomically(self.root / name, json.dumps(content, indent=2) + "\n")
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write aside, force to disk, rename."""
+    handle, aside = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content.encode("utf-8") if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(aside, 0o644)
+        os.replace(aside, path)
+    except BaseException:
+        Path(aside).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,93 @@
+"""Shrunk PCA-whitening: what all photos of a gallery share is turned down, what tells its animals apart is turned up.
+
+Fitted on the gallery's own vectors without labels (Jégou & Chum 2012, ECCV, whitening; shrinkage as Ledoit & Wolf 2004 motivate it). A fit belongs
+to one model and one kind of animal; it outlives the photos it was made on, so it is renewed rarely. Knows arrays and one file format: an `.npz`
+of two float32 arrays, read without unpickling. docs/results.md has the measurements.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reid.errors import SnapshotCorrupt
+
+LEAST_PHOTOS = 400  # fewer gave no sure gain on any set tried
+MOST_PHOTOS = 20_000  # a random sample of so many is as good as all
+DIMENSIONS = 512
+SHRINK = 0.5  # share of the mean variance mixed into each axis'; 0 whitens fully, 1 only rotates
+
+Vectors = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Whitening:
+    """`mean (D,)` and `axes (D, d)`, float32: a unit row v becomes the unit row along (v − mean) · axes."""
+
+    mean: Vectors
+    axes: Vectors
+
+    @property
+    def dim(self) -> int:
+        """Length of a whitened vector."""
+        return int(self.axes.shape[1])
+
+    @property
+    def name(self) -> str:
+        """16 hex digits over both arrays."""
+        return hashlib.sha256(self.mean.tobytes() + self.axes.tobytes()).hexdigest()[:16]
+
+    def apply(self, vectors: Vectors) -> Vectors:
+        """`(N, D) → (N, d)` float32 unit rows."""
+        turned = (vectors - self.mean) @ self.axes
+        return np.asarray(turned / np.maximum(np.linalg.norm(turned, axis=1, keepdims=True), 1e-12), np.float32)
+
+
+def fit(vectors: Vectors, *, dimensions: int = DIMENSIONS, shrink: float = SHRINK, seed: int = 0) -> Whitening | None:
+    """The whitening of unit rows `vectors (N, D)`, or None where N is below `LEAST_PHOTOS`. At most `MOST_PHOTOS` of them are used."""
+    if len(vectors) < LEAST_PHOTOS:
+        return None
+    if len(vectors) > MOST_PHOTOS:
+        vectors = vectors[np.sort(np.random.default_rng(seed).choice(len(vectors), MOST_PHOTOS, replace=False))]
+    mean = vectors.mean(0, dtype=np.float64).astype(np.float32)
+    centred = vectors - mean
+    d = min(dimensions, len(vectors) - 1, vectors.shape[1])
+    if len(vectors) <= vectors.shape[1]:  # the small matrix of products has the same spectrum
+        values, left = np.linalg.eigh((centred @ centred.T).astype(np.float64))
+        values, left = np.maximum(values[::-1][:d], 1e-12), left[:, ::-1][:, :d]
+        axes = (centred.T @ left.astype(np.float32)) / np.sqrt(values).astype(np.float32)
+    else:
+        values, right = np.linalg.eigh((centred.T @ centred).astype(np.float64))
+        values, axes = np.maximum(values[::-1][:d], 1e-12), right[:, ::-1][:, :d].astype(np.float32)
+    variances = values / (len(vectors) - 1)
+    scale = np.sqrt((1 - shrink) * variances + shrink * variances.mean())
+    return Whitening(mean, np.ascontiguousarray(axes / scale.astype(np.float32)))
+
+
+def to_bytes(whitening: Whitening) -> bytes:
+    """The file's content."""
+    file = io.BytesIO()
+    np.savez(file, mean=whitening.mean, axes=whitening.axes)
+    return file.getvalue()
+
+
+def read(path: Path) -> Whitening:
+    """The whitening kept at `path`.
+
+    Raises:
+        SnapshotCorrupt: the file is missing, or not what was written.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            found = Whitening(arrays["mean"], arrays["axes"])
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise SnapshotCorrupt("the gallery's whitening cannot be read", source=str(path), next_step="reid reindex") from error
+    if found.name not in path.name:
+        raise SnapshotCorrupt("the gallery's whitening was changed", source=str(path), next_step="reid reindex")
+    return found
