@@ -145,6 +145,15 @@ def _template() -> str:
     return name
 
 
+@functools.cache
+def _sqlite_template() -> Path:
+    """A file with the tables in it, for others to be copied from."""
+    folder = Path(tempfile.mkdtemp(prefix="reid-sqlite-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    Catalogue.open(sqlite_url(folder / "template.sqlite"), create=True).close()
+    return folder / "template.sqlite"
+
+
 def empty_postgres(template: str = "template0") -> URL:
     """The address of a fresh database."""
     name = f"reid_test_{os.getpid()}_{next(_numbers)}"
@@ -162,9 +171,9 @@ def fresh_url(kind: str, folder: Path) -> URL:
     if kind == "postgresql":
         postgres_server()
         return empty_postgres(_template())
-    url = sqlite_url(folder / f"catalogue-{next(_numbers)}.sqlite")
-    Catalogue.open(url, create=True).close()
-    return url
+    file = folder / f"catalogue-{next(_numbers)}.sqlite"
+    shutil.copy(_sqlite_template(), file)
+    return sqlite_url(file)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

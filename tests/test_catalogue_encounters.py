@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 import numpy as np
 import pytest
 from catalogue_databases import catalogue, database, enrolled, photo  # noqa: F401
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reid.catalogue import Catalogue, group_encounters
@@ -82,6 +82,7 @@ def test_distances_are_those_on_the_globe() -> None:
     assert distance_km(90, 0, 90, 120) == pytest.approx(0, abs=1e-9)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 400) | st.none(), max_size=40))
 def test_by_time_alone_it_is_cutting_at_silences(minutes: list[int | None]) -> None:
     found = groups(at(*minutes))

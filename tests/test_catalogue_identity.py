@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 from catalogue_databases import Clock, catalogue, database, drop, enrolled, fresh_url, photo  # noqa: F401
 from hypothesis import HealthCheck, given, settings
@@ -16,6 +17,7 @@ from sqlalchemy import URL, create_engine, text
 from sqlalchemy.exc import DBAPIError
 
 from reid.catalogue import Catalogue
+from reid.catalogue.identity import Step, replay
 from reid.errors import IdentityError
 
 
@@ -152,6 +154,8 @@ def test_every_refusal_leaves_nothing_behind(catalogue: Catalogue) -> None:
         lambda: catalogue.rename("Ana", "Bea", who="me"),
         lambda: catalogue.undo(1, who="me"),
         lambda: catalogue.individual("Ana"),
+        lambda: catalogue.assign([a], "Ana", who="me", evidence={"score": float("nan")}),
+        lambda: catalogue.assign([a], "Ana", who="me", evidence={"score": np.float32(1)}),
     ):
         with pytest.raises(IdentityError):
             attempt()
@@ -235,6 +239,139 @@ def test_a_damaged_projection_is_mended_from_the_log(catalogue: Catalogue, datab
 def test_composed_and_decomposed_names_are_one(catalogue: Catalogue) -> None:
     enrolled(catalogue, photo(1, "Zoe\u0308"), photo(2, " Zoë "))
     assert [(one.name, one.n_photos) for one in catalogue.individuals()] == [("Zoë", 2)]
+
+
+def test_evidence_may_name_files_whose_names_are_not_text(catalogue: Catalogue) -> None:
+    where = "caf\udcff\x00.csv row 2"
+    (a,) = enrolled(catalogue, photo(1, "Ana", where=where))
+    assert catalogue.annotation_history(a)[0].evidence == {"where": where}
+
+
+def test_a_former_name_of_two_animals_means_neither(catalogue: Catalogue) -> None:
+    enrolled(catalogue, photo(1, "Ana"), photo(2, "Bea"))
+    catalogue.rename("Ana", "Cy", who="me")
+    catalogue.rename("Bea", "Ana", who="me")
+    assert catalogue.individual("Ana").aliases == ("Bea",)
+    catalogue.rename("Ana", "Di", who="me")
+    with pytest.raises(IdentityError, match="nobody|no individual"):
+        catalogue.individual("Ana")
+    assert {one.name: one.aliases for one in catalogue.individuals()} == {"Cy": ("Ana",), "Di": ("Ana", "Bea")}
+    enrolled(catalogue, photo(3, "Ana"))
+    assert catalogue.individual("Ana").n_photos == 1
+    assert_sound(catalogue)
+
+
+def test_a_name_that_is_also_an_alias_means_the_live_animal(catalogue: Catalogue) -> None:
+    *_, c = enrolled(catalogue, photo(1, "Ana"), photo(2, "Bea"), photo(3))
+    merge = catalogue.merge("Ana", "Bea", who="me")
+    rename = catalogue.rename("Ana", "Bea", who="me")
+    catalogue.assign([c], "Bea", who="me")
+    catalogue.undo(rename, who="me")
+    catalogue.undo(merge, who="me")
+    assert owners(catalogue, [c]) == ["Ana"]
+    assert_sound(catalogue)
+
+
+def test_an_animal_that_gets_its_old_name_back_has_it_once(catalogue: Catalogue) -> None:
+    enrolled(catalogue, photo(1, "Ana"))
+    for name, new in (("Ana", "Bea"), ("Bea", "Ana"), ("Ana", "Bea"), ("Bea", "Cy")):
+        catalogue.rename(name, new, who="me")
+        assert new not in catalogue.individual(new).aliases
+        assert_sound(catalogue)
+    assert catalogue.individual("Ana").aliases == ("Ana", "Bea")
+
+
+def test_enrolling_a_known_photo_under_an_alias_is_no_conflict(catalogue: Catalogue) -> None:
+    enrolled(catalogue, photo(1, "Ana"), photo(2, "Bea"))
+    catalogue.merge("Ana", "Bea", who="me")
+    one, two = catalogue.add_photos([photo(1, "Bea"), photo(2, "Ana")], who="me")
+    assert (one.conflicts, two.conflicts) == ((), ())
+
+
+def test_history_follows_merges_of_merges(catalogue: Catalogue) -> None:
+    enrolled(catalogue, photo(1, "Ana"), photo(2, "Bea"), photo(3, "Cy"))
+    catalogue.merge("Bea", "Cy", who="me")
+    catalogue.merge("Ana", "Bea", who="me")
+    assert [event.id for event in catalogue.history("Cy")] == [1, 2, 3, 4, 5]
+    assert catalogue.individual("Cy").aliases == ("Bea", "Cy")
+    assert catalogue.events(after=3, limit=1)[0].other_label == "Cy"
+
+
+INDIVIDUALS = {1: "Ana", 2: "Bea", 3: "Cy", 4: "Di"}
+
+
+@st.composite
+def logs(draw: st.DrawFn) -> list[Step]:
+    """A sound log of events on a few annotations and individuals, built one event at a time."""
+    steps: list[Step] = []
+    for number in range(1, draw(st.integers(1, 25)) + 1):
+        kind = draw(st.sampled_from(["assign", "unassign", "merge", "split", "rename", "undo"]))
+        who, other = draw(st.permutations(sorted(INDIVIDUALS)))[:2]
+        marks = tuple(sorted(draw(st.sets(st.integers(1, 6), min_size=1, max_size=3))))
+        step = {
+            "assign": Step(number, "assign", who, annotations=marks),
+            "unassign": Step(number, "unassign", annotations=marks),
+            "merge": Step(number, "merge", who, other),
+            "split": Step(number, "split", who, other, annotations=marks),
+            "rename": Step(number, "rename", who, name=draw(st.sampled_from(["Ana", "Bea", "Eve", "Flo"]))),
+            "undo": Step(number, "undo", undoes=draw(st.integers(1, max(1, number - 1)))),
+        }[kind]
+        standing = replay(steps, INDIVIDUALS).undone
+        if step.undoes is not None and (step.undoes in standing or step.undoes not in {s.id for s in steps}):
+            continue
+        if not replay([*steps, step], INDIVIDUALS).impossible:
+            steps.append(step)
+    return steps
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(logs(), st.data())
+def test_undoing_an_event_is_as_if_it_had_never_been(steps: list[Step], data: st.DataObject) -> None:
+    now = replay(steps, INDIVIDUALS)
+    candidates = [step for step in steps if step.id not in now.undone and step.kind != "undo"]
+    if not candidates:
+        return
+    event = data.draw(st.sampled_from(candidates))
+    without = [step for step in steps if step.id != event.id and step.id not in now.undone and step.kind != "undo"]
+    undone = replay([*steps, Step(100, "undo", undoes=event.id)], INDIVIDUALS)
+    assert undone.state == replay(without, INDIVIDUALS).state
+    assert {one.event for one in undone.impossible} <= {step.id for step in steps if step.id > event.id}
+    redone = replay([*steps, Step(100, "undo", undoes=event.id), Step(101, "undo", undoes=100)], INDIVIDUALS)
+    assert (redone.state, redone.impossible) == (now.state, ())
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(logs())
+def test_the_fold_is_that_of_an_obvious_loop(steps: list[Step]) -> None:
+    def in_force(step: Step) -> bool:
+        return not any(later.undoes == step.id and in_force(later) for later in steps)
+
+    owner: dict[int, int] = {}
+    above: dict[int, int] = {}
+    names: dict[int, str] = {}
+    for step in steps:
+        if not in_force(step) or step.kind == "undo":
+            continue
+        for who in (step.individual, step.other if step.kind == "merge" else None):
+            if who is not None and who not in names:
+                names[who] = INDIVIDUALS[who]
+        for annotation in step.annotations:
+            if step.kind == "unassign":
+                owner.pop(annotation, None)
+            else:
+                owner[annotation] = step.individual or 0
+        if step.kind == "merge":
+            above[step.other or 0] = step.individual or 0
+        if step.kind == "rename":
+            names[step.individual or 0] = step.name or ""
+    state = replay(steps, INDIVIDUALS).state
+    assert (state.given, state.parent, state.names) == (owner, above, names)
+    for annotation, who in owner.items():
+        while who in above:
+            who = above[who]
+        assert state.owner(annotation) == who
+    live = [name for who, name in names.items() if who not in above]
+    assert len(live) == len(set(live))
 
 
 NAMES = st.sampled_from(["Ana", "Bea", "Cy", "Di", "Eve"])

@@ -16,7 +16,7 @@ from sqlalchemy import URL
 
 from reid.catalogue import Added, Catalogue, Conflict, NewAnnotation, NewPhoto
 from reid.catalogue.records import KnownFile
-from reid.errors import CatalogueError, TableError
+from reid.errors import CatalogueError, IdentityError, TableError
 from reid.records import Box, PhotoFacts
 
 NOON = datetime(2024, 7, 1, 12)
@@ -66,6 +66,7 @@ def test_what_a_photo_says_comes_back_as_it_went_in(catalogue: Catalogue) -> Non
     assert (mark.path, mark.photo, mark.encounter, mark.taken_at) == (Path(name), 1, 1, facts.taken_at)
     assert catalogue.known_files() == [KnownFile(Path(name), 1, sha(7), 5_000_000_000, 2**60, "present")]
     assert catalogue.photo_by_hash(sha(7)) == info
+    assert catalogue.phashes()[1].tolist() == [2**64 - 3]
     assert catalogue.photo_by_hash(sha(8)) is None
 
 
@@ -131,6 +132,7 @@ def test_several_animals_in_one_photo_are_told_apart_by_their_boxes(catalogue: C
     assert [one.identity for one in catalogue.annotations([1, 2, 3]).values()] == ["Ana", None, "Ana"]
     assert catalogue.annotations_of(photos=[1]) == [1, 2, 3]
     assert catalogue.annotations_of(individual="Ana") == [1, 3]
+    assert catalogue.annotations_of(individual="Ana", photos=[2]) == []
 
 
 def test_a_machines_box_never_adds_to_boxes_on_record(catalogue: Catalogue) -> None:
@@ -139,6 +141,8 @@ def test_a_machines_box_never_adds_to_boxes_on_record(catalogue: Catalogue) -> N
     found = Box(190, 10, 310, 120, 0.9, "detector")
     (added,) = catalogue.add_photos([photo(1, "Ana", boxes=(found,))], who="me")
     assert (added.annotations, added.fresh, added.named) == ((2,), (False,), (2,))
+    catalogue.add_photos([photo(1, boxes=(found,), vector=vector(1, 2))], who="me", fingerprint="model")
+    assert served(catalogue) == {}  # a vector of another box than the one on record is none of it
     (both,) = catalogue.add_photos([photo(2, boxes=(found, Box(0, 0, 9, 9, 0.5, "detector")))], who="me")
     assert both.fresh == (True, True)
 
@@ -155,6 +159,10 @@ def test_a_persons_box_takes_the_place_of_a_machines_and_inherits_its_identity(c
     assert catalogue.labels().annotations.tolist() == [2]
     (event,) = catalogue.annotation_history(2)
     assert (event.kind, event.evidence) == ("assign", {"inherits": 1})
+    with pytest.raises(IdentityError, match="annotation 1 was replaced by a better box; use annotation 2"):
+        catalogue.assign([1], "Bea", who="me")
+    with pytest.raises(IdentityError, match="nothing would stay"):
+        catalogue.split([2], who="me")
     assert catalogue.replay().state == catalogue.projection()
 
 
@@ -311,6 +319,11 @@ def test_individuals_are_counted_with_their_photos_encounters_sides_and_times(ca
     assert labels.encounters.tolist() == [1, 1, 1, 2, -1, -1]
     assert labels.photos.tolist() == [1, 2, 2, 3, 4, 5]
     assert labels.names == {ana.id: "Ana", bea.id: "Bea"}
+    assert catalogue.annotations_of(sides=["right"]) == [2, 3]
+    assert catalogue.annotations_of(sides=["right", "left"], encounters=[1], photos=[1, 3]) == [1]
+    assert catalogue.annotations_of(species=["orca"]) == []
+    numbers, hashes = catalogue.phashes()
+    assert (numbers.tolist(), hashes.tolist(), hashes.dtype) == ([1, 2, 3, 4, 5], [1, 2, 3, 4, 5], np.uint64)
     counts = catalogue.counts()
     assert (counts.photos, counts.annotations, counts.unnamed, counts.individuals, counts.events) == (5, 6, 1, 2, 5)
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import URL, Engine, select
 
-from reid.catalogue import enrol, events, files, history, queries, schema, sightings, undo, vectors
+from reid.catalogue import enrol, events, files, history, names, queries, schema, sightings, undo, vectors
 from reid.catalogue.encoding import path_to_text
 from reid.catalogue.encounters import MAX_GAP, MAX_KM
 from reid.catalogue.engine import WAIT_S, connect, database_url, reading, writing
@@ -37,6 +37,7 @@ from reid.catalogue.records import (
 )
 from reid.catalogue.tables import CatalogueState
 from reid.errors import CatalogueError
+from reid.records import Side
 
 Evidence = Mapping[str, Any]
 
@@ -227,11 +228,15 @@ class Catalogue:
         individual: str | None = None,
         photos: Collection[int] | None = None,
         encounters: Collection[int] | None = None,
+        sides: Collection[Side] | None = None,
+        species: Collection[str] | None = None,
     ) -> list[int]:
-        """Ids of the annotations in service of an individual, of photos or of encounters, ascending."""
+        """Ids of the annotations in service that meet every condition given, ascending."""
         with reading(self._engine) as connection:
-            who = None if individual is None else queries.individual(connection, individual).id
-            return queries.annotations_of(connection, photos=photos, individual=who, encounters=encounters)
+            who = None if individual is None else names.get(connection, individual).root
+            return queries.annotations_of(
+                connection, individual=who, photos=photos, encounters=encounters, sides=sides, species=species
+            )
 
     def photos(self, ids: Collection[int]) -> dict[int, PhotoInfo]:
         """Photos by id, in the order given; unknown ids are left out."""
@@ -287,6 +292,11 @@ class Catalogue:
         """Who is who in bulk, for calibration and evaluation."""
         with reading(self._engine) as connection:
             return queries.labels(connection)
+
+    def phashes(self) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
+        """The photos that have a perceptual hash, ascending `(N,)`, and the hashes `(N,) uint64`."""
+        with reading(self._engine) as connection:
+            return queries.phashes(connection)
 
     def counts(self) -> Counts:
         """How much of everything there is."""

@@ -4,15 +4,14 @@ nothing.
 Photos are recognised by their bytes, annotations by their box. What the catalogue holds wins: a differing identity or
 encounter is reported as a conflict, while what it lacked (an identity, a time, a side) is filled in.
 
-Boxes: one whose edges are all within `SAME_BOX_PX` of a box on record is that box. A machine's box (detector, whole
-photo) never adds to a photo that has boxes already; it is taken for the one it overlaps most. A person's box (table,
-user) that is the only one given takes the place of a machine's that is the only one on record, and inherits its
+Boxes: one whose edges are all within `boxes.SAME_BOX_PX` of a box on record is that box. A machine's box (detector,
+whole photo) never adds to a photo that has boxes already; it is taken for the one it overlaps most. A person's box
+(table, user) that is the only one given takes the place of a machine's that is the only one on record, and inherits its
 identity; else it is one more animal in the photo.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -21,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import select, update
 
-from reid.catalogue import files, names
+from reid.catalogue import boxes, files, names
 from reid.catalogue.encoding import normal_name, path_to_text, phash_to_signed, storable
 from reid.catalogue.engine import Writer
 from reid.catalogue.events import Naming, Signature, assign_many
@@ -31,11 +30,6 @@ from reid.catalogue.tables import Annotation, Encounter, Individual, Photo
 from reid.catalogue.vectors import store
 from reid.errors import TableError
 from reid.records import Box
-
-SAME_BOX_PX = 1.0
-"""Boxes whose edges differ by no more, in pixels of the original, are one."""
-
-MACHINE = ("detector", "whole")
 
 
 def check(batch: Sequence[NewPhoto], fingerprint: str | None) -> None:
@@ -56,7 +50,7 @@ def check(batch: Sequence[NewPhoto], fingerprint: str | None) -> None:
 
 def _check(annotation: NewAnnotation, fingerprint: str | None) -> None:
     box = annotation.box
-    if not all(map(math.isfinite, (box.x0, box.y0, box.x1, box.y1))) or box.width <= 0 or box.height <= 0:
+    if not boxes.sound(box):
         raise ValueError(f"the box {box.x0}, {box.y0}, {box.x1}, {box.y1} is empty or not finite")
     if annotation.identity is not None:
         normal_name(annotation.identity)
@@ -229,17 +223,20 @@ class _Round:
         on_record = list(marks)
         ids, fresh, named = [], [], []
         for new in photo.annotations:
-            mark = _same(new, marks) or _overlapped(new, on_record)
-            made = mark is None
-            if mark is None:
+            at = boxes.same(new.box, [mark.box for mark in marks])
+            if at is None and new.box.origin in boxes.MACHINE and on_record:
+                at = boxes.most_overlapped(new.box, [mark.box for mark in on_record])
+            made = at is None
+            if at is None:
                 mark = self._make(new, number)
                 marks.append(mark)
                 if len(photo.annotations) == 1:
                     self._take_place(mark, on_record)
             else:
+                mark = marks[at]
                 self._mend(mark, new)
-            if new.vector is not None:
-                self.vectors.setdefault(mark.id, new.vector)
+            if new.vector is not None and boxes.same(new.box, [mark.box]) is not None:
+                self.vectors.setdefault(mark.id, new.vector)  # a vector is of its box
             if new.identity is not None and self._name(mark, normal_name(new.identity), photo.where, conflicts):
                 named.append(mark.id)
             if made or mark.id in named:
@@ -270,7 +267,7 @@ class _Round:
 
     def _take_place(self, mark: _Mark, on_record: list[_Mark]) -> None:
         """A person's only box takes the place of a machine's only one."""
-        if len(on_record) == 1 and on_record[0].box.origin in MACHINE:
+        if len(on_record) == 1 and on_record[0].box.origin in boxes.MACHINE:
             self.superseded.append((on_record[0].id, mark.id))
             mark.owner = on_record[0].owner
             mark.inherits = on_record[0].id if mark.owner is not None else None
@@ -385,34 +382,3 @@ def _on_record(writer: Writer, hashes: Sequence[str]) -> dict[str, _Known]:
         columns = {name: row[name] for name in ("side", "species", "quality")}
         by_id[row["photo_id"]].marks.append(_Mark(row["id"], box, owner, columns=columns))
     return known
-
-
-def _same(new: NewAnnotation, marks: Sequence[_Mark]) -> _Mark | None:
-    """The annotation with the same box."""
-    for mark in marks:
-        edges = (
-            (new.box.x0, mark.box.x0),
-            (new.box.y0, mark.box.y0),
-            (new.box.x1, mark.box.x1),
-            (new.box.y1, mark.box.y1),
-        )
-        if all(abs(a - b) <= SAME_BOX_PX for a, b in edges):
-            return mark
-    return None
-
-
-def _overlapped(new: NewAnnotation, on_record: Sequence[_Mark]) -> _Mark | None:
-    """The annotation a machine's box is taken for: the one on record that it overlaps most, the first of equals."""
-    if new.box.origin not in MACHINE or not on_record:
-        return None
-    return max(on_record, key=lambda mark: overlap(new.box, mark.box))
-
-
-def overlap(a: Box, b: Box) -> float:
-    """Intersection over union of two boxes, in [0, 1]."""
-    width = min(a.x1, b.x1) - max(a.x0, b.x0)
-    height = min(a.y1, b.y1) - max(a.y0, b.y0)
-    if width <= 0 or height <= 0:
-        return 0.0
-    shared = width * height
-    return shared / (a.width * a.height + b.width * b.height - shared)

@@ -7,12 +7,13 @@ and names are checked first; a refused event leaves nothing behind. Taking event
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, delete, func, select, update
+from sqlalchemy import Connection, Row, delete, select, update
 
 from reid.catalogue import names
 from reid.catalogue.encoding import storable
@@ -44,10 +45,18 @@ class Naming:
 
 
 def entry(writer: Writer, kind: Kind, by: Signature, **columns: Any) -> dict[str, Any]:
-    """A row of the log with the next id, not yet inserted. IdentityError when nobody signs."""
+    """A row of the log with the next id, not yet inserted. IdentityError when nobody signs or the evidence is not
+    JSON.
+    """
     who = storable(by.who.strip())
     if not who:
         raise IdentityError("an event must say who made it", next_step="give a name in `who`")
+    try:
+        json.dumps(by.evidence if isinstance(by.evidence, dict) else dict(by.evidence), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise IdentityError(
+            f"the evidence is not JSON: {error}", next_step="give numbers, text, lists and dicts"
+        ) from error
     row: dict[str, Any] = dict.fromkeys(("individual_id", "label", "other_id", "other_label", "name", "undoes_id"))
     row.update(
         id=writer.new_id(IdentityEvent), kind=kind, at=by.at, who=who, why=storable(by.why), evidence=dict(by.evidence)
@@ -139,8 +148,8 @@ def split(writer: Writer, by: Signature, annotations: Sequence[int], name: str |
         )
     source = sources.pop()
     source_name = names.roots(connection, [source])[source][1]
-    total = connection.scalar(select(func.count()).where(Annotation.individual_id == source))
-    if total == len(owners):
+    stay = select(Annotation.id).where(Annotation.individual_id == source, Annotation.superseded_by_id.is_(None))
+    if not set(connection.scalars(stay)) - owners.keys():
         raise IdentityError(
             "nothing would stay with the individual",
             source=source_name,
@@ -196,6 +205,9 @@ def _owners(connection: Connection, annotations: Sequence[int]) -> dict[int, Row
     for part in chunks(sorted(set(annotations))):
         query = select(Annotation.id, Annotation.given_id, Annotation.individual_id).where(Annotation.id.in_(part))
         rows.update({row.id: row for row in connection.execute(query.order_by(Annotation.id))})
+        replaced = query.with_only_columns(Annotation.id, Annotation.superseded_by_id)
+        for old, new in connection.execute(replaced.where(Annotation.superseded_by_id.is_not(None))):
+            raise IdentityError(f"annotation {old} was replaced by a better box", next_step=f"use annotation {new}")
     unknown = [a for a in annotations if a not in rows]
     if unknown:
         raise IdentityError(f"{_list(unknown)} do not exist", next_step="take their ids from the catalogue")

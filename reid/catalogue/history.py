@@ -6,9 +6,9 @@ from collections.abc import Collection
 
 from sqlalchemy import Connection, or_, select
 
-from reid.catalogue.names import chunks, get
+from reid.catalogue.names import chunks, get, merged
 from reid.catalogue.records import Event
-from reid.catalogue.tables import EventAnnotation, IdentityEvent, Individual, UndoneEvent
+from reid.catalogue.tables import EventAnnotation, IdentityEvent, UndoneEvent
 
 
 def events(connection: Connection, after: int, limit: int) -> list[Event]:
@@ -21,12 +21,7 @@ def of_individual(connection: Connection, name: str) -> list[Event]:
     """Every event that concerns an individual or one merged into it, in order: also those that took annotations from
     it, and the undos of all these.
     """
-    whole = {get(connection, name).root}
-    border = whole
-    while border:
-        query = select(Individual.id).where(Individual.merged_into_id.in_(border))
-        border = set(connection.scalars(query)) - whole
-        whole |= border
+    whole = merged(connection, get(connection, name).root)
     concerned: set[int] = set()
     for part in chunks(whole):
         named = or_(IdentityEvent.individual_id.in_(part), IdentityEvent.other_id.in_(part))

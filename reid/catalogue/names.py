@@ -99,6 +99,19 @@ def get(connection: Connection, name: str) -> Bearer:
     return bearer
 
 
+def merged(connection: Connection, individual: int) -> set[int]:
+    """An individual and all that were merged into it, directly or not."""
+    whole = {individual}
+    border = whole
+    while border:
+        found: set[int] = set()
+        for part in chunks(border):
+            found.update(connection.scalars(select(Individual.id).where(Individual.merged_into_id.in_(part))))
+        border = found - whole
+        whole = whole | found
+    return whole
+
+
 def claim(writer: Writer, names: Collection[str]) -> dict[str, Bearer]:
     """Whom these (normal) names mean, bringing those that mean nobody into being.
 

@@ -11,11 +11,12 @@ from collections.abc import Collection
 from typing import Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
 from sqlalchemy import Connection, RowMapping, Select, distinct, func, select
 from sqlalchemy.sql.elements import ColumnElement
 
 from reid.catalogue.encoding import phash_to_unsigned, text_to_path
-from reid.catalogue.names import chunks, get
+from reid.catalogue.names import chunks, get, merged
 from reid.catalogue.records import AnnotationInfo, Counts, IndividualInfo, Labels, PhotoInfo, PhotoState
 from reid.catalogue.tables import (
     Annotation,
@@ -120,19 +121,33 @@ def _bare(query: Select[Any]) -> Select[Any]:
 def annotations_of(
     connection: Connection,
     *,
-    photos: Collection[int] | None = None,
     individual: int | None = None,
+    photos: Collection[int] | None = None,
     encounters: Collection[int] | None = None,
+    sides: Collection[Side] | None = None,
+    species: Collection[str] | None = None,
 ) -> list[int]:
-    """Ids of the annotations in service of some photos, of an individual, or of some encounters, ascending."""
+    """Ids of the annotations in service that meet every condition given, ascending."""
     query = select(Annotation.id).join(Photo, Photo.id == Annotation.photo_id).where(*in_service())
     if individual is not None:
         query = query.where(Annotation.individual_id == individual)
-    ids = set(connection.scalars(query)) if photos is None and encounters is None else set()
+    if sides is not None:
+        query = query.where(Annotation.side.in_(sides))
+    if species is not None:
+        query = query.where(Annotation.species.in_(species))
+    ids: set[int] | None = None
     for column, values in ((Annotation.photo_id, photos), (Photo.encounter_id, encounters)):
-        for part in chunks(values or ()):
-            ids.update(connection.scalars(query.where(column.in_(part))))
-    return sorted(ids)
+        if values is not None:
+            met = {i for part in chunks(values) for i in connection.scalars(query.where(column.in_(part)))}
+            ids = met if ids is None else ids & met
+    return sorted(set(connection.scalars(query)) if ids is None else ids)
+
+
+def phashes(connection: Connection) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
+    """The photos that have a perceptual hash, ascending `(N,)`, and the hashes `(N,) uint64`."""
+    rows = connection.execute(select(Photo.id, Photo.phash).where(Photo.phash.is_not(None)).order_by(Photo.id)).all()
+    table = np.array(rows, dtype=np.int64).reshape(-1, 2)
+    return np.ascontiguousarray(table[:, 0]), np.ascontiguousarray(table[:, 1]).view(np.uint64)
 
 
 def photo_counts(connection: Connection, individuals: Collection[int]) -> dict[int, int]:
@@ -188,7 +203,7 @@ def _individuals(connection: Connection, only: int | None) -> list[IndividualInf
     sides: dict[int | None, list[Side]] = {}
     for who, side in connection.execute(flanks):
         sides.setdefault(who, []).append(cast(Side, side))
-    alias = aliases(connection)
+    alias = aliases(connection, only)
     found = []
     for who, name in connection.execute(live):
         n_photos, n_annotations, n_encounters, first, last = figures.get(who, (0, 0, 0, None, None))
@@ -198,11 +213,17 @@ def _individuals(connection: Connection, only: int | None) -> list[IndividualInf
     return found
 
 
-def aliases(connection: Connection) -> dict[int, set[str]]:
-    """By live individual: names of those merged into it, and former names of all of these."""
-    merged = select(Individual.id, Individual.merged_into_id, Individual.name)
-    rows = connection.execute(merged.where(Individual.merged_into_id.is_not(None))).all()
-    parent = {row.id: row.merged_into_id for row in rows}
+def aliases(connection: Connection, only: int | None = None) -> dict[int, set[str]]:
+    """By live individual, all or one: names of those merged into it, and former names of all of these."""
+    rows = select(Individual.id, Individual.merged_into_id, Individual.name)
+    rows = rows.where(Individual.merged_into_id.is_not(None))
+    former = select(FormerName.individual_id, FormerName.name)
+    if only is not None:
+        whole = merged(connection, only)
+        rows = rows.where(Individual.id.in_(whole))
+        former = former.where(FormerName.individual_id.in_(whole))
+    absorbed = connection.execute(rows).all()
+    parent = {row.id: row.merged_into_id for row in absorbed}
 
     def root(who: int) -> int:
         while who in parent:
@@ -210,9 +231,9 @@ def aliases(connection: Connection) -> dict[int, set[str]]:
         return who
 
     found: dict[int, set[str]] = {}
-    for row in rows:
+    for row in absorbed:
         found.setdefault(root(row.id), set()).add(row.name)
-    for who, name in connection.execute(select(FormerName.individual_id, FormerName.name)):
+    for who, name in connection.execute(former):
         found.setdefault(root(who), set()).add(name)
     return found
 
