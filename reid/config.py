@@ -1,7 +1,8 @@
 """Settings of a store: frozen dataclasses, read from `reid.toml`; an unknown key is an error, never ignored.
 
-Each knob carries its unit and its off-switch in a comment. `TEMPLATE` is the file that `reid init` writes, and the defaults below are what holds for
-every key it leaves out. Only the command line and `reid.store` read files of configuration; everything below gets values.
+Each knob carries its unit and its off-switch in a comment. `TEMPLATE` is the file that `reid init` writes, and the
+defaults below are what holds for every key it leaves out. Only the command line and `reid.store` read files of
+configuration; everything below gets values.
 """
 
 from __future__ import annotations
@@ -143,7 +144,9 @@ def _read(kind: Any, raw: dict[str, Any], source: str, prefix: str) -> Any:
     for key, value in raw.items():
         name = prefix + key
         if key not in known:
-            raise ConfigError(f"unknown setting '{name}'", source=source, next_step=f"known: {', '.join(sorted(known))}")
+            raise ConfigError(
+                f"unknown setting '{name}'", source=source, next_step=f"known: {', '.join(sorted(known))}"
+            )
         wanted = hints[key]
         if is_dataclass(wanted) and isinstance(value, dict):
             values[key] = _read(wanted, value, source, f"{name}.")

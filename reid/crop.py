@@ -1,7 +1,7 @@
 """A box in a photo → the pixels that an embedder takes.
 
-`cut` widens the box by the model's margin, clips it to the photo and brings it to the model's size. Several `View`s of one box (mirrored, wider,
-shifted) serve test-time augmentation: their vectors are averaged.
+`cut` widens the box by the model's margin, clips it to the photo and brings it to the model's size. Several `View`s of
+one box (mirrored, wider, shifted) serve test-time augmentation: their vectors are averaged.
 
 Knows pixels, boxes and preprocessing; no files, no identities.
 """
@@ -23,7 +23,9 @@ _INTERPOLATION = {"linear": cv2.INTER_LINEAR, "cubic": cv2.INTER_CUBIC}
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """One way to look at a box. `widen` is added to the model's margin; shifts are shares of the box's width and height."""
+    """One way to look at a box. `widen` is added to the model's margin; shifts are shares of the box's width and
+    height.
+    """
 
     mirror: bool = False
     widen: float = 0.0
@@ -39,11 +41,18 @@ def whole(width: int, height: int) -> Box:
     return Box(0.0, 0.0, float(width), float(height), confidence=0.0, origin="whole")
 
 
-def cut(pixels: Pixels, box: Box, preprocessing: Preprocessing, *, scale: tuple[float, float] = (1.0, 1.0), view: View = PLAIN) -> Pixels:
+def cut(
+    pixels: Pixels,
+    box: Box,
+    preprocessing: Preprocessing,
+    *,
+    scale: tuple[float, float] = (1.0, 1.0),
+    view: View = PLAIN,
+) -> Pixels:
     """The crop of `box`, `(height, width, 3) uint8 RGB`.
 
-    `pixels (H, W, 3) uint8 RGB` may be decoded smaller than the original: `scale` is decoded ÷ original pixels, (x, y), and `box` is in original
-    pixels. A box is clipped to the photo and never comes out empty.
+    `pixels (H, W, 3) uint8 RGB` may be decoded smaller than the original: `scale` is decoded ÷ original pixels, (x, y),
+    and `box` is in original pixels. A box is clipped to the photo and never comes out empty.
     """
     x0, y0, x1, y1 = _window(pixels, box, preprocessing.margin + view.widen, scale, view)
     crop = pixels[y0:y1, x0:x1]
@@ -55,13 +64,20 @@ def cut(pixels: Pixels, box: Box, preprocessing: Preprocessing, *, scale: tuple[
 
 
 def cut_views(
-    pixels: Pixels, box: Box, preprocessing: Preprocessing, views: tuple[View, ...], *, scale: tuple[float, float] = (1.0, 1.0)
+    pixels: Pixels,
+    box: Box,
+    preprocessing: Preprocessing,
+    views: tuple[View, ...],
+    *,
+    scale: tuple[float, float] = (1.0, 1.0),
 ) -> Pixels:
     """All views of one box, `(V, height, width, 3) uint8 RGB`."""
     return np.stack([cut(pixels, box, preprocessing, scale=scale, view=view) for view in views])
 
 
-def _window(pixels: Pixels, box: Box, margin: float, scale: tuple[float, float], view: View) -> tuple[int, int, int, int]:
+def _window(
+    pixels: Pixels, box: Box, margin: float, scale: tuple[float, float], view: View
+) -> tuple[int, int, int, int]:
     """The box in decoded pixels: widened, shifted, clipped, at least one pixel each way."""
     height, width = pixels.shape[:2]
     dx, dy = view.shift_x * box.width, view.shift_y * box.height

@@ -1,7 +1,8 @@
 """Crops → unit vectors, by an OpenVINO graph on CPUs or by torch on a GPU.
 
-`embed(crops (N, H, W, 3) uint8 RGB) → (N, D) float32`, rows of unit length. Crops already have the size that the model's card
-asks for (`reid.crop` cuts them). Both runtimes give the same vectors within `TOLERANCE` (cosine), which is tested.
+`embed(crops (N, H, W, 3) uint8 RGB) → (N, D) float32`, rows of unit length. Crops already have the size that the
+model's card asks for (`reid.crop` cuts them). Both runtimes give the same vectors within `TOLERANCE` (cosine), which is
+tested.
 
 Knows pixels and vectors; no files of photos, no identities. torch is imported only when the torch runtime is asked for.
 """
@@ -78,7 +79,9 @@ class OpenVinoEmbedder:
         queue.wait_all()
 
     def _bulk_batch(self) -> int:
-        """Batches of 16 feed the matrix units of a CPU with bf16; without them single photos stay in its cache and are faster."""
+        """Batches of 16 feed the matrix units of a CPU with bf16; without them single photos stay in its cache and are
+        faster.
+        """
         return 16 if "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES") else 1
 
     def _compile(self, batch: int) -> Any:
@@ -88,7 +91,9 @@ class OpenVinoEmbedder:
         config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY" if batch == 1 else "THROUGHPUT"}
         if self._threads:
             config["INFERENCE_NUM_THREADS"] = self._threads
-        name = f"{openvino.get_version()}|{core.get_property('CPU', 'FULL_DEVICE_NAME')}|{batch}|{sorted(config.items())}"
+        name = (
+            f"{openvino.get_version()}|{core.get_property('CPU', 'FULL_DEVICE_NAME')}|{batch}|{sorted(config.items())}"
+        )
         kept = self._folder / "compiled" / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.blob"
         compiled = _imported(core, kept, config)
         if compiled is None:

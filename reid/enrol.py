@@ -1,7 +1,8 @@
 """Enrolment: sightings → catalogue (photos, boxes, names, vectors) → index; whatever cannot be used goes into a report.
 
-Work is committed in small batches: what a batch acknowledged survives a kill, and running the same command again goes on where it stopped, because
-a file of known path, size and time is not read again. Only catalogue and index are written, never a photo.
+Work is committed in small batches: what a batch acknowledged survives a kill, and running the same command again goes
+on where it stopped, because a file of known path, size and time is not read again. Only catalogue and index are
+written, never a photo.
 """
 
 from __future__ import annotations
@@ -62,7 +63,9 @@ def views_of(store: Store) -> tuple[crop.View, ...]:
 
 
 def embed_views(embedder: Embedder, crops: NDArray[np.uint8], views: int) -> NDArray[np.float32]:
-    """`(N · views, H, W, 3)` crops, views of a box side by side → `(N, D) float32` unit rows, the mean of each box's views."""
+    """`(N · views, H, W, 3)` crops, views of a box side by side → `(N, D) float32` unit rows, the mean of each box's
+    views.
+    """
     vectors = embedder.embed(crops)
     if views == 1:
         return vectors
@@ -116,7 +119,11 @@ def enrol(store: Store, sightings: Sequence[Sighting], *, who: str, progress: Pr
 
 def suitable_model(sightings: Sequence[Sighting]) -> str:
     """The default model for boxes of this shape: flukes and flanks are wide, and a square crop would squash them."""
-    aspects = [s.box.width / s.box.height for s in sightings if s.box is not None and s.box.height > 0 and s.declared_size != (1, 1)]
+    aspects = [
+        s.box.width / s.box.height
+        for s in sightings
+        if s.box is not None and s.box.height > 0 and s.declared_size != (1, 1)
+    ]
     wide = len(aspects) * 2 >= len(sightings) and float(np.median(aspects)) >= models.WIDE_ASPECT
     return models.WIDE if wide else models.DEFAULT
 
@@ -153,7 +160,9 @@ def _unchanged(path: str, file: KnownFile) -> bool:
     return status.st_size == file.size_bytes and status.st_mtime_ns == file.mtime_ns
 
 
-def _name_known(store: Store, reread: Sequence[tuple[tuple[Sighting, ...], KnownFile]], report: EnrolReport, who: str) -> None:
+def _name_known(
+    store: Store, reread: Sequence[tuple[tuple[Sighting, ...], KnownFile]], report: EnrolReport, who: str
+) -> None:
     """Give known photos what the table says of them now; a box that is new gets its vector from `embed_lacking`."""
     infos = store.catalogue.photos([file.photo for _, file in reread])
     for at in range(0, len(reread), 256):
@@ -186,7 +195,11 @@ def _facts_of(info: PhotoInfo) -> PhotoFacts:
 
 
 def _new_photo(
-    store: Store, facts: PhotoFacts, mtime_ns: int | None, sightings: Sequence[Sighting], annotations: Sequence[NewAnnotation]
+    store: Store,
+    facts: PhotoFacts,
+    mtime_ns: int | None,
+    sightings: Sequence[Sighting],
+    annotations: Sequence[NewAnnotation],
 ) -> NewPhoto:
     """What the catalogue is told: annotations filled with what their sightings say."""
     filled = tuple(
@@ -245,14 +258,17 @@ def _count(report: EnrolReport, photo: NewPhoto, added: Added) -> None:
             Failure(
                 photo.where or name,
                 "conflict",
-                f"is on record with {conflict.kind} '{conflict.kept}', the table says '{conflict.given}'; the record was kept",
+                f"is on record with {conflict.kind} '{conflict.kept}', the table says '{conflict.given}'; "
+                "the record was kept",
                 "reid individuals split / merge, if the table is right",
             )
         )
 
 
 def _kept_copy(store: Store, facts: PhotoFacts) -> PhotoFacts:
-    """Copy a photo into the store under its checksum (written aside and renamed); its path is then relative to the store."""
+    """Copy a photo into the store under its checksum (written aside and renamed); its path is then relative to the
+    store.
+    """
     relative = Path("photos", facts.sha256[:2], facts.sha256 + facts.path.suffix.lower())
     target = store.root / relative
     if not target.exists():
@@ -262,12 +278,18 @@ def _kept_copy(store: Store, facts: PhotoFacts) -> PhotoFacts:
             shutil.copyfile(facts.path, aside)
             os.replace(aside, target)
         except OSError as error:
-            raise StoreError(f"the photo cannot be copied ({error.strerror})", source=printable(facts.path), next_step="free the disk") from error
+            raise StoreError(
+                f"the photo cannot be copied ({error.strerror})",
+                source=printable(facts.path),
+                next_step="free the disk",
+            ) from error
     return replace(facts, path=relative)
 
 
 def embed_lacking(store: Store, *, progress: Progress = quiet) -> list[Failure]:
-    """Vectors of the present model for every annotation in service that has none: new boxes, or all after a change of model."""
+    """Vectors of the present model for every annotation in service that has none: new boxes, or all after a change of
+    model.
+    """
     lacking = store.catalogue.lacking_embeddings(store.fingerprint)
     if not len(lacking):
         return []

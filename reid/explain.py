@@ -1,7 +1,7 @@
 """Evidence as pictures: the contact sheet of an answer.
 
-Takes pixels, boxes and words; returns an RGB picture. Reads no files and knows no stores. Colours are Okabe & Ito's (2008), which
-colour-blind people can tell apart.
+Takes pixels, boxes and words; returns an RGB picture. Reads no files and knows no stores. Colours are Okabe & Ito's
+(2008), which colour-blind people can tell apart.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ MATCH, NEW, OTHER = (0, 114, 178), (213, 94, 0), (150, 156, 160)
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """One picture of a sheet. `pixels` None leaves the frame empty (a new individual has no photo); `box` in pixels of `pixels`."""
+    """One picture of a sheet. `pixels` None leaves the frame empty (a new individual has no photo); `box` in pixels of
+    `pixels`.
+    """
 
     title: str
     lines: tuple[str, ...] = ()
@@ -31,8 +33,12 @@ class Tile:
     colour: tuple[int, int, int] = OTHER
 
 
-def contact_sheet(queries: Sequence[Tile], candidates: Sequence[Tile], *, heading: str, footer: str = "", tile: int = 320) -> Pixels:
-    """Query photos in the first row, candidates best first in the next; `(H, W, 3) uint8 RGB`. `tile` is a picture's width in pixels."""
+def contact_sheet(
+    queries: Sequence[Tile], candidates: Sequence[Tile], *, heading: str, footer: str = "", tile: int = 320
+) -> Pixels:
+    """Query photos in the first row, candidates best first in the next; `(H, W, 3) uint8 RGB`. `tile` is a picture's
+    width in pixels.
+    """
     rows = [list(queries), list(candidates)]
     columns = max(len(row) for row in rows)
     picture = tile * 2 // 3
@@ -67,7 +73,9 @@ def _place(sheet: Image.Image, draw: ImageDraw.ImageDraw, tile: Tile, x: int, y:
             draw.rectangle(corners, outline=tile.colour, width=2)
     else:
         draw.text((x + width // 2, y + height // 2), "?", FAINT, _font(64), anchor="mm")
-    draw.text((x, y + height + 8), _fit(draw, tile.title, 18, width), tile.colour if tile.colour != OTHER else INK, _font(18))
+    draw.text(
+        (x, y + height + 8), _fit(draw, tile.title, 18, width), tile.colour if tile.colour != OTHER else INK, _font(18)
+    )
     for i, line in enumerate(tile.lines[:2]):
         draw.text((x, y + height + 32 + 19 * i), _fit(draw, line, 14, width), FAINT, _font(14))
 

@@ -1,8 +1,10 @@
-"""What a store learns from its own photos without training: the whitening of its vectors, and where a new animal begins.
+"""What a store learns from its own photos without training: the whitening of its vectors, and where a new animal
+begins.
 
-Both are measured on the user's gallery. For the threshold some photos play queries: they are left out of the whitening and of the gallery, as a real
-query is, together with their encounter and their near-duplicates (`reid.decide` says how known and unknown cases come of that). Renewed when
-the gallery has grown by half, so the cost stays a constant share of enrolling.
+Both are measured on the user's gallery. For the threshold some photos play queries: they are left out of the whitening
+and of the gallery, as a real query is, together with their encounter and their near-duplicates (`reid.decide` says how
+known and unknown cases come of that). Renewed when the gallery has grown by half, so the cost stays a constant share of
+enrolling.
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ IntArray = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """What the last fit found. `threshold` is the score at which the new-individual label stands; `gallery` the fingerprint it holds for."""
+    """What the last fit found. `threshold` is the score at which the new-individual label stands; `gallery` the
+    fingerprint it holds for.
+    """
 
     gallery: str
     photos: int
@@ -87,8 +91,12 @@ def fit(store: Store) -> Fit:
     return result
 
 
-def gathered(catalogue: Catalogue, fingerprint: str, *, most: int = MOST_GALLERY, seed: int = 0) -> tuple[Labels, NDArray[np.float32]]:
-    """Labels and raw unit vectors `(N, D) float32` of the annotations in service that have one; a random sample of `most` where there are more."""
+def gathered(
+    catalogue: Catalogue, fingerprint: str, *, most: int = MOST_GALLERY, seed: int = 0
+) -> tuple[Labels, NDArray[np.float32]]:
+    """Labels and raw unit vectors `(N, D) float32` of the annotations in service that have one; a random sample of
+    `most` where there are more.
+    """
     labels = catalogue.labels()
     share = min(1.0, most / max(1, len(labels.annotations)))
     rng = np.random.default_rng(seed)
@@ -107,7 +115,9 @@ def gathered(catalogue: Catalogue, fingerprint: str, *, most: int = MOST_GALLERY
 
 
 def left_out(store: Store, labels: Labels, vectors: NDArray[np.float32]) -> LeftOut:
-    """Photos of the gallery answered as if they were queries: unseen by the whitening, apart from their encounter and near-duplicates."""
+    """Photos of the gallery answered as if they were queries: unseen by the whitening, apart from their encounter and
+    near-duplicates.
+    """
     groups = sightings_of(store.catalogue, labels)
     queries = chosen_queries(labels.individuals, groups)
     rest = np.setdiff1d(np.arange(len(groups)), queries)
@@ -124,10 +134,14 @@ def left_out(store: Store, labels: Labels, vectors: NDArray[np.float32]) -> Left
             near[at : at + 256], scores[at : at + 256] = rest[found.rows], found.scores
     near[np.isneginf(scores)] = -1
     scores[near < 0] = 0.0
-    return decide.leave_one_out(queries, Neighbours(near, scores), labels.individuals, groups, store.config.decision.aggregate)
+    return decide.leave_one_out(
+        queries, Neighbours(near, scores), labels.individuals, groups, store.config.decision.aggregate
+    )
 
 
-def _sided(store: Store, labels: Labels, scores: NDArray[np.float32], queries: IntArray, gallery: IntArray) -> NDArray[np.float32]:
+def _sided(
+    store: Store, labels: Labels, scores: NDArray[np.float32], queries: IntArray, gallery: IntArray
+) -> NDArray[np.float32]:
     """Scores with opposite flanks struck out, as a query does."""
     infos = store.catalogue.annotations(labels.annotations[queries].tolist())
     sides = [infos[int(a)].side for a in labels.annotations[queries]]
@@ -135,7 +149,7 @@ def _sided(store: Store, labels: Labels, scores: NDArray[np.float32], queries: I
         mine = [i for i, s in enumerate(sides) if s == side]
         if mine:
             other = np.isin(labels.annotations[gallery], store.catalogue.annotations_of(sides=[opposite]))  # type: ignore[list-item]
-            scores[np.ix_(mine, np.flatnonzero(other))] = -np.inf
+            scores[np.ix_(np.array(mine), np.flatnonzero(other))] = -np.inf
     return scores
 
 
@@ -147,7 +161,10 @@ def sightings_of(catalogue: Catalogue, labels: Labels) -> IntArray:
     parent = np.arange(len(photo_ids))
     edges = [(first[int(h)], i) for i, h in enumerate(hashes.tolist())]
     unique = np.unique(hashes)
-    edges += [(first[int(unique[a])], first[int(unique[b])]) for a, b in zip(pairs.first.tolist(), pairs.second.tolist(), strict=True)]
+    edges += [
+        (first[int(unique[a])], first[int(unique[b])])
+        for a, b in zip(pairs.first.tolist(), pairs.second.tolist(), strict=True)
+    ]
     for a, b in edges:
         parent[_root(parent, b)] = _root(parent, a)
     lookup = {int(p): int(_root(parent, i)) for i, p in enumerate(photo_ids.tolist())}
@@ -192,7 +209,7 @@ def chosen_queries(individuals: IntArray, groups: IntArray, *, most: int = MOST_
     order = rng.permutation(np.flatnonzero(individuals >= 0))
     _, first = np.unique(individuals[order], return_index=True)
     one_each = order[np.sort(first)]
-    sightings = {int(i): set() for i in individuals[one_each]}
+    sightings: dict[int, set[int]] = {int(i): set() for i in individuals[one_each]}
     for individual, group in zip(individuals.tolist(), groups.tolist(), strict=True):
         if individual >= 0:
             sightings[individual].add(group)

@@ -1,7 +1,8 @@
 """One photo's way from bytes to crops, shared by enrolment and query so that both see exactly the same pixels.
 
-`prepare` reads a file once, takes its facts and its perceptual hash, places the boxes, and cuts the views an embedder wants. `prepare_all` does so on
-several threads (decoding releases the interpreter), in order, a few photos ahead of whoever takes them. Knows files and crops; no names, no stores.
+`prepare` reads a file once, takes its facts and its perceptual hash, places the boxes, and cuts the views an embedder
+wants. `prepare_all` does so on several threads (decoding releases the interpreter), in order, a few photos ahead of
+whoever takes them. Knows files and crops; no names, no stores.
 """
 
 from __future__ import annotations
@@ -27,9 +28,11 @@ AHEAD = 24  # photos prepared in advance; bounds memory
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A photo ready to embed: one box for each sighting that could be placed, `crops (boxes · views, H, W, 3) uint8 RGB`.
+    """A photo ready to embed: one box for each sighting that could be placed, `crops (boxes · views, H, W, 3) uint8
+    RGB`.
 
-    `facts` carry the perceptual hash, and the table's time and place where it gave them. `failures` are the sightings whose box could not be placed.
+    `facts` carry the perceptual hash, and the table's time and place where it gave them. `failures` are the sightings
+    whose box could not be placed.
     """
 
     facts: PhotoFacts
@@ -48,8 +51,12 @@ def by_photo(sightings: Sequence[Sighting]) -> list[tuple[Sighting, ...]]:
     return [tuple(group) for group in groups.values()]
 
 
-def place_boxes(sightings: Sequence[Sighting], width: int, height: int) -> tuple[list[Sighting], list[Box], list[Failure]]:
-    """The box of each sighting in pixels of the upright photo: the table's, fitted, or the whole photo; and those that do not fit."""
+def place_boxes(
+    sightings: Sequence[Sighting], width: int, height: int
+) -> tuple[list[Sighting], list[Box], list[Failure]]:
+    """The box of each sighting in pixels of the upright photo: the table's, fitted, or the whole photo; and those that
+    do not fit.
+    """
     kept, boxes, failures = [], [], []
     for sighting in sightings:
         try:
@@ -62,7 +69,9 @@ def place_boxes(sightings: Sequence[Sighting], width: int, height: int) -> tuple
     return kept, boxes, failures
 
 
-def prepare(sightings: Sequence[Sighting], preprocessing: Preprocessing, views: tuple[crop.View, ...] = (crop.PLAIN,)) -> Prepared:
+def prepare(
+    sightings: Sequence[Sighting], preprocessing: Preprocessing, views: tuple[crop.View, ...] = (crop.PLAIN,)
+) -> Prepared:
     """Read one photo and cut its animals; all `sightings` are of that file.
 
     Raises:
@@ -92,7 +101,11 @@ def prepare(sightings: Sequence[Sighting], preprocessing: Preprocessing, views: 
 
 
 def prepare_all(
-    photos: Sequence[Sequence[Sighting]], preprocessing: Preprocessing, views: tuple[crop.View, ...], *, workers: int = 0
+    photos: Sequence[Sequence[Sighting]],
+    preprocessing: Preprocessing,
+    views: tuple[crop.View, ...],
+    *,
+    workers: int = 0,
 ) -> Iterator[Prepared | Failure]:
     """`prepare` for each photo, in order; one that cannot be used becomes a Failure. `workers` 0: one a processor."""
     with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
@@ -109,7 +122,9 @@ def prepare_all(
                 one.cancel()
 
 
-def _attempt(sightings: Sequence[Sighting], preprocessing: Preprocessing, views: tuple[crop.View, ...]) -> Prepared | Failure:
+def _attempt(
+    sightings: Sequence[Sighting], preprocessing: Preprocessing, views: tuple[crop.View, ...]
+) -> Prepared | Failure:
     try:
         return prepare(sightings, preprocessing, views)
     except ReidError as error:

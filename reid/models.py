@@ -6,8 +6,9 @@
       weights.safetensors   the same weights under timm's names, where the torch runtime needs them
       compiled/       machine code kept by the CPU runtime; may be deleted at any time
 
-The **fingerprint** is sha256 over every weight tensor and over the preprocessing: two models with one fingerprint give the same vectors, and a
-vector is never compared with one of another fingerprint. A directory is written aside and renamed, so it is whole or absent.
+The **fingerprint** is sha256 over every weight tensor and over the preprocessing: two models with one fingerprint give
+the same vectors, and a vector is never compared with one of another fingerprint. A directory is written aside and
+renamed, so it is whole or absent.
 
 Knows files and cards; runs nothing.
 """
@@ -43,8 +44,9 @@ FORMAT = 1
 class Preprocessing:
     """From a box in a photo to the pixels that a graph takes.
 
-    The box is widened by `margin` (share of its size, on each side), then brought to `height` × `width`: `squash` changes its shape,
-    `pad` keeps it and fills the rest with the mean colour. `mean`/`std` are in pixel units (0–255) and stand inside the graph.
+    The box is widened by `margin` (share of its size, on each side), then brought to `height` × `width`: `squash`
+    changes its shape, `pad` keeps it and fills the rest with the mean colour. `mean`/`std` are in pixel units (0–255)
+    and stand inside the graph.
     """
 
     height: int
@@ -78,7 +80,9 @@ class ModelCard:
 
 
 def hash_tensors(tensors: Iterable[tuple[str, NDArray[Any]]]) -> str:
-    """sha256 hex over shapes and little-endian bytes of tensors in their given order (names may differ between frameworks)."""
+    """sha256 hex over shapes and little-endian bytes of tensors in their given order (names may differ between
+    frameworks).
+    """
     digest = hashlib.sha256()
     for _, tensor in tensors:
         digest.update(repr(tensor.shape).encode())
@@ -131,20 +135,32 @@ def read_card(folder: Path) -> ModelCard:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ModelError("no model there", source=str(folder), next_step="`reid models list` shows what there is") from error
+        raise ModelError(
+            "no model there", source=str(folder), next_step="`reid models list` shows what there is"
+        ) from error
     except (OSError, ValueError) as error:
-        raise ModelError(f"unreadable model card ({error})", source=str(path), next_step="`reid models add` it again") from error
+        raise ModelError(
+            f"unreadable model card ({error})", source=str(path), next_step="`reid models add` it again"
+        ) from error
     if not isinstance(raw, dict) or raw.get("format") != FORMAT:
         raise ModelError("a model card of another version", source=str(path), next_step="`reid models add` it again")
     try:
         preprocessing = dict(raw["preprocessing"])
         preprocessing["mean"], preprocessing["std"] = tuple(preprocessing["mean"]), tuple(preprocessing["std"])
         known = {f.name for f in fields(ModelCard)}
-        card = ModelCard(**{k: v for k, v in raw.items() if k in known} | {"preprocessing": Preprocessing(**preprocessing)})
+        card = ModelCard(
+            **{k: v for k, v in raw.items() if k in known} | {"preprocessing": Preprocessing(**preprocessing)}
+        )
     except (KeyError, TypeError) as error:
-        raise ModelError(f"incomplete model card ({error})", source=str(path), next_step="`reid models add` it again") from error
+        raise ModelError(
+            f"incomplete model card ({error})", source=str(path), next_step="`reid models add` it again"
+        ) from error
     if raw.get("fingerprint") != card.fingerprint:
-        raise ModelError("the card was edited by hand: its fingerprint no longer fits", source=str(path), next_step="`reid models add` it again")
+        raise ModelError(
+            "the card was edited by hand: its fingerprint no longer fits",
+            source=str(path),
+            next_step="`reid models add` it again",
+        )
     return card
 
 
@@ -167,10 +183,14 @@ def ensure(folder: Path, name: str = DEFAULT) -> Path:
     if name in DEFAULTS:
         return write_default(folder, name=name)
     names = ", ".join(sorted({card.name for card in listed(folder)} | set(DEFAULTS)))
-    raise ModelError(f"no model '{name}' (there are: {names})", source=str(folder), next_step=f"`reid models add {name}`")
+    raise ModelError(
+        f"no model '{name}' (there are: {names})", source=str(folder), next_step=f"`reid models add {name}`"
+    )
 
 
-def write_default(folder: Path, *, name: str = DEFAULT, height: int = 0, width: int = 0, pooling: str = "multi") -> Path:
+def write_default(
+    folder: Path, *, name: str = DEFAULT, height: int = 0, width: int = 0, pooling: str = "multi"
+) -> Path:
     """Export EfficientNet-lite0 with ImageNet weights from its installed package into `folder/<name>`.
 
     Height and width in pixels, 0 for those that `DEFAULTS` gives the name; `pooling` as in `reid.lite0.POOLINGS`.

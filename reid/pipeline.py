@@ -1,15 +1,16 @@
 """`identify`: photos of a sighting → the five best identities, the new individual among them where no known one fits.
 
-One photo's way: `intake` (read, place the box, cut) → `embed` → gallery search → identity scores → fused over the sighting's photos → the new
-individual inserted at the store's threshold → `Answer`. Many queries go through the same steps together, which is all that `identify_many` adds; an
-evaluation and a nightly run use exactly this path. Reads the store, writes nothing but an index that was behind.
+One photo's way: `intake` (read, place the box, cut) → `embed` → gallery search → identity scores → fused over the
+sighting's photos → the new individual inserted at the store's threshold → `Answer`. Many queries go through the same
+steps together; an evaluation and a nightly run use exactly this path. Reads the store, writes nothing but an index that
+was behind.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -31,6 +32,9 @@ from reid.store import Store
 OPPOSITE: dict[Side, Side] = {"left": "right", "right": "left"}
 BURST_BITS = 8  # perceptual hashes closer than this are frames of one burst, and have one vote
 BATCH = 64  # queries embedded and searched together
+
+
+Observe = Callable[[list[int], NDArray[np.float32]], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +71,14 @@ class Identifier:
     fit: Fit | None
     identities: int
     photos: int
+    k: int = decide.LABELS
 
     @classmethod
-    def open(cls, store: Store) -> Identifier:
-        """Raises IndexStale, SnapshotCorrupt and what the catalogue raises."""
+    def open(cls, store: Store, *, k: int = decide.LABELS) -> Identifier:
+        """For answers of `k` labels. Raises IndexStale, SnapshotCorrupt and what the catalogue raises."""
         gallery = store.gallery()
         counts = store.catalogue.counts()
-        return cls(store, gallery, fit.read(store, gallery.fingerprint), counts.individuals, len(gallery))
+        return cls(store, gallery, fit.read(store, gallery.fingerprint), counts.individuals, len(gallery), k)
 
     @property
     def threshold(self) -> float:
@@ -83,14 +88,17 @@ class Identifier:
             return fixed
         return self.fit.threshold if self.fit else decide.DEFAULT_THRESHOLD
 
-    def answers(self, queries: Sequence[Query]) -> list[Answer]:
-        """An answer for each query; a query's own trouble becomes its status, never an exception."""
+    def answers(self, queries: Sequence[Query], *, observe: Observe | None = None) -> list[Answer]:
+        """An answer for each query; a query's own trouble becomes its status, never an exception.
+
+        `observe`, for evaluations, is called with the positions of the queries that every vector row belongs to, and the rows.
+        """
         out: list[Answer] = []
         for at in range(0, len(queries), BATCH):
-            out.extend(self._batch(queries[at : at + BATCH]))
+            out.extend(self._batch(queries[at : at + BATCH], at, observe))
         return out
 
-    def _batch(self, queries: Sequence[Query]) -> list[Answer]:
+    def _batch(self, queries: Sequence[Query], first: int, observe: Observe | None) -> list[Answer]:
         clock = {"read": time.perf_counter()}
         asked = _read(self.store, queries)
         start = clock["read"]
@@ -99,6 +107,8 @@ class Identifier:
         photos = [photo for one in asked for photo in one.prepared]
         vectors = self._vectors(photos)
         clock["embed"] = time.perf_counter() - start
+        if observe is not None:
+            observe([first + i for i, one in enumerate(asked) for _ in range(_boxes(one))], vectors)
         start = time.perf_counter()
         found = self._search(asked, vectors)
         clock["search"] = time.perf_counter() - start
@@ -135,7 +145,9 @@ class Identifier:
             if side in OPPOSITE:
                 exclude = _ids(self.store.catalogue.annotations_of(sides=[OPPOSITE[side]]))
             k = self.store.config.gallery.neighbours
-            for row, candidates in zip(rows, self.gallery.search(vectors[rows], k, allow=allow, exclude=exclude), strict=True):
+            for row, candidates in zip(
+                rows, self.gallery.search(vectors[rows], k, allow=allow, exclude=exclude), strict=True
+            ):
                 found[row] = candidates
         return found
 
@@ -151,9 +163,13 @@ class Identifier:
             return replace(base, message=f"{trouble or 'no photos were given'}; {step}")
         if not boxes:
             return replace(base, status="no_detection", message=trouble or "no animal was found in the photo")
-        ranking, codes = _ranking(one, found, infos, self.store.config.decision.aggregate)
+        ranking, codes = _ranking(one, found, infos, self.store.config.decision.aggregate, self.k)
         if not len(ranking.codes):
-            step = "enrol named photos first" if not len(self.gallery) else "no named photo is left to compare with: widen the filters or name some"
+            step = (
+                "enrol named photos first"
+                if not len(self.gallery)
+                else "no named photo is left to compare with: widen the filters or name some"
+            )
             return replace(base, status="no_candidates", message=f"{trouble + '; ' if trouble else ''}{step}")
         labels = self._labels(ranking, codes, infos, found)
         status = decide.status_of([label.label for label in labels], self.store.config.decision.new_label)
@@ -167,13 +183,17 @@ class Identifier:
         return Compared(self.photos, self.identities, filters)
 
     def _labels(
-        self, ranking: Ranking, best: list[AnnotationInfo], infos: dict[int, AnnotationInfo], found: Sequence[Candidates]
+        self,
+        ranking: Ranking,
+        best: list[AnnotationInfo],
+        infos: dict[int, AnnotationInfo],
+        found: Sequence[Candidates],
     ) -> tuple[IdentityScore, ...]:
         """Five labels, the new individual among them."""
         names = [info.identity or "" for info in best]
         scores = ranking.scores[: len(names)]
         new_label = self.store.config.decision.new_label
-        order = decide.insert_new(names, scores, self.threshold, new_label)
+        order = decide.insert_new(names, scores, self.threshold, new_label, self.k)
         curve = self.fit.curve if self.fit else None
         chances = curve.probability(scores) if curve else None
         counts = self.store.catalogue.photo_counts([info.individual for info in best if info.individual is not None])
@@ -193,7 +213,9 @@ class Identifier:
 
 
 def identify(store: Store, queries: Sequence[Query]) -> list[Answer]:
-    """An answer for each query. A gallery of another model, or a damaged one, is said in the answers and never mistaken for "no match"."""
+    """An answer for each query. A gallery of another model, or a damaged one, is said in the answers and never mistaken
+    for "no match".
+    """
     try:
         return Identifier.open(store).answers(queries)
     except (IndexStale, SnapshotCorrupt) as error:
@@ -229,9 +251,11 @@ def _ids(annotations: Sequence[int]) -> IdSet:
 
 
 def _ranking(
-    one: _Asked, found: Sequence[Candidates], infos: dict[int, AnnotationInfo], method: str
+    one: _Asked, found: Sequence[Candidates], infos: dict[int, AnnotationInfo], method: str, k: int
 ) -> tuple[Ranking, list[AnnotationInfo]]:
-    """Animals best first over all photos of the sighting, and the gallery annotation that speaks most for each of the first five."""
+    """Animals best first over all photos of the sighting, and the gallery annotation that speaks most for each of the
+    first five.
+    """
     rankings = []
     for candidates in found:
         codes = [infos[int(i)].individual if int(i) in infos else None for i in candidates.ids]
@@ -239,7 +263,7 @@ def _ranking(
     hashes = [photo.facts.phash or 0 for photo in one.prepared for _ in photo.boxes]
     ranking = rankings[0] if len(rankings) == 1 else aggregate.fuse_photos(rankings, _bursts(hashes))
     best = []
-    for i in range(min(decide.LABELS, len(ranking.codes))):
+    for i in range(min(k, len(ranking.codes))):
         photo = int(ranking.query[i])
         best.append(infos[int(found[photo].ids[int(ranking.best[i])])])
     return ranking, best

@@ -2,8 +2,9 @@
 
     <store>/reid.toml  catalogue.sqlite  models/  index/  photos/ (only where copies are kept)  calibration.json
 
-The catalogue is the truth; the index is derived from it. `sync` brings the index up to the catalogue's revision and costs what changed, so a
-killed enrolment is mended by whoever comes next. Knows where things live; decides nothing about animals.
+The catalogue is the truth; the index is derived from it. `sync` brings the index up to the catalogue's revision and
+costs what changed, so a killed enrolment is mended by whoever comes next. Knows where things live; decides nothing
+about animals.
 """
 
 from __future__ import annotations
@@ -48,7 +49,9 @@ class Store:
             ConfigError: a setting that cannot be.
         """
         if (root / SETTINGS).exists():
-            raise StoreError("there is a store here already", source=str(root), next_step="use it, or name another directory")
+            raise StoreError(
+                "there is a store here already", source=str(root), next_step="use it, or name another directory"
+            )
         text = config.TEMPLATE.format(species=species, new_label=new_label)
         if model:
             text = text.replace('model = "auto"', f'model = "{model}"')
@@ -58,7 +61,9 @@ class Store:
             Catalogue.open(sqlite_url(root / "catalogue.sqlite"), create=True).close()
             write_atomically(root / SETTINGS, text)
         except OSError as error:
-            raise StoreError(f"cannot be written ({error.strerror})", source=str(root), next_step="name another directory") from error
+            raise StoreError(
+                f"cannot be written ({error.strerror})", source=str(root), next_step="name another directory"
+            ) from error
         return cls(root, settings)
 
     @classmethod
@@ -149,7 +154,9 @@ class Store:
         return gallery
 
     def repaired_gallery(self) -> tuple[Gallery, bool]:
-        """As `gallery`, but one that is damaged or of another model is built again from the catalogue; whether it had to be."""
+        """As `gallery`, but one that is damaged or of another model is built again from the catalogue; whether it had
+        to be.
+        """
         try:
             gallery = self.gallery()
             self.whitening(gallery)
@@ -158,7 +165,9 @@ class Store:
             return self.rebuild(None), True
 
     def whitening(self, gallery: Gallery) -> Whitening | None:
-        """The whitening that the gallery's vectors went through, None for none; its name is part of the gallery's fingerprint."""
+        """The whitening that the gallery's vectors went through, None for none; its name is part of the gallery's
+        fingerprint.
+        """
         name = gallery.fingerprint.partition("/")[2]
         if not name:
             return None
@@ -185,7 +194,12 @@ class Store:
             for chunk in self.catalogue.embeddings(self.fingerprint)
         )
         gallery = write_snapshot(
-            self.index_folder, chunks, fingerprint=fingerprint, dim=dim, revision=revision, backend=self.config.gallery.backend
+            self.index_folder,
+            chunks,
+            fingerprint=fingerprint,
+            dim=dim,
+            revision=revision,
+            backend=self.config.gallery.backend,
         )
         for old in self.index_folder.glob("whitening-*.npz"):
             if whitening is None or whitening.name not in old.name:
@@ -195,7 +209,10 @@ class Store:
     def _new_gallery(self) -> None:
         try:
             Gallery.create(
-                self.index_folder, fingerprint=self.fingerprint, dim=self.embedder.card.dim, backend=self.config.gallery.backend
+                self.index_folder,
+                fingerprint=self.fingerprint,
+                dim=self.embedder.card.dim,
+                backend=self.config.gallery.backend,
             )
         except GalleryError:
             if not (self.index_folder / "MANIFEST.json").exists():  # else another process made it first

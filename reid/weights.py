@@ -1,9 +1,10 @@
 """Tensors out of a published torch weight file, without torch and without unpickling.
 
-The default embedder's weights are published as a torch file of the 2016 layout: five pickles one after another (magic, protocol,
-machine facts, the tensors' table, the storages' keys), then each storage as an int64 count and its raw little-endian items.
-Unpickling runs whatever the file says, so nothing here does: the opcodes are *listed* (`pickletools.genops` never executes) and
-the few that build a table of tensors are followed symbolically, a call becoming a tuple. Any other opcode is refused.
+The default embedder's weights are published as a torch file of the 2016 layout: five pickles one after another (magic,
+protocol, machine facts, the tensors' table, the storages' keys), then each storage as an int64 count and its raw
+little-endian items. Unpickling runs whatever the file says, so nothing here does: the opcodes are *listed*
+(`pickletools.genops` never executes) and the few that build a table of tensors are followed symbolically, a call
+becoming a tuple. Any other opcode is refused.
 
 Knows bytes and arrays; no models, no graphs.
 """
@@ -58,9 +59,9 @@ def _follow(file: BinaryIO) -> Any:
         elif name in ("BININT", "BININT1", "BININT2", "LONG1", "BINUNICODE"):
             stack.append(argument)
         elif name in ("BINPUT", "LONG_BINPUT"):
-            memo[int(argument)] = stack[-1]
+            memo[int(str(argument))] = stack[-1]
         elif name in ("BINGET", "LONG_BINGET"):
-            stack.append(memo[int(argument)])
+            stack.append(memo[int(str(argument))])
         elif name == "MARK":
             stack.append(_MARK)
         elif name in ("EMPTY_TUPLE", "EMPTY_LIST", "EMPTY_DICT"):
@@ -134,5 +135,7 @@ def _tensor(value: Any, data: dict[str, NDArray[Any]]) -> NDArray[Any]:
     reach = sum((size - 1) * step for size, step in zip(shape, strides, strict=True)) + 1
     if reach > len(storage) or min((*shape, *strides, 0)) < 0:
         raise ModelError("a tensor reaches beyond its storage")
-    view = np.lib.stride_tricks.as_strided(storage, shape, [step * storage.itemsize for step in strides], writeable=False)
+    view = np.lib.stride_tricks.as_strided(
+        storage, shape, [step * storage.itemsize for step in strides], writeable=False
+    )
     return np.array(view, order="C")

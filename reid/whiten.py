@@ -1,8 +1,9 @@
 """Shrunk PCA-whitening: what all photos of a gallery share is turned down, what tells its animals apart is turned up.
 
-Fitted on the gallery's own vectors without labels (Jégou & Chum 2012, ECCV, whitening; shrinkage as Ledoit & Wolf 2004 motivate it). A fit belongs
-to one model and one kind of animal; it outlives the photos it was made on, so it is renewed rarely. Knows arrays and one file format: an `.npz`
-of two float32 arrays, read without unpickling. docs/results.md has the measurements.
+Fitted on the gallery's own vectors without labels (Jégou & Chum 2012, ECCV, whitening; shrinkage as Ledoit & Wolf 2004
+motivate it). A fit belongs to one model and one kind of animal; it outlives the photos it was made on, so it is renewed
+rarely. Knows arrays and one file format: an `.npz` of two float32 arrays, read without unpickling. docs/results.md has
+the measurements.
 """
 
 from __future__ import annotations
@@ -50,7 +51,9 @@ class Whitening:
 
 
 def fit(vectors: Vectors, *, dimensions: int = DIMENSIONS, shrink: float = SHRINK, seed: int = 0) -> Whitening | None:
-    """The whitening of unit rows `vectors (N, D)`, or None where N is below `LEAST_PHOTOS`. At most `MOST_PHOTOS` of them are used."""
+    """The whitening of unit rows `vectors (N, D)`, or None where N is below `LEAST_PHOTOS`. At most `MOST_PHOTOS` of
+    them are used.
+    """
     if len(vectors) < LEAST_PHOTOS:
         return None
     if len(vectors) > MOST_PHOTOS:
@@ -87,7 +90,9 @@ def read(path: Path) -> Whitening:
         with np.load(path, allow_pickle=False) as arrays:
             found = Whitening(arrays["mean"], arrays["axes"])
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise SnapshotCorrupt("the gallery's whitening cannot be read", source=str(path), next_step="reid reindex") from error
+        raise SnapshotCorrupt(
+            "the gallery's whitening cannot be read", source=str(path), next_step="reid reindex"
+        ) from error
     if found.name not in path.name:
         raise SnapshotCorrupt("the gallery's whitening was changed", source=str(path), next_step="reid reindex")
     return found
