@@ -50,7 +50,7 @@ IVF_LISTS_LEAST = 16
 OVERSAMPLE = 3  # approximate backends propose so many times k, for their codes of 8 bits misorder near ties
 GPU_MOST = 2048  # candidates that faiss gives on a GPU
 _CHUNK = 16_384  # rows decoded at a time while building
-_TRAIN_ROWS_PER_LIST = 50
+_TRAIN_ROWS_PER_LIST = 40
 _TRAIN_ROWS_CODES = 16_384
 
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 _BLOCK = 8192  # rows compared with all centres at a time
 
 
-def centres(rows: NDArray[np.float32], k: int, *, rounds: int = 8, seed: int = 0) -> NDArray[np.float32]:
+def centres(rows: NDArray[np.float32], k: int, *, rounds: int = 6, seed: int = 0) -> NDArray[np.float32]:
     """`(k, D) float32` unit centres of `rows (n, D)`, n ≥ k; the same for the same rows and seed.
 
     Starts from random rows; a centre that loses all its rows starts again from the row that is worst represented.

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-BLOCK = 4096  # rows decoded at a time by `many`: 8 MB of float32 at 512 dimensions
+LEAST_BLOCK, MOST_BLOCK = 2048, 16_384  # rows decoded at a time by `many`: a 32nd of all, within these
 ROWS_PER_THREAD = 16_384  # fewer rows than this are not worth a thread of their own
 SPARSE = 0.5  # `many` gathers the allowed rows when they are fewer than this share, and masks scores otherwise
 
@@ -71,43 +71,44 @@ def many(
             chosen, mask = allowed, None
     n = len(vectors) if chosen is None else len(chosen)
     best = _Best(len(queries), k)
-    decoded = np.empty((min(BLOCK, n), vectors.shape[1]), np.float32)
-    products = np.empty((len(queries), min(BLOCK, n)), np.float32)
-    for low in range(0, n, BLOCK):
-        high = min(n, low + BLOCK)
+    block = min(n, max(LEAST_BLOCK, min(MOST_BLOCK, n // 32)))
+    decoded = np.empty((block, vectors.shape[1]), np.float32)
+    products = np.empty((block, len(queries)), np.float32)  # rows × queries: this way round BLAS waits less
+    for low in range(0, n, block or 1):
+        high = min(n, low + block)
         halves = vectors[low:high] if chosen is None else vectors[chosen[low:high]]
         decode(np.asarray(halves), decoded[: high - low])
-        scores = np.matmul(
-            queries, decoded[: high - low].T, out=products[:, : high - low] if high - low == BLOCK else None
-        )
+        scores = products[: high - low]
+        np.matmul(decoded[: high - low], queries.T, out=scores)
         if mask is not None:
-            scores[:, ~mask[low:high]] = -np.inf
+            scores[~mask[low:high]] = -np.inf
         best.offer(scores, low)
     found = best.take()
     return found if chosen is None else _translated(found, chosen)
 
 
 class _Best:
-    """The k best scores of each query among blocks of columns offered one after another."""
+    """The k best scores of each query among blocks of rows offered one after another."""
 
     def __init__(self, n_queries: int, k: int) -> None:
         self._k = k
         self._scores = np.full((n_queries, k), -np.inf, np.float32)
         self._rows = np.full((n_queries, k), -1, np.int64)
-        self._floor = np.full((n_queries, 1), -np.inf, np.float32)
+        self._floor = np.full(n_queries, -np.inf, np.float32)
         self._waiting: list[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]] = []
         self._n_waiting = 0
         self._offered = 0
 
     def offer(self, scores: NDArray[np.float32], first_row: int) -> None:
-        """Consider `scores (Q, c)` of the rows from `first_row` on."""
-        self._offered += scores.shape[1]
-        if first_row == 0 and scores.shape[1] > self._k:
-            columns = np.argpartition(scores, scores.shape[1] - self._k, axis=1)[:, -self._k :]
-            self._merge_dense(np.take_along_axis(scores, columns, axis=1), columns.astype(np.int64))
+        """Consider `scores (c, Q)` of the rows from `first_row` on."""
+        self._offered += len(scores)
+        if first_row == 0 and len(scores) > self._k:
+            by_query = np.ascontiguousarray(scores.T)
+            rows = np.argpartition(by_query, len(scores) - self._k, axis=1)[:, -self._k :]
+            self._merge_dense(np.take_along_axis(by_query, rows, axis=1), rows.astype(np.int64))
             return
-        query, column = np.nonzero(scores > self._floor)
-        self._waiting.append((query, scores[query, column], column + first_row))
+        row, query = np.nonzero(scores > self._floor)
+        self._waiting.append((query, scores[row, query], row + first_row))
         self._n_waiting += len(query)
         if self._n_waiting > self._scores.size:
             self._settle()
@@ -142,7 +143,7 @@ class _Best:
         order = np.argsort(-scores, axis=1, kind="stable")[:, : self._k]
         self._scores = np.take_along_axis(scores, order, axis=1)
         self._rows = np.take_along_axis(rows, order, axis=1)
-        self._floor = self._scores[:, -1:].copy()
+        self._floor = self._scores[:, -1].copy()
 
 
 class FewQueries:

@@ -38,7 +38,7 @@ def test_more_rounds_represent_the_rows_better_and_equal_seeds_give_equal_centre
     def quality(rounds: int) -> float:
         return float((rows @ cluster.centres(rows, 30, rounds=rounds).T).max(axis=1).mean())
 
-    assert quality(8) > quality(1) > quality(0)
+    assert quality(6) > quality(1) > quality(0)
     assert np.array_equal(cluster.centres(rows, 30), cluster.centres(rows, 30))
 
 
