@@ -1,0 +1,530 @@
+"""The command line `reid`: parse → call → print. Everything else is below it.
+
+Exit codes: 0 done · 1 an error, said on standard error · 2 wrong usage · 3 done, but some photos or rows were left out · 4 no candidates · 5 no
+animal found · 6 the index is stale (run `reid reindex`).
+"""
+
+from __future__ import annotations
+
+import getpass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from reid.errors import ReidError
+
+app = typer.Typer(
+    name="reid",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Find the individual animal in a photo.\n\nExample: reid init && reid enroll photos/ --table names.csv && reid query new.jpg",
+)
+people = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Individuals: list, show, name, merge, split; every change can be undone.\n\nExample: reid individuals merge Ana Anna --why 'same notch'",
+)
+networks = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Models that turn crops into vectors.\n\nExample: reid models list",
+)
+app.add_typer(people, name="individuals")
+app.add_typer(networks, name="models")
+
+EXITS = {"match": 0, "new": 0, "error": 1, "no_candidates": 4, "no_detection": 5, "index_stale": 6}
+LEFT_OUT = 3
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
+Who = Annotated[str, typer.Option(help="Who says so, for the log.", envvar="REID_USER")]
+Why = Annotated[str, typer.Option(help="Why, for the log.")]
+Report = Annotated[Path | None, typer.Option(help="Write everything that was left out to this CSV.")]
+Root = Annotated[Path | None, typer.Option(help="Where relative paths in tables start (else the table's folder).")]
+
+
+class Layout(StrEnum):
+    """What the folders below a source mean."""
+
+    auto = "auto"
+    flat = "flat"
+    folders = "folders"
+
+
+class Side(StrEnum):
+    """Which side of the animal a photo shows."""
+
+    left = "left"
+    right = "right"
+    unknown = "unknown"
+
+
+@app.callback()
+def main(
+    context: typer.Context,
+    store: Annotated[Path, typer.Option("--store", envvar="REID_STORE", help="The store's directory.")] = Path(
+        "reid-store"
+    ),
+) -> None:
+    """Where the store is."""
+    context.obj = store
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    """Our own errors become one line and exit code 1 (6 for a stale index)."""
+    try:
+        yield
+    except ReidError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(EXITS["index_stale"] if error.code in ("index_stale", "snapshot_corrupt") else 1) from error
+    except KeyboardInterrupt as error:
+        typer.echo("interrupted: what was done is kept; the same command goes on from there", err=True)
+        raise typer.Exit(130) from error
+
+
+@contextmanager
+def _store(context: typer.Context, *, create: bool = False) -> Iterator[Any]:
+    from reid.store import SETTINGS, Store
+
+    with _errors():
+        root: Path = context.obj
+        store = Store.create(root) if create and not (root / SETTINGS).exists() else Store.open(root)
+        with store:
+            yield store
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        return "unknown"
+
+
+@app.command()
+def init(
+    context: typer.Context,
+    species: Annotated[str, typer.Option(help="Species of this store's animals.")] = "",
+    new_label: Annotated[
+        str, typer.Option(help="What an animal is called that is not in the catalogue.")
+    ] = "new_whale",
+    model: Annotated[str, typer.Option(help="Embedder; empty: chosen at the first enrolment.")] = "",
+) -> None:
+    """Make an empty store.
+
+    Example: reid --store whales init --species "Megaptera novaeangliae"
+    """
+    from reid.store import Store
+
+    with _errors():
+        store = Store.create(context.obj, species=species, new_label=new_label, model=model)
+    typer.echo(f"made a store in {store.root}; next: reid --store {store.root} enroll PHOTOS")
+
+
+@app.command()
+def enroll(
+    context: typer.Context,
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            help="Folders, globs, photos, or tables (wildlife-datasets CSV, Kaggle CSV, COCO, MegaDetector)."
+        ),
+    ],
+    table: Annotated[Path | None, typer.Option(help="A table that names the photos.")] = None,
+    root: Root = None,
+    layout: Annotated[Layout, typer.Option(help="Whether folders are names of individuals.")] = Layout.auto,
+    report: Report = None,
+    who: Who = "",
+    json: Json = False,
+) -> None:
+    """Take photos in: catalogue, vectors, index. Running it again goes on where it stopped.
+
+    Example: reid enroll photos/ --table labels.csv --report left-out.csv
+    """
+    from reid import console, enrol, reindex
+    from reid.exchange import read_sources
+
+    with _store(context, create=True) as store, console.progress(json) as show:
+        found = read_sources(sources, table=table, root=root, layout=layout.value)
+        done = enrol.enrol(store, found.sightings, who=who or _user(), progress=show)
+        reindex.remember_sources(store, sources, table, root, layout.value)
+    done.failures[:0] = found.failures
+    if report:
+        console.write_report(report, done.failures, [*found.notes, *done.notes])
+    console.as_json(done) if json else console.enrolled(done, found.notes)
+    raise typer.Exit(LEFT_OUT if done.failures else 0)
+
+
+@app.command()
+def query(
+    context: typer.Context,
+    photos: Annotated[list[Path], typer.Argument(help="Photos to name; each by itself unless --encounter.")],
+    encounter: Annotated[bool, typer.Option(help="All photos show the same animal: one answer.")] = False,
+    side: Annotated[
+        Side, typer.Option(help="Which side they show; the opposite flank is then left out.")
+    ] = Side.unknown,
+    species: Annotated[str, typer.Option(help="Compare with this species only.")] = "",
+    box: Annotated[str, typer.Option(help="The animal's box in the photo: x0,y0,x1,y1 in pixels.")] = "",
+    sheet: Annotated[
+        Path | None, typer.Option(help="Draw the answer: query beside the best photo of each candidate.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """The five best individuals for a photo, the new one among them where none fits.
+
+    Example: reid query IMG_0412.jpg --sheet answer.png
+    """
+    from reid import pipeline
+
+    with _store(context) as store:
+        corners = _box(box)
+        groups = [photos] if encounter else [[photo] for photo in photos]
+        queries = [pipeline.query_of(group, side=side.value, species=species, box=corners) for group in groups]
+        answers = pipeline.identify(store, queries)
+        drawn = _draw(store, answers, sheet) if sheet else []
+    _print_answers(answers, drawn, json)
+    raise typer.Exit(max(EXITS[answer.status] for answer in answers))
+
+
+def _box(text: str) -> Any:
+    from reid.records import Box
+
+    if not text:
+        return None
+    try:
+        x0, y0, x1, y1 = (float(part) for part in text.split(","))
+    except ValueError as error:
+        raise typer.BadParameter(f"'{text}' is not x0,y0,x1,y1", param_hint="--box") from error
+    if not (x0 < x1 and y0 < y1):
+        raise typer.BadParameter(f"'{text}' is empty: x0 < x1 and y0 < y1 are needed", param_hint="--box")
+    return Box(x0, y0, x1, y1, origin="user")
+
+
+def _draw(store: Any, answers: Any, target: Path) -> list[Path]:
+    """One sheet an answer; several get a number before the suffix."""
+    from reid.sheet import write_sheet
+
+    names = (
+        [target] if len(answers) == 1 else [target.with_stem(f"{target.stem}-{i}") for i in range(1, len(answers) + 1)]
+    )
+    try:
+        return [write_sheet(store, answer, name) for answer, name in zip(answers, names, strict=True)]
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter(f"cannot write the sheet: {error}", param_hint="--sheet") from error
+
+
+def _print_answers(answers: Any, sheets: list[Path], json: bool) -> None:
+    from reid import console
+
+    if json:
+        console.as_json(answers[0] if len(answers) == 1 else {"answers": answers})
+        return
+    console.answers(answers)
+    for sheet in sheets:
+        typer.echo(f"contact sheet: {sheet}")
+
+
+@app.command()
+def reindex(
+    context: typer.Context,
+    force: Annotated[bool, typer.Option(help="Build the index anew even where nothing asks for it.")] = False,
+    report: Report = None,
+    who: Who = "",
+    json: Json = False,
+) -> None:
+    """Nightly: take in what changed, swap the index safely, report what is different.
+
+    Example: reid --store /data/whales reindex --json >> reindex.log
+    """
+    from reid import console
+    from reid.reindex import reindex as run
+
+    with _store(context) as store, console.progress(json) as show:
+        done = run(store, who=who or _user(), force=force, progress=show)
+    if report:
+        console.write_report(report, done.failures)
+    console.as_json(done) if json else console.reindexed(done)
+    raise typer.Exit(LEFT_OUT if done.failures else 0)
+
+
+@app.command()
+def status(context: typer.Context, json: Json = False) -> None:
+    """What the store holds, and whether the index is up to date.
+
+    Example: reid status --json
+    """
+    from dataclasses import asdict
+
+    from reid import console
+    from reid.status import status as look
+
+    with _store(context) as store:
+        found = look(store)
+    if json:
+        console.as_json(found)
+        return
+    console.table(("", ""), [(k.replace("_", " "), v) for k, v in asdict(found).items()])
+
+
+@app.command()
+def evaluate(
+    gallery: Annotated[Path, typer.Argument(help="Table of known photos.")],
+    queries: Annotated[Path, typer.Argument(help="Table of query photos with their true identities.")],
+    model: Annotated[Path | None, typer.Option(help="A model directory; else the default model.")] = None,
+    dedup: Annotated[bool, typer.Option(help="Drop queries that are near-duplicates of gallery photos.")] = False,
+    root: Root = None,
+    json: Json = False,
+) -> None:
+    """Measure the engine on your own photos, by exactly the way that enroll and query go.
+
+    Example: reid evaluate gallery.csv queries.csv --dedup --json
+    """
+    from reid import console
+    from reid.evaluate import evaluate as run
+
+    with _errors(), console.progress(json) as show:
+        found = run(gallery, queries, model=model, dedup=dedup, root=root, progress=show)
+    if json:
+        console.as_json(found.to_json())
+        return
+    console.table(
+        ("measure", "value", "95 % interval"),
+        [(k, f"{m.value:.4f}", f"{m.low:.4f} – {m.high:.4f}") for k, m in found.measures.items()],
+    )
+    console.table(("", ""), [*found.counts.items(), *((f"seconds, {k}", f"{v:.3f}") for k, v in found.seconds.items())])
+    console.failures(found.failures)
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Argument(help="Where to put photos, store and contact sheets.")] = Path("demo"),
+    whales: Annotated[int, typer.Option(min=5, help="Whales to render.")] = 60,
+    queries: Annotated[int, typer.Option(min=1, help="Photos to ask for.")] = 8,
+    json: Json = False,
+) -> None:
+    """Render whales, enrol them, query photos the store has not seen.
+
+    Example: reid demo /tmp/demo --whales 100
+    """
+    from reid import console
+    from reid import demo as show_case
+
+    with _errors(), console.progress(json) as show:
+        done = show_case.run(folder, whales=whales, queries=queries, progress=show)
+    if json:
+        console.as_json(done)
+        return
+    console.enrolled(done.enrolled)
+    console.answers(
+        done.answers, [t if k else f"{t}, not enrolled" for t, k in zip(done.truth, done.known, strict=True)]
+    )
+    typer.echo(
+        f"contact sheets: {done.folder / 'sheets'}\nthe store: {done.folder / 'store'} (try: reid --store {done.folder / 'store'} status)"
+    )
+
+
+@app.command()
+def export(
+    context: typer.Context,
+    target: Annotated[Path, typer.Argument(help="CSV to write (wildlife-datasets columns).")],
+    json: Json = False,
+) -> None:
+    """Write photos, boxes and names as a wildlife-datasets CSV; what the format cannot hold is said.
+
+    Example: reid export catalogue.csv
+    """
+    from reid import console
+    from reid.exchange.export import write_wildlife_csv
+
+    with _store(context) as store:
+        done = write_wildlife_csv(store, target)
+    if json:
+        console.as_json(done)
+        return
+    typer.echo(f"{done.rows} annotations written to {target}")
+    for note in done.lost:
+        typer.echo(f"not in the table: {note}")
+
+
+@people.command("list")
+def list_people(context: typer.Context, json: Json = False) -> None:
+    """Every individual with its photos.
+
+    Example: reid individuals list
+    """
+    from reid import console
+
+    with _store(context) as store:
+        found = store.catalogue.individuals()
+    if json:
+        console.as_json({"individuals": found})
+        return
+    rows = [(i.name, i.n_photos, i.n_encounters, i.first_seen, i.last_seen, ", ".join(i.aliases)) for i in found]
+    console.table(("individual", "photos", "encounters", "first seen", "last seen", "also called"), rows)
+
+
+@people.command()
+def show(context: typer.Context, name: str, json: Json = False) -> None:
+    """One individual: its photos, and who changed what.
+
+    Example: reid individuals show Ana
+    """
+    from reid import console
+
+    with _store(context) as store:
+        info, events = store.catalogue.individual(name), store.catalogue.history(name)
+        photos = list(store.catalogue.annotations(store.catalogue.annotations_of(individual=name)).values())
+    if json:
+        console.as_json({"individual": info, "annotations": photos, "history": events})
+        return
+    console.table(("annotation", "photo", "taken", "side"), [(p.id, p.path, p.taken_at, p.side) for p in photos])
+    rows = [(e.id, f"{e.at:%Y-%m-%d %H:%M}", e.kind + (" (undone)" if e.undone else ""), e.who, e.why) for e in events]
+    console.table(("event", "when", "what", "who", "why"), rows)
+
+
+@people.command()
+def rename(context: typer.Context, name: str, new: str, who: Who = "", why: Why = "", json: Json = False) -> None:
+    """Call an individual otherwise; the old name still finds it.
+
+    Example: reid individuals rename w_17 Ana
+    """
+    with _store(context) as store:
+        _said(store.catalogue.rename(name, new, who=who or _user(), why=why), json)
+
+
+@people.command()
+def merge(context: typer.Context, keep: str, absorbed: str, who: Who = "", why: Why = "", json: Json = False) -> None:
+    """Say that two individuals are one animal.
+
+    Example: reid individuals merge Ana Anna --why "same notch"
+    """
+    with _store(context) as store:
+        _said(store.catalogue.merge(keep, absorbed, who=who or _user(), why=why), json)
+
+
+@people.command()
+def split(
+    context: typer.Context,
+    annotations: Annotated[list[int], typer.Argument(help="Annotation numbers, from `reid individuals show`.")],
+    name: Annotated[str, typer.Option(help="Whose they are; empty: a new individual.")] = "",
+    who: Who = "",
+    why: Why = "",
+    json: Json = False,
+) -> None:
+    """Say that some photos of an individual show another one.
+
+    Example: reid individuals split 12 13 --name Bela
+    """
+    with _store(context) as store:
+        _said(store.catalogue.split(annotations, name or None, who=who or _user(), why=why), json)
+
+
+@people.command()
+def assign(
+    context: typer.Context, annotation: int, name: str, who: Who = "", why: Why = "", json: Json = False
+) -> None:
+    """Say whose an annotation is.
+
+    Example: reid individuals assign 12 Ana
+    """
+    with _store(context) as store:
+        _said(store.catalogue.assign([annotation], name, who=who or _user(), why=why), json)
+
+
+@people.command()
+def undo(context: typer.Context, event: int, who: Who = "", why: Why = "", json: Json = False) -> None:
+    """Take an event back, however old; undoing an undo brings it back.
+
+    Example: reid individuals undo 42
+    """
+    with _store(context) as store:
+        _said(store.catalogue.undo(event, who=who or _user(), why=why), json)
+
+
+def _said(event: int, json: bool) -> None:
+    from reid import console
+
+    console.as_json({"event": event}) if json else typer.echo(
+        f"event {event}; take it back with: reid individuals undo {event}"
+    )
+
+
+@networks.command("list")
+def list_models(context: typer.Context, json: Json = False) -> None:
+    """The models of this store; * marks the one in use.
+
+    Example: reid models list
+    """
+    from reid import console, models
+
+    with _store(context) as store:
+        cards = models.listed(store.models_folder)
+        used = store.config.embedder.model
+    if json:
+        console.as_json({"models": [_card(c) for c in cards], "used": used})
+        return
+    rows = [
+        ("*" if c.name == used else "", c.name, c.dim, f"{c.preprocessing.height}×{c.preprocessing.width}", c.source)
+        for c in cards
+    ]
+    console.table(("", "model", "dimensions", "input", "from"), rows)
+
+
+@networks.command()
+def info(context: typer.Context, name: str, json: Json = False) -> None:
+    """Everything about one model.
+
+    Example: reid models info lite0
+    """
+    from reid import console, models
+
+    with _store(context) as store:
+        card = models.read_card(models.ensure(store.models_folder, name))
+    console.as_json(_card(card)) if json else console.table(("", ""), list(_card(card).items()))
+
+
+def _card(card: Any) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return asdict(card) | {"fingerprint": card.fingerprint}
+
+
+@networks.command()
+def add(
+    context: typer.Context,
+    name: Annotated[
+        str,
+        typer.Argument(help="A timm name, hf-hub:OWNER/MODEL, or with --checkpoint the architecture of a local file."),
+    ],
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Local weights: .safetensors, or a torch file of tensors only.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Export a network into the store (needs the train extra). Put its name into reid.toml, then run reid reindex.
+
+    Example: reid models add hf-hub:BVRA/MegaDescriptor-T-224
+    """
+    from reid import console
+    from reid.errors import MissingExtra
+
+    with _store(context) as store:
+        try:
+            from reid.train import backbone
+        except ImportError as error:
+            raise MissingExtra(
+                f"adding models needs {error.name}", next_step="pip install 'animal-reid[train]'"
+            ) from error
+        network, card = backbone.from_name(name, checkpoint)
+        backbone.export(network, card, store.models_folder)
+    console.as_json(_card(card)) if json else typer.echo(
+        f'added {card.name}; to use it: model = "{card.name}" under [embedder] in reid.toml, then reid reindex'
+    )
+
+
+if __name__ == "__main__":
+    app()

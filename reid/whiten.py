@@ -62,15 +62,24 @@ def fit(vectors: Vectors, *, dimensions: int = DIMENSIONS, shrink: float = SHRIN
     centred = vectors - mean
     d = min(dimensions, len(vectors) - 1, vectors.shape[1])
     if len(vectors) <= vectors.shape[1]:  # the small matrix of products has the same spectrum
-        values, left = np.linalg.eigh((centred @ centred.T).astype(np.float64))
-        values, left = np.maximum(values[::-1][:d], 1e-12), left[:, ::-1][:, :d]
+        values, left = _largest(centred @ centred.T, d)
+        values, left = np.maximum(values, 1e-12), left
         axes = (centred.T @ left.astype(np.float32)) / np.sqrt(values).astype(np.float32)
     else:
-        values, right = np.linalg.eigh((centred.T @ centred).astype(np.float64))
-        values, axes = np.maximum(values[::-1][:d], 1e-12), right[:, ::-1][:, :d].astype(np.float32)
+        values, right = _largest(centred.T @ centred, d)
+        values, axes = np.maximum(values, 1e-12), right.astype(np.float32)
     variances = values / (len(vectors) - 1)
     scale = np.sqrt((1 - shrink) * variances + shrink * variances.mean())
     return Whitening(mean, np.ascontiguousarray(axes / scale.astype(np.float32)))
+
+
+def _largest(symmetric: Vectors, d: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The d largest eigenvalues of a symmetric matrix `(n, n)`, falling, and their vectors `(n, d)`."""
+    from scipy.linalg import eigh  # only when fitting: it costs a quarter of a second to import
+
+    n = len(symmetric)
+    values, vectors = eigh(symmetric.astype(np.float64), subset_by_index=[n - d, n - 1], overwrite_a=True, check_finite=False)
+    return values[::-1], vectors[:, ::-1]
 
 
 def to_bytes(whitening: Whitening) -> bytes:

@@ -1,0 +1,194 @@
+"""What the command line prints: tables, progress, reports, JSON. The only place that knows rich; imported by `cli` alone."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from reid.enrol import EnrolReport, Progress
+from reid.records import Answer, Failure
+from reid.reindex import ReindexReport
+
+SHOWN = 10  # failures and notes shown before "… and more"
+PATIENCE = 2.0  # seconds before a progress bar appears
+
+
+def as_json(value: Any) -> None:
+    """Print one JSON object on one line, NaN and infinities as null."""
+    print(json.dumps(_plain(value), ensure_ascii=False, allow_nan=False))
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return _plain(asdict(value))
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, float) and not (value == value and abs(value) != float("inf")):
+        return None
+    if isinstance(value, datetime):
+        return value.isoformat()
+    return str(value) if isinstance(value, Path) else value
+
+
+@contextmanager
+def progress(quiet: bool) -> Iterator[Progress]:
+    """Bars with the time left on standard error, a bar a stage; nothing for work that is over within `PATIENCE` seconds."""
+    if quiet:
+        yield lambda stage, done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description:>9}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    bars = Progress(*columns, console=Console(stderr=True), transient=True)
+    tasks: dict[str, Any] = {}
+    begun = time.monotonic()
+
+    def show(stage: str, done: int, total: int) -> None:
+        if not bars.live.is_started and time.monotonic() - begun < PATIENCE:
+            return
+        if not bars.live.is_started:
+            bars.start()
+        if stage not in tasks:
+            tasks[stage] = bars.add_task(stage, total=total)
+        bars.update(tasks[stage], completed=done, total=total)
+
+    try:
+        yield show
+    finally:
+        if bars.live.is_started:
+            bars.stop()
+
+
+def answers(given: Sequence[Answer], truth: Sequence[str] = ()) -> None:
+    """A table for each answer."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    out = Console()
+    for number, answer in enumerate(given):
+        names = ", ".join(Path(p).name for p in answer.photos)
+        said = f" (it is {truth[number]})" if truth else ""
+        if not answer.labels:
+            out.print(Text(f"{names}: {answer.status}{said}. {answer.message}", style="bold"))
+            continue
+        table = Table(title=Text(f"{names}: {answer.status}{said}"), title_justify="left", title_style="bold")
+        for heading in ("", "individual", "score", "P(same)", "photos", "best photo"):
+            table.add_column(heading, justify="right" if heading in ("", "score", "P(same)", "photos") else "left")
+        for rank, label in enumerate(answer.labels, 1):
+            chance = "–" if label.probability is None else f"{label.probability:.0%}"
+            row = (
+                str(rank),
+                label.label,
+                f"{label.score:.3f}",
+                chance,
+                str(label.n_photos or "–"),
+                Path(label.photo or "–").name,
+            )
+            table.add_row(*(Text(cell) for cell in row), style="bold" if rank == 1 else None)
+        out.print(table)
+        filters = "".join(f", {k}: {v}" for k, v in answer.compared.filters.items())
+        out.print(
+            Text(
+                f"compared with {answer.compared.photos} photos of {answer.compared.identities} individuals{filters}; model {answer.model}"
+            )
+        )
+        if answer.message:
+            out.print(Text(answer.message, style="yellow"))
+
+
+def enrolled(report: EnrolReport, notes: Sequence[str] = ()) -> None:
+    """A line of counts, then what was left out and why."""
+    print(
+        f"{report.new} photos new, {report.known} known, {report.moved} moved, {report.copies} copies; "
+        f"{report.annotations} animals added, {report.named} named"
+    )
+    for note in _first([*notes, *report.notes]):
+        print(f"note: {note}")
+    failures(report.failures)
+
+
+def failures(found: Sequence[Failure]) -> None:
+    """What could not be used, on standard error."""
+    if not found:
+        return
+    print(f"{len(found)} not used:", file=sys.stderr)
+    for line in _first([f"  {f.source}: {f.message}" + (f"; {f.next_step}" if f.next_step else "") for f in found]):
+        print(line, file=sys.stderr)
+
+
+def _first(lines: Sequence[str]) -> list[str]:
+    more = len(lines) - SHOWN
+    return [*lines[:SHOWN], *([f"… and {more} more (--report FILE lists all)"] if more > 0 else [])]
+
+
+def write_report(path: Path, found: Sequence[Failure], notes: Sequence[str] = ()) -> None:
+    """All failures and notes as CSV: source, code, message, next step."""
+    import csv
+
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(("source", "code", "message", "next_step"))
+        writer.writerows((f.source, f.code, f.message, f.next_step) for f in found)
+        writer.writerows(("", "note", note, "") for note in notes)
+
+
+def reindexed(report: ReindexReport) -> None:
+    """What a nightly run did, and what is different."""
+    for label, paths in (("vanished", report.vanished), ("changed", report.changed), ("back", report.back)):
+        print(f"{len(paths)} files {label}")
+        for path in paths[:SHOWN]:
+            print(f"  {path}")
+    print(f"{report.enrolled.new} photos new; {report.embedded} animals embedded anew")
+    print(
+        f"index: {report.photos_before} → {report.photos_now} photos"
+        + (f", built anew ({report.rebuilt})" if report.rebuilt else "")
+    )
+    if report.threshold_now is not None:
+        before = "–" if report.threshold_before is None else f"{report.threshold_before:.3f}"
+        print(f"new individual at score: {before} → {report.threshold_now:.3f}")
+    print(f"{len(report.matches)} photos without a name match a known individual now")
+    for match in report.matches[:SHOWN]:
+        chance = "" if match.probability is None else f", P {match.probability:.0%}"
+        print(
+            f"  {match.photo} → {match.identity} (score {match.score:.3f}{chance}); reid individuals assign {match.annotation} {match.identity}"
+        )
+    failures(report.failures)
+
+
+def table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """A plain table."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    out = Table()
+    for heading in headings:
+        out.add_column(heading)
+    for row in rows:
+        out.add_row(*(Text("–" if cell is None or cell == "" else str(cell)) for cell in row))
+    Console().print(out)

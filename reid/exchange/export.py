@@ -1,0 +1,92 @@
+"""Out again: the catalogue as a wildlife-datasets CSV, and what that format cannot hold."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from reid.errors import InputError
+from reid.images import printable
+
+if TYPE_CHECKING:
+    from reid.store import Store
+
+COLUMNS = (
+    "image_id",
+    "identity",
+    "path",
+    "bbox",
+    "date",
+    "orientation",
+    "species",
+    "encounter",
+    "latitude",
+    "longitude",
+    "photo_sha256",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """How many rows were written, and in words what the table does not hold."""
+
+    rows: int
+    lost: tuple[str, ...]
+
+
+def write_wildlife_csv(store: Store, target: Path) -> Exported:
+    """One row an annotation in service; `unknown` where nobody has said whose it is. Written aside and renamed.
+
+    Raises:
+        InputError: `target` cannot be written.
+    """
+    catalogue = store.catalogue
+    ids = catalogue.labels().annotations.tolist()
+    try:
+        handle, aside = tempfile.mkstemp(prefix=f".{target.name}-", dir=target.parent)
+        with os.fdopen(handle, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+            writer = csv.writer(file)
+            writer.writerow(COLUMNS)
+            for at in range(0, len(ids), 1000):
+                _write(store, writer, ids[at : at + 1000])
+        os.chmod(aside, 0o644)
+        os.replace(aside, target)
+    except OSError as error:
+        raise InputError(
+            f"cannot be written ({error.strerror})", source=printable(target), next_step="name another file"
+        ) from error
+    counts = catalogue.counts()
+    lost = [f"the log of {counts.events} identity events (the present names are written)"]
+    if counts.bare:
+        lost.append(f"{counts.bare} photos without an animal")
+    if aliases := sum(len(i.aliases) for i in catalogue.individuals()):
+        lost.append(f"{aliases} former names and aliases")
+    return Exported(len(ids), tuple(lost))
+
+
+def _write(store: Store, writer: object, ids: list[int]) -> None:
+    infos = store.catalogue.annotations(ids)
+    photos = store.catalogue.photos({i.photo for i in infos.values()})
+    for info in infos.values():
+        photo = photos[info.photo]
+        box = [round(v, 2) for v in (info.box.x0, info.box.y0, info.box.width, info.box.height)]
+        writer.writerow(  # type: ignore[attr-defined]
+            (
+                info.id,
+                info.identity or "unknown",
+                os.fspath(store.resolve(info.path)),
+                json.dumps(box) if info.box.origin != "whole" else "",
+                f"{photo.taken_at:%Y-%m-%d %H:%M:%S}" if photo.taken_at else "",
+                info.side,
+                info.species or "",
+                info.encounter if info.encounter is not None else "",
+                photo.latitude if photo.latitude is not None else "",
+                photo.longitude if photo.longitude is not None else "",
+                photo.sha256,
+            )
+        )

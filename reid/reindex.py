@@ -1,0 +1,228 @@
+"""The nightly run: what changed on disk and in the settings → vectors → a new index beside the old, checked, swapped → a report of what is different.
+
+Looks again at everything that was ever enrolled: files that vanished or hold other bytes are marked, never deleted; the folders and tables that
+enrolments named are read again for what is new. A change of model embeds everything anew and swaps only when all of it is there. At the end every
+photo that nobody has named is asked again, and those that match now, but did not last time, are listed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from reid import decide, fit
+from reid.aggregate import identity_scores
+from reid.catalogue import KnownFile
+from reid.enrol import EnrolReport, Progress, embed_lacking, enrol, quiet, settle_encounters
+from reid.errors import IndexStale, SnapshotCorrupt
+from reid.exchange import read_sources
+from reid.images import printable
+from reid.pipeline import Identifier
+from reid.records import Failure, Sighting
+from reid.store import Store
+
+SOURCES = "sources.json"
+UNKNOWNS = "unknowns.json"
+MOST_REPORTED = 1000  # unknowns listed in one report
+
+
+@dataclass(frozen=True, slots=True)
+class UnknownMatch:
+    """A photo nobody has named that the gallery now takes for a known animal."""
+
+    annotation: int
+    photo: str
+    identity: str
+    score: float
+    probability: float | None
+
+
+@dataclass
+class ReindexReport:
+    """What a nightly run found and did."""
+
+    vanished: list[str] = field(default_factory=list)
+    changed: list[str] = field(default_factory=list)
+    back: list[str] = field(default_factory=list)
+    enrolled: EnrolReport = field(default_factory=EnrolReport)
+    embedded: int = 0
+    rebuilt: str = ""
+    photos_before: int = 0
+    photos_now: int = 0
+    threshold_before: float | None = None
+    threshold_now: float | None = None
+    matches: list[UnknownMatch] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def remember_sources(
+    store: Store, sources: Sequence[str | Path], table: Path | None, root: Path | None, layout: str
+) -> None:
+    """Note what an enrolment was given, so that the nightly run looks there again."""
+    known = (store.read_json(SOURCES) or {}).get("sources", [])
+    entry: dict[str, Any] = {
+        "sources": [os.path.abspath(s) for s in sources],
+        "table": os.path.abspath(table) if table else None,
+        "root": os.path.abspath(root) if root else None,
+        "layout": layout,
+    }
+    if entry not in known:
+        store.write_json(SOURCES, {"sources": [*known, entry]})
+
+
+def reindex(store: Store, *, who: str, force: bool = False, progress: Progress = quiet) -> ReindexReport:
+    """Bring the store up to date; `force` builds the index anew even where nothing asks for it.
+
+    Raises:
+        CatalogueError, GalleryError, ModelError: the store itself cannot be read or written; what was there before still serves.
+    """
+    begun = time.perf_counter()
+    report = ReindexReport()
+    before = _present(store, report)
+    _look_at_files(store, report, progress)
+    report.enrolled = _enrol_again(store, who, progress)
+    report.failures.extend(report.enrolled.failures)
+    report.embedded = len(store.catalogue.lacking_embeddings(store.fingerprint))
+    report.failures.extend(embed_lacking(store, progress=progress))
+    settle_encounters(store)
+    progress("index", 0, 1)
+    report.rebuilt = report.rebuilt or ("asked for" if force else "")
+    if report.rebuilt or fit.is_due(store):
+        report.rebuilt = report.rebuilt or "the gallery has outgrown its last fit"
+        fit.fit(store)
+    gallery = store.gallery()
+    gallery.check()
+    gallery.compact()
+    progress("index", 1, 1)
+    fitted = fit.read(store, gallery.fingerprint)
+    report.photos_before, report.threshold_before = before
+    report.photos_now, report.threshold_now = len(gallery), fitted.threshold if fitted else None
+    report.matches = _ask_unknowns(store, progress)
+    report.seconds = time.perf_counter() - begun
+    return report
+
+
+def _present(store: Store, report: ReindexReport) -> tuple[int, float | None]:
+    """Photos and threshold of the index as found; a damaged or foreign one is noted for rebuilding."""
+    try:
+        gallery = store.gallery()
+        gallery.check()
+        store.whitening(gallery)
+    except (SnapshotCorrupt, IndexStale) as error:
+        report.rebuilt = error.message
+        return 0, None
+    last = fit.read(store, gallery.fingerprint)
+    return len(gallery), last.threshold if last else None
+
+
+def _look_at_files(store: Store, report: ReindexReport, progress: Progress) -> None:
+    """Compare every known file with the disk: gone, back, or holding other bytes."""
+    files = store.catalogue.known_files()
+    gone: list[Path] = []
+    changed: list[Path] = []
+    back: list[Path] = []
+    for done, file in enumerate(files):
+        kind = _state(store, file)
+        if kind == "missing" and file.state == "present":
+            gone.append(file.path)
+        elif kind == "changed" and file.state != "changed":
+            changed.append(file.path)
+        elif kind == "present" and file.state != "present":
+            back.append(file.path)
+        if done % 500 == 0:
+            progress("files", done, len(files))
+    store.catalogue.mark_missing(gone)
+    store.catalogue.mark_changed(changed)
+    store.catalogue.mark_present(back)
+    report.vanished, report.changed, report.back = ([printable(p) for p in paths] for paths in (gone, changed, back))
+    if changed:
+        sightings = [Sighting(store.resolve(p), f"{printable(p)} (its content changed)") for p in changed]
+        report.failures.extend(enrol(store, sightings, who="reindex").failures)
+
+
+def _state(store: Store, file: KnownFile) -> str:
+    """`present`, `missing` or `changed`; a file of the same size and time is not read."""
+    path = store.resolve(file.path)
+    try:
+        status = os.stat(path)
+        if status.st_size == file.size_bytes and status.st_mtime_ns == file.mtime_ns and file.state != "changed":
+            return "present"
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return "missing"
+    return "present" if digest == file.sha256 else "changed"
+
+
+def _enrol_again(store: Store, who: str, progress: Progress) -> EnrolReport:
+    """Read every source of earlier enrolments again; known files cost a look at their time and size."""
+    total = EnrolReport()
+    for entry in (store.read_json(SOURCES) or {}).get("sources", []):
+        sources = [s for s in entry["sources"] if os.path.exists(s) or any(c in s for c in "*?[")]
+        table, root = (Path(entry[k]) if entry[k] else None for k in ("table", "root"))
+        if not sources and table is None:
+            continue
+        found = read_sources(sources, table=table, root=root, layout=entry["layout"])
+        one = enrol(store, found.sightings, who=who, progress=progress)
+        total.failures.extend([*found.failures, *one.failures])
+        for name in ("new", "known", "moved", "copies", "named", "annotations"):
+            setattr(total, name, getattr(total, name) + getattr(one, name))
+    return total
+
+
+def _ask_unknowns(store: Store, progress: Progress) -> list[UnknownMatch]:
+    """Photos without a name that match a known animal at the store's threshold now, and did not at the last run."""
+    identifier = Identifier.open(store)
+    labels = store.catalogue.labels()
+    unnamed = labels.annotations[labels.individuals < 0].tolist()
+    before = set((store.read_json(UNKNOWNS) or {}).get("matched", []))
+    matched: list[UnknownMatch] = []
+    for at in range(0, len(unnamed), 512):
+        part = [a for a in unnamed[at : at + 512] if str(a) in identifier.gallery]
+        if part:
+            matched.extend(
+                _match(
+                    identifier,
+                    part,
+                    {int(a): int(i) for a, i in zip(labels.annotations, labels.individuals, strict=True)},
+                )
+            )
+        progress("unknowns", min(at + 512, len(unnamed)), len(unnamed))
+    store.write_json(UNKNOWNS, {"matched": sorted(f"{m.annotation}:{m.identity}" for m in matched)})
+    fresh = [m for m in matched if f"{m.annotation}:{m.identity}" not in before]
+    return sorted(fresh, key=lambda m: -m.score)[:MOST_REPORTED]
+
+
+def _match(identifier: Identifier, annotations: list[int], individual_of: dict[int, int]) -> list[UnknownMatch]:
+    store = identifier.store
+    infos = store.catalogue.annotations(annotations)
+    encounter_mates = _mates(store, annotations)
+    vectors = identifier.gallery.vectors([str(a) for a in annotations])
+    found = identifier.gallery.search(vectors, store.config.gallery.neighbours, exclude=encounter_mates)
+    out = []
+    for annotation, candidates in zip(annotations, found, strict=True):
+        codes = [individual_of.get(int(i), -1) for i in candidates.ids]
+        ranking = identity_scores(candidates.scores, codes, store.config.decision.aggregate)
+        if len(ranking.codes) and decide.place_of_new(ranking.scores[:1], identifier.threshold):
+            best = store.catalogue.annotations([int(candidates.ids[int(ranking.best[0])])])
+            name = next(iter(best.values())).identity or ""
+            curve = identifier.fit.curve if identifier.fit else None
+            chance = float(curve.probability(ranking.scores[:1])[0]) if curve else None
+            path = printable(store.resolve(infos[annotation].path))
+            out.append(UnknownMatch(annotation, path, name, float(ranking.scores[0]), chance))
+    return out
+
+
+def _mates(store: Store, annotations: list[int]) -> list[set[str]]:
+    """For each annotation those of its own encounter, itself among them: frames of one sighting prove nothing."""
+    infos = store.catalogue.annotations(annotations)
+    encounters = sorted({i.encounter for i in infos.values() if i.encounter is not None})
+    members: dict[int, set[str]] = {
+        e: {str(a) for a in store.catalogue.annotations_of(encounters=[e])} for e in encounters
+    }
+    return [{str(a)} | members.get(infos[a].encounter or -1, set()) for a in annotations]

@@ -1,0 +1,71 @@
+"""What a store holds, and whether its index is up to date; reads only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from reid import fit
+from reid.errors import IndexStale, SnapshotCorrupt
+from reid.index import Gallery
+from reid.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class StoreStatus:
+    """Counts of the catalogue and the state of the index; `index` is `current`, `behind`, `stale`, `corrupt` or `none`."""
+
+    store: str
+    model: str
+    photos: int
+    annotations: int
+    individuals: int
+    unnamed: int
+    encounters: int
+    missing_files: int
+    changed_files: int
+    index: str
+    indexed: int
+    revision: int
+    index_revision: int
+    threshold: float | None
+    threshold_basis: str
+
+
+def status(store: Store) -> StoreStatus:
+    """Look at a store without changing it.
+
+    Raises:
+        CatalogueError: the catalogue cannot be read.
+    """
+    counts, revision = store.catalogue.counts(), store.catalogue.revision
+    state, indexed, index_revision, fitted = "none", 0, 0, None
+    if (store.index_folder / "MANIFEST.json").exists():
+        try:
+            gallery = Gallery.open(store.index_folder)
+            gallery.check()
+            indexed, index_revision = len(gallery), gallery.revision
+            stale = gallery.fingerprint.partition("/")[0] != store.fingerprint
+            behind = index_revision < store.catalogue.vectors_revision
+            state = "stale" if stale else "behind" if behind else "current"
+            fitted = fit.read(store, gallery.fingerprint)
+        except IndexStale:
+            state = "stale"
+        except SnapshotCorrupt:
+            state = "corrupt"
+    return StoreStatus(
+        str(store.root),
+        store.config.embedder.model,
+        counts.photos,
+        counts.annotations,
+        counts.individuals,
+        counts.unnamed,
+        counts.encounters,
+        counts.missing,
+        counts.changed,
+        state,
+        indexed,
+        revision,
+        index_revision,
+        fitted.threshold if fitted else None,
+        fitted.basis if fitted else "",
+    )
