@@ -338,7 +338,7 @@ def export(
     Example: reid export catalogue.csv
     """
     from reid import console
-    from reid.exchange.export import write_wildlife_csv
+    from reid.export import write_wildlife_csv
 
     with _store(context) as store:
         done = write_wildlife_csv(store, target)

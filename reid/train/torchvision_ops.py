@@ -1,8 +1,8 @@
 """Import timm where torchvision's compiled operators are missing.
 
-A torchvision built for CUDA beside a torch built for CPUs cannot load its compiled operators, and then fails on import because it refers to two of
-them, `nms` and `qnms` (non-maximum suppression), which nothing here calls. Declaring their names is enough. With a matching pair of builds the import just works and nothing is
-declared.
+A torchvision built for CUDA beside a torch built for CPUs cannot load its compiled operators, and then fails on import
+because it refers to two of them, `nms` and `qnms` (non-maximum suppression), which nothing here calls. Declaring their
+names is enough. With a matching pair of builds the import just works and nothing is declared.
 """
 
 from __future__ import annotations
