@@ -1,13 +1,15 @@
 """timm networks as the engine sees them: pixels in, one embedding out; and their export to a model directory.
 
-A `Backbone` takes `(B, H, W, 3) uint8 RGB` and holds mean and std itself, exactly as the exported graph does, so that a preprocessing mismatch between
-training, the torch runtime and the CPU's graph cannot happen. Weights come from a timm name, a `hf-hub:` name or a local checkpoint: safetensors, or a torch
-file read with `weights_only=True`; a pickle that holds anything but tensors is refused.
+A `Backbone` takes `(B, H, W, 3) uint8 RGB` and holds mean and std itself, exactly as the exported graph does, so that a
+preprocessing mismatch between training, the torch runtime and the CPU's graph cannot happen. Weights come from a timm name, a
+`hf-hub:` name or a local checkpoint: safetensors, or a torch file read with `weights_only=True`; a pickle that holds anything
+but tensors is refused.
 """
 
 from __future__ import annotations
 
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -21,23 +23,55 @@ from reid.models import ModelCard, Preprocessing
 from reid.train.torchvision_ops import import_timm
 
 LEAST_COSINE = 0.999  # between the exported graph's vectors and the network's
+LITE0 = "tf_efficientnet_lite0"
+HUB_TIMEOUT_S = 5.0
+_HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # in the order in which timm looks for them
+_POOLED_STAGES = (5, 6)  # `multi` also pools the expanded map of the first block of these, as `reid.lite0` does
 
 
-class Backbone(torch.nn.Module):
-    """`(B, H, W, 3) uint8 RGB → (B, D) float32`, not normalised."""
+class Backbone(torch.nn.Module):  # type: ignore[misc]  # torch is not followed by the type checker
+    """`(B, H, W, 3) uint8 RGB → (B, D) float32`, not normalised.
 
-    def __init__(self, network: torch.nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    `network` is timm's; with `pooling` "multi" its maps are pooled as `reid.lite0` says, else it pools itself.
+    """
+
+    def __init__(
+        self, network: torch.nn.Module, mean: tuple[float, ...], std: tuple[float, ...], pooling: str = "native"
+    ) -> None:
         """`mean` and `std` in pixel units, 0–255."""
         super().__init__()
         self.network = network
+        self.pooling = pooling
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """See the class."""
         x = (pixels.permute(0, 3, 1, 2).float() - self.mean) / self.std
-        out: torch.Tensor = self.network(x)
+        out: torch.Tensor = _multi(self.network, x) if self.pooling == "multi" else self.network(x)
         return out
+
+
+def _multi(network: Any, x: torch.Tensor) -> torch.Tensor:
+    """`reid.lite0`'s "multi" for timm's EfficientNet-lite0: `(B, 3, H, W) → (B, 3104)`."""
+    pooled: list[torch.Tensor] = []
+    x = network.bn1(network.conv_stem(x))
+    for number, stage in enumerate(network.blocks):
+        if number not in _POOLED_STAGES:
+            x = stage(x)
+            continue
+        first = stage[0]  # its stride or its width differs from its input's, so nothing is added around it
+        wide = first.bn1(first.conv_pw(x))
+        pooled.insert(0, _root(wide))
+        x = first.bn3(first.conv_pwl(first.bn2(first.conv_dw(wide))))
+        for block in stage[1:]:
+            x = block(x)
+    return torch.cat([_root(network.bn2(network.conv_head(x))), *pooled], dim=1)
+
+
+def _root(maps: torch.Tensor) -> torch.Tensor:
+    """`(B, C, H, W) ≥ 0 → (B, C)` of unit length: the square roots of the means (kept off 0, where a root has no slope)."""
+    return torch.nn.functional.normalize(maps.float().mean((2, 3)).clamp_min(1e-12).sqrt(), dim=1)
 
 
 def from_name(spec: str, checkpoint: Path | None = None) -> tuple[Backbone, ModelCard]:
@@ -49,7 +83,10 @@ def from_name(spec: str, checkpoint: Path | None = None) -> tuple[Backbone, Mode
     timm = import_timm()
     architecture = spec.removeprefix("timm:")
     try:
-        network = timm.create_model(architecture, pretrained=checkpoint is None, num_classes=0)
+        source, found = (architecture, {}) if checkpoint else _published(timm, architecture)
+        network = timm.create_model(source, pretrained=checkpoint is None, num_classes=0, **found)
+    except ModelError:
+        raise
     except Exception as error:  # timm and the hub raise a dozen kinds for "no such name" and "no network"
         raise ModelError(
             f"cannot make '{spec}' ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'})",
@@ -60,14 +97,16 @@ def from_name(spec: str, checkpoint: Path | None = None) -> tuple[Backbone, Mode
     data = timm.data.resolve_model_data_config(network)
     _, height, width = data["input_size"]
     scaled = [tuple(255.0 * float(v) for v in data[key]) for key in ("mean", "std")]
-    backbone = Backbone(network, *scaled).eval()
+    backbone = Backbone(network, scaled[0], scaled[1]).eval()
     with torch.inference_mode():
         dim = int(backbone(torch.zeros(1, height, width, 3, dtype=torch.uint8)).shape[1])
     card = ModelCard(
         name=_short(architecture),
         dim=dim,
         preprocessing=Preprocessing(height, width, scaled[0], scaled[1]),  # type: ignore[arg-type]
-        pooling=str(getattr(network, "global_pool", "") or "native") if isinstance(getattr(network, "global_pool", ""), str) else "native",
+        pooling=str(getattr(network, "global_pool", "") or "native")
+        if isinstance(getattr(network, "global_pool", ""), str)
+        else "native",
         weights_sha256=models.hash_tensors(tensors_of(network).items()),
         source=f"{spec} weights from {checkpoint.name}" if checkpoint else spec,
         licence=str(getattr(network, "pretrained_cfg", {}).get("license") or "see its model card"),
@@ -76,13 +115,57 @@ def from_name(spec: str, checkpoint: Path | None = None) -> tuple[Backbone, Mode
     return backbone, card
 
 
+def _published(timm: Any, architecture: str) -> tuple[str, dict[str, Any]]:
+    """What timm is to make so that published weights load: the name and keyword arguments.
+
+    Without a network the hub's client tries each of several files for half a minute; one short question is asked first, and
+    what its cache holds is used where there is no answer.
+
+    Raises:
+        ModelError: the hub cannot be reached and its cache does not hold the weights.
+    """
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError
+
+    on_hub = architecture.removeprefix("hf-hub:").removeprefix("hf_hub:")
+    config = None if on_hub != architecture else timm.models.get_pretrained_cfg(architecture, allow_unregistered=False)
+    repository, _, revision = (on_hub if config is None else config.hf_hub_id or "").partition("@")
+    if not repository:
+        return architecture, {}
+    try:
+        HfApi().model_info(repository, revision=revision or None, timeout=HUB_TIMEOUT_S)
+        return architecture, {}
+    except HfHubHTTPError:  # it answered: timm says what is wrong
+        return architecture, {}
+    except (
+        Exception
+    ) as error:  # no answer; the client's library, and so the kind of error, differs between its versions
+        cached = (try_to_load_from_cache(repository, name, revision=revision or None) for name in _HUB_FILES)
+        file = next((path for path in cached if isinstance(path, str)), None)
+        if file is None:
+            raise ModelError(
+                f"the hub cannot be reached ({type(error).__name__}) and the weights of {repository} were not fetched before",
+                source=architecture,
+                next_step="fetch the weights where there is a network and pass --checkpoint FILE",
+            ) from error
+    if config is None:
+        return f"local-dir:{Path(file).parent}", {}
+    return architecture, {"pretrained_cfg_overlay": {"file": file}}
+
+
 def from_folder(folder: Path) -> tuple[Backbone, ModelCard]:
     """The network behind a model directory, for training or the torch runtime.
 
     Raises:
-        ModelError: the directory has no weights that torch can use.
+        ModelError: the directory has no weights that torch can use, or a pooling that its network does not have.
     """
     card = models.read_card(folder)
+    if card.pooling == "multi" and card.architecture != LITE0:
+        raise ModelError(
+            f"no pooling '{card.pooling}' for {card.architecture}",
+            source=str(folder),
+            next_step="`reid models add` it again",
+        )
     timm = import_timm()
     network = timm.create_model(card.architecture, pretrained=False, num_classes=0)
     kept = folder / "weights.safetensors"
@@ -92,10 +175,12 @@ def from_folder(folder: Path) -> tuple[Backbone, ModelCard]:
         published = weights.read_tensors(lite0.weight_file())
         tensors = {name: tensor for name, tensor in published.items() if not name.startswith("_fc.")}
         if models.hash_tensors(tensors.items()) != card.weights_sha256:
-            raise ModelError("no weights for torch beside the graph", source=str(folder), next_step="`reid models add` it again")
+            raise ModelError(
+                "no weights for torch beside the graph", source=str(folder), next_step="`reid models add` it again"
+            )
         names = list(network.state_dict())
         _load(network, dict(zip(names, tensors.values(), strict=True)), folder)
-    return Backbone(network, card.preprocessing.mean, card.preprocessing.std).eval(), card
+    return Backbone(network, card.preprocessing.mean, card.preprocessing.std, card.pooling).eval(), card
 
 
 def read_checkpoint(path: Path) -> dict[str, NDArray[Any]]:
@@ -115,7 +200,9 @@ def read_checkpoint(path: Path) -> dict[str, NDArray[Any]]:
     for key in ("state_dict", "model", "state_dict_ema"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
-    return {re.sub(r"^(module|model|backbone)\.", "", k): v.numpy() for k, v in state.items() if isinstance(v, torch.Tensor)}
+    return {
+        re.sub(r"^(module|model|backbone)\.", "", k): v.numpy() for k, v in state.items() if isinstance(v, torch.Tensor)
+    }
 
 
 def _load(network: torch.nn.Module, tensors: dict[str, NDArray[Any]], source: Path) -> None:
@@ -152,7 +239,11 @@ def export(backbone: Backbone, card: ModelCard, folder: Path) -> Path:
 
     size = card.preprocessing.height, card.preprocessing.width
     sample = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, *size, 3), np.uint8))
-    graph = openvino.convert_model(backbone.cpu().eval(), example_input=sample, input=[-1, *size, 3])
+    program = torch.export.export(backbone.cpu().eval(), (sample,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+    with warnings.catch_warnings():  # torch copies its own deprecated tree nodes while OpenVINO reads the program
+        warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated", category=FutureWarning)
+        graph = openvino.convert_model(program)
+    graph.reshape([-1, *size, 3])
     graph.outputs[0].get_tensor().set_names({"embedding"})
     with torch.inference_mode():
         ours = backbone(sample).numpy()
@@ -160,5 +251,7 @@ def export(backbone: Backbone, card: ModelCard, folder: Path) -> Path:
     theirs = np.asarray(compiled(sample.numpy())[0])
     cosine = float(((ours * theirs).sum(1) / (np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1))).min())
     if not cosine >= LEAST_COSINE:
-        raise ModelError(f"the exported graph's vectors differ from the network's (cosine {cosine:.4f})", source=card.name)
+        raise ModelError(
+            f"the exported graph's vectors differ from the network's (cosine {cosine:.4f})", source=card.name
+        )
     return models.write(folder, card, graph, tensors_of(backbone.network))

@@ -23,7 +23,9 @@ class TorchEmbedder:
             ModelError: there is no CUDA device, or the directory has no weights for torch.
         """
         if device == "cuda" and not torch.cuda.is_available():
-            raise ModelError("no CUDA device here", source=str(folder), next_step='set device = "cpu" under [embedder] in reid.toml')
+            raise ModelError(
+                "no CUDA device here", source=str(folder), next_step='set device = "cpu" under [embedder] in reid.toml'
+            )
         network, self.card = backbone.from_folder(folder)
         self._device = torch.device(device)
         self._network = network.to(self._device)
@@ -35,6 +37,8 @@ class TorchEmbedder:
         cuda = self._device.type == "cuda"
         with torch.inference_mode(), torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=cuda):
             for at in range(0, len(crops), self._batch):
-                pixels = torch.from_numpy(np.ascontiguousarray(crops[at : at + self._batch])).to(self._device, non_blocking=True)
+                pixels = torch.from_numpy(np.ascontiguousarray(crops[at : at + self._batch])).to(
+                    self._device, non_blocking=True
+                )
                 rows.append(self._network(pixels).float().cpu().numpy())
         return unit_rows(np.concatenate(rows))
