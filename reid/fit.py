@@ -27,6 +27,7 @@ from reid.store import CALIBRATION, Store
 GROWTH = 1.5  # times the photos of the last fit, at which a new one is due
 LEAST_GROWTH = 50  # photos that must have been added all the same
 MOST_QUERIES = 1000
+EARLIER = 3  # fits of earlier galleries that are kept, in case the new gallery never comes into force
 MOST_GALLERY = 30_000  # photos held in memory for the measurement; a random sample of a larger gallery
 
 IntArray = NDArray[np.int64]
@@ -50,14 +51,21 @@ class Fit:
 
 def read(store: Store, gallery_fingerprint: str) -> Fit | None:
     """The fit of this gallery, or None where there is none (or one of another model)."""
-    raw = store.read_json(CALIBRATION)
-    if raw is None or raw.get("gallery") != gallery_fingerprint:
-        return None
-    try:
-        curve = Calibration.from_dict(raw["curve"]) if raw["curve"] else None
-        return Fit(**(raw | {"curve": curve}))
-    except (KeyError, TypeError, ValueError):
-        return None
+    for raw in _kept(store):
+        if raw.get("gallery") == gallery_fingerprint:
+            try:
+                curve = Calibration.from_dict(raw["curve"]) if raw["curve"] else None
+                return Fit(**(raw | {"curve": curve}))
+            except (KeyError, TypeError, ValueError):
+                return None
+    return None
+
+
+def _kept(store: Store) -> list[dict[str, Any]]:
+    """The fits on file, newest first: of the gallery to come, and of those before it."""
+    raw = store.read_json(CALIBRATION) or {}
+    earlier = raw.pop("earlier", None)
+    return [raw, *(one for one in earlier if isinstance(one, dict))] if isinstance(earlier, list) else [raw]
 
 
 def is_due(store: Store) -> bool:
@@ -70,16 +78,21 @@ def is_due(store: Store) -> bool:
 
 
 def fit(store: Store) -> Fit:
-    """Whiten, build the gallery anew if that changed, measure the threshold, and write both down."""
+    """Whiten, measure the threshold, write it down, and build the gallery anew.
+
+    In this order, with earlier fits kept beside the new one: whenever it is killed, the gallery in force has its fit.
+    """
     labels, vectors = gathered(store.catalogue, store.fingerprint)
-    gallery = store.rebuild(whiten.fit(vectors))
-    cases = left_out(store, labels, vectors)
+    whitening = whiten.fit(vectors)
+    cases = left_out(store, labels, vectors, whitened=whitening is not None)
     settings = store.config.decision
     default = store.embedder.card.extra.get("threshold", decide.DEFAULT_THRESHOLD)
     found = decide.choose_threshold(cases, new_share=settings.share_new, default=default)
+    if found.basis == "default":
+        whitening = None  # the default holds for raw vectors
     result = Fit(
-        gallery=gallery.fingerprint,
-        photos=len(gallery),
+        gallery=store.fingerprint if whitening is None else f"{store.fingerprint}/{whitening.name}",
+        photos=store.catalogue.counts().annotations - len(store.catalogue.lacking_embeddings(store.fingerprint)),
         threshold=found.value,
         basis=found.basis,
         reason=found.reason,
@@ -87,7 +100,10 @@ def fit(store: Store) -> Fit:
         report={k: v for k, v in asdict(found).items() if not (isinstance(v, float) and math.isnan(v))},
         made=datetime.now().isoformat(timespec="seconds"),
     )
-    store.write_json(CALIBRATION, asdict(result) | {"curve": result.curve.to_dict() if result.curve else None})
+    earlier = [one for one in _kept(store) if one.get("gallery") not in (None, result.gallery)][:EARLIER]
+    curve = result.curve.to_dict() if result.curve else None
+    store.write_json(CALIBRATION, asdict(result) | {"curve": curve, "earlier": earlier})
+    store.rebuild(whitening)
     return result
 
 
@@ -114,14 +130,14 @@ def gathered(
     return some, unit_rows(np.concatenate(parts))
 
 
-def left_out(store: Store, labels: Labels, vectors: NDArray[np.float32]) -> LeftOut:
+def left_out(store: Store, labels: Labels, vectors: NDArray[np.float32], *, whitened: bool) -> LeftOut:
     """Photos of the gallery answered as if they were queries: unseen by the whitening, apart from their encounter and
     near-duplicates.
     """
     groups = sightings_of(store.catalogue, labels)
     queries = chosen_queries(labels.individuals, groups)
     rest = np.setdiff1d(np.arange(len(groups)), queries)
-    whitening = whiten.fit(vectors[rest])
+    whitening = whiten.fit(vectors[rest], least=2) if whitened else None
     rows = vectors if whitening is None else whitening.apply(vectors)
     k = min(len(rest), store.config.gallery.neighbours + int(np.bincount(groups).max(initial=1)))
     near = np.full((len(queries), max(k, 1)), -1, np.int64)

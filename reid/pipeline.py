@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from reid import aggregate, decide, fit, intake
 from reid.aggregate import Ranking
 from reid.catalogue import AnnotationInfo
+from reid.config import DecisionConfig
 from reid.enrol import embed_views, views_of
 from reid.errors import IndexStale, ReidError, SnapshotCorrupt
 from reid.fit import Fit
@@ -27,10 +28,11 @@ from reid.images import hamming, printable
 from reid.index import Gallery, IdSet
 from reid.intake import Prepared
 from reid.records import Answer, Box, Candidates, Compared, Failure, IdentityScore, Side, Sighting
-from reid.store import Store
+from reid.store import CALIBRATION, Store
 
 OPPOSITE: dict[Side, Side] = {"left": "right", "right": "left"}
 BURST_BITS = 8  # perceptual hashes closer than this are frames of one burst, and have one vote
+DEEPER = 4  # times as many neighbours, where the nearest show too few animals
 BATCH = 64  # queries embedded and searched together
 
 
@@ -78,7 +80,14 @@ class Identifier:
         """For answers of `k` labels. Raises IndexStale, SnapshotCorrupt and what the catalogue raises."""
         gallery = store.gallery()
         counts = store.catalogue.counts()
-        return cls(store, gallery, fit.read(store, gallery.fingerprint), counts.individuals, len(gallery), k)
+        found = fit.read(store, gallery.fingerprint)
+        if found is None and store.whitening(gallery) is not None and store.config.decision.threshold < 0:
+            raise IndexStale(
+                "nobody knows where a new animal begins among these whitened vectors",
+                source=str(store.root / CALIBRATION),
+                next_step="reid reindex",
+            )
+        return cls(store, gallery, found, counts.individuals, len(gallery), k)
 
     @property
     def threshold(self) -> float:
@@ -86,12 +95,15 @@ class Identifier:
         fixed = self.store.config.decision.threshold
         if fixed >= 0:
             return fixed
-        return self.fit.threshold if self.fit else decide.DEFAULT_THRESHOLD
+        if self.fit:
+            return self.fit.threshold
+        return float(self.store.embedder.card.extra.get("threshold", decide.DEFAULT_THRESHOLD))
 
     def answers(self, queries: Sequence[Query], *, observe: Observe | None = None) -> list[Answer]:
         """An answer for each query; a query's own trouble becomes its status, never an exception.
 
-        `observe`, for evaluations, is called with the positions of the queries that every vector row belongs to, and the rows.
+        `observe`, for evaluations, is called with the positions of the queries that every vector row belongs to, and
+        the rows.
         """
         out: list[Answer] = []
         for at in range(0, len(queries), BATCH):
@@ -110,10 +122,9 @@ class Identifier:
         if observe is not None:
             observe([first + i for i, one in enumerate(asked) for _ in range(_boxes(one))], vectors)
         start = time.perf_counter()
-        found = self._search(asked, vectors)
+        found, infos = self._search(asked, vectors)
         clock["search"] = time.perf_counter() - start
         start = time.perf_counter()
-        infos = self.store.catalogue.annotations({int(i) for c in found for i in c.ids})
         answers, at = [], 0
         for one in asked:
             mine = found[at : at + _boxes(one)]
@@ -131,12 +142,17 @@ class Identifier:
         raw = embed_views(self.store.embedder, crops, len(views_of(self.store)))
         return self.store.project(raw, self.gallery)
 
-    def _search(self, asked: Sequence[_Asked], vectors: NDArray[np.float32]) -> list[Candidates]:
-        """The nearest gallery annotations of every box, opposite flanks and other species left out."""
+    def _search(
+        self, asked: Sequence[_Asked], vectors: NDArray[np.float32]
+    ) -> tuple[list[Candidates], dict[int, AnnotationInfo]]:
+        """The nearest gallery annotations of every box, opposite flanks and other species left out, and what is known
+        of them.
+        """
         kinds = [(s.side, one.query.species) for one in asked for p in one.prepared for s in p.sightings]
         found = [Candidates((), ())] * len(kinds)
+        infos: dict[int, AnnotationInfo] = {}
         if not len(self.gallery):
-            return found
+            return found, infos
         for side, species in sorted(set(kinds)):
             rows = [i for i, kind in enumerate(kinds) if kind == (side, species)]
             allow = exclude = None
@@ -145,11 +161,23 @@ class Identifier:
             if side in OPPOSITE:
                 exclude = _ids(self.store.catalogue.annotations_of(sides=[OPPOSITE[side]]))
             k = self.store.config.gallery.neighbours
-            for row, candidates in zip(
-                rows, self.gallery.search(vectors[rows], k, allow=allow, exclude=exclude), strict=True
-            ):
-                found[row] = candidates
-        return found
+            while rows:
+                hits = self.gallery.search(vectors[rows], k, allow=allow, exclude=exclude)
+                infos |= self.store.catalogue.annotations({int(i) for c in hits for i in c.ids} - infos.keys())
+                for row, candidates in zip(rows, hits, strict=True):
+                    found[row] = candidates
+                rows = [row for row in rows if len(found[row].ids) == k and self._too_few(found[row], infos)]
+                k *= DEEPER
+        return found, infos
+
+    def _too_few(self, candidates: Candidates, infos: dict[int, AnnotationInfo]) -> bool:
+        """Whether the gallery has animals for more labels than these neighbours show."""
+        known = {code for i in candidates.ids if (code := _code(infos.get(int(i)), self._new_label)) >= 0}
+        return len(known) < min(self.k, self.identities)
+
+    @property
+    def _new_label(self) -> str:
+        return self.store.config.decision.new_label
 
     def _answer(self, one: _Asked, found: Sequence[Candidates], infos: dict[int, AnnotationInfo]) -> Answer:
         photos = tuple(printable(s.path) for s in one.query.sightings)
@@ -163,7 +191,7 @@ class Identifier:
             return replace(base, message=f"{trouble or 'no photos were given'}; {step}")
         if not boxes:
             return replace(base, status="no_detection", message=trouble or "no animal was found in the photo")
-        ranking, codes = _ranking(one, found, infos, self.store.config.decision.aggregate, self.k)
+        ranking, codes = _ranking(one, found, infos, self.store.config.decision, self.k)
         if not len(ranking.codes):
             step = (
                 "enrol named photos first"
@@ -172,7 +200,7 @@ class Identifier:
             )
             return replace(base, status="no_candidates", message=f"{trouble + '; ' if trouble else ''}{step}")
         labels = self._labels(ranking, codes, infos, found)
-        status = decide.status_of([label.label for label in labels], self.store.config.decision.new_label)
+        status = decide.status_of([label.label for label in labels], self._new_label)
         return replace(base, status=status, labels=labels, message=trouble)
 
     def _compared(self, one: _Asked) -> Compared:
@@ -192,7 +220,7 @@ class Identifier:
         """Five labels, the new individual among them."""
         names = [info.identity or "" for info in best]
         scores = ranking.scores[: len(names)]
-        new_label = self.store.config.decision.new_label
+        new_label = self._new_label
         order = decide.insert_new(names, scores, self.threshold, new_label, self.k)
         curve = self.fit.curve if self.fit else None
         chances = curve.probability(scores) if curve else None
@@ -251,15 +279,15 @@ def _ids(annotations: Sequence[int]) -> IdSet:
 
 
 def _ranking(
-    one: _Asked, found: Sequence[Candidates], infos: dict[int, AnnotationInfo], method: str, k: int
+    one: _Asked, found: Sequence[Candidates], infos: dict[int, AnnotationInfo], settings: DecisionConfig, k: int
 ) -> tuple[Ranking, list[AnnotationInfo]]:
     """Animals best first over all photos of the sighting, and the gallery annotation that speaks most for each of the
     first five.
     """
     rankings = []
     for candidates in found:
-        codes = [infos[int(i)].individual if int(i) in infos else None for i in candidates.ids]
-        rankings.append(aggregate.identity_scores(candidates.scores, [-1 if c is None else c for c in codes], method))
+        codes = [_code(infos.get(int(i)), settings.new_label) for i in candidates.ids]
+        rankings.append(aggregate.identity_scores(candidates.scores, codes, settings.aggregate))
     hashes = [photo.facts.phash or 0 for photo in one.prepared for _ in photo.boxes]
     ranking = rankings[0] if len(rankings) == 1 else aggregate.fuse_photos(rankings, _bursts(hashes))
     best = []
@@ -267,6 +295,13 @@ def _ranking(
         photo = int(ranking.query[i])
         best.append(infos[int(found[photo].ids[int(ranking.best[i])])])
     return ranking, best
+
+
+def _code(info: AnnotationInfo | None, new_label: str) -> int:
+    """The animal of a gallery annotation; −1 where nobody knows it, or knows only that it was new."""
+    if info is None or info.individual is None or info.identity == new_label:
+        return -1
+    return info.individual
 
 
 def _bursts(hashes: Sequence[int]) -> list[int]:
