@@ -10,9 +10,11 @@ from __future__ import annotations
 import tomllib
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from reid.errors import ConfigError
+
+Objective = Literal["map_at_5", "balanced", "geometric"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,7 @@ class DecisionConfig:
 
     new_label: str = "new_whale"  # what an animal that is not in the catalogue is called
     aggregate: str = "max"  # image → identity scores; `reid.decide.AGGREGATIONS` lists them
+    objective: Objective = "map_at_5"  # what the threshold is placed for: map_at_5, balanced, geometric (√(BAKS·BAUS))
     share_new: float = 0.3  # expected share of unknown animals among queries, for placing the threshold
     threshold: float = -1.0  # score at which new_label stands; below 0: calibrated on the gallery itself
 
@@ -105,6 +108,7 @@ max_km = 2.0             # and so do photos further apart in place
 [decision]
 new_label = "{new_label}"
 aggregate = "max"        # how the scores of an identity's photos become one
+objective = "map_at_5"   # what the threshold is placed for: map_at_5, balanced or geometric
 share_new = 0.3          # expected share of unknown animals among queries
 threshold = -1.0         # below 0: calibrated on this gallery
 """
@@ -151,6 +155,8 @@ def _read(kind: Any, raw: dict[str, Any], source: str, prefix: str) -> Any:
         if is_dataclass(wanted) and isinstance(value, dict):
             values[key] = _read(wanted, value, source, f"{name}.")
             continue
+        if get_origin(wanted) is Literal:
+            wanted = str
         if wanted is float and type(value) is int:
             value = float(value)
         if type(value) is not wanted:
@@ -168,6 +174,10 @@ def _check(config: Config, source: str) -> None:
         (config.embedder.threads >= 0, "embedder.threads must be 0 or more"),
         (config.encounters.max_gap_minutes >= 0, "encounters.max_gap_minutes must be 0 or more"),
         (config.encounters.max_km >= 0, "encounters.max_km must be 0 or more"),
+        (
+            config.decision.objective in get_args(Objective),
+            f"decision.objective must be one of {', '.join(get_args(Objective))}",
+        ),
         (0 <= config.decision.share_new < 1, "decision.share_new must be in [0, 1)"),
         (config.decision.new_label.strip() != "", "decision.new_label must not be empty"),
         (" " not in config.decision.new_label, "decision.new_label must not hold a space"),

@@ -24,6 +24,7 @@ from reid.decide import LeftOut, Neighbours, NewThreshold
 from reid.embed import unit_rows
 from reid.store import CALIBRATION, Store
 
+CURVES = ("curve", "curve_new")
 GROWTH = 1.5  # times the photos of the last fit, at which a new one is due
 LEAST_GROWTH = 50  # photos that must have been added all the same
 MOST_QUERIES = 1000
@@ -45,6 +46,7 @@ class Fit:
     basis: str
     reason: str
     curve: Calibration | None
+    curve_new: Calibration | None
     report: dict[str, Any]
     made: str
 
@@ -54,8 +56,8 @@ def read(store: Store, gallery_fingerprint: str) -> Fit | None:
     for raw in _kept(store):
         if raw.get("gallery") == gallery_fingerprint:
             try:
-                curve = Calibration.from_dict(raw["curve"]) if raw["curve"] else None
-                return Fit(**(raw | {"curve": curve}))
+                curves = {name: Calibration.from_dict(raw[name]) if raw[name] else None for name in CURVES}
+                return Fit(**(raw | curves))
             except (KeyError, TypeError, ValueError):
                 return None
     return None
@@ -87,7 +89,7 @@ def fit(store: Store) -> Fit:
     cases = left_out(store, labels, vectors, whitened=whitening is not None)
     settings = store.config.decision
     default = store.embedder.card.extra.get("threshold", decide.DEFAULT_THRESHOLD)
-    found = decide.choose_threshold(cases, new_share=settings.share_new, default=default)
+    found = decide.choose_threshold(cases, objective=settings.objective, new_share=settings.share_new, default=default)
     if found.basis == "default":
         whitening = None  # the default holds for raw vectors
     result = Fit(
@@ -96,13 +98,14 @@ def fit(store: Store) -> Fit:
         threshold=found.value,
         basis=found.basis,
         reason=found.reason,
-        curve=_curve(cases, found),
+        curve=_curve(cases, found, of_new=False),
+        curve_new=_curve(cases, found, of_new=True),
         report={k: v for k, v in asdict(found).items() if not (isinstance(v, float) and math.isnan(v))},
         made=datetime.now().isoformat(timespec="seconds"),
     )
     earlier = [one for one in _kept(store) if one.get("gallery") not in (None, result.gallery)][:EARLIER]
-    curve = result.curve.to_dict() if result.curve else None
-    store.write_json(CALIBRATION, asdict(result) | {"curve": curve, "earlier": earlier})
+    curves = {name: curve.to_dict() if (curve := getattr(result, name)) else None for name in CURVES}
+    store.write_json(CALIBRATION, asdict(result) | curves | {"earlier": earlier})
     store.rebuild(whitening)
     return result
 
@@ -236,15 +239,18 @@ def chosen_queries(individuals: IntArray, groups: IntArray, *, most: int = MOST_
     return np.sort(np.concatenate([known, rest])).astype(np.int64)
 
 
-def _curve(cases: LeftOut, found: NewThreshold) -> Calibration | None:
-    """Score → probability that the animal ranked first is right, known and new cases weighted to their expected shares."""
+def _curve(cases: LeftOut, found: NewThreshold, *, of_new: bool) -> Calibration | None:
+    """Best score → probability that the animal ranked first is right or, `of_new`, minus it → that the animal is none of
+    the known ones. Known and new cases are weighted to their expected shares.
+    """
     known, unknown = np.flatnonzero(cases.known_case), np.flatnonzero(cases.unknown_case)
     if found.basis != "measured":
         return None
     scores = np.concatenate([cases.known_best[known], cases.other_scores[unknown, 0]])
     right = np.concatenate([cases.known_right[known], np.zeros(len(unknown), bool)])
-    weights = np.concatenate(
-        [np.full(len(known), (1 - found.new_share) / len(known)), np.full(len(unknown), found.new_share / len(unknown))]
-    ) * len(scores)
+    new = np.arange(len(scores)) >= len(known)
+    shares = np.where(new, found.new_share / len(unknown), (1 - found.new_share) / len(known)) * len(scores)
     usable = np.isfinite(scores)
-    return calibrate.fit_platt(scores[usable], right[usable], weights[usable])
+    if of_new:
+        return calibrate.fit_platt(-scores[usable], new[usable], shares[usable])
+    return calibrate.fit_platt(scores[usable], right[usable], shares[usable])

@@ -236,7 +236,9 @@ class Identifier:
             )
             for i, name in enumerate(names)
         }
-        new = IdentityScore(new_label, self.threshold, None if chances is None else float(1 - chances[0]), is_new=True)
+        curve_new = self.fit.curve_new if self.fit else None
+        chance_new = float(curve_new.probability(-scores[:1])[0]) if curve_new else None
+        new = IdentityScore(new_label, self.threshold, chance_new, is_new=True)
         return tuple(new if label == new_label else known[label] for label in order)
 
 
