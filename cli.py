@@ -154,7 +154,8 @@ def enroll(
         reindex.remember_sources(store, sources, table, root, layout.value)
     done.failures[:0] = found.failures
     if report:
-        console.write_report(report, done.failures, [*found.notes, *done.notes])
+        with _errors():
+            console.write_report(report, done.failures, [*found.notes, *done.notes])
     console.as_json(done) if json else console.enrolled(done, found.notes)
     raise typer.Exit(LEFT_OUT if done.failures else 0)
 
@@ -246,7 +247,8 @@ def reindex(
     with _store(context) as store, console.progress(json) as show:
         done = run(store, who=who or _user(), force=force, progress=show)
     if report:
-        console.write_report(report, done.failures)
+        with _errors():
+            console.write_report(report, done.failures)
     console.as_json(done) if json else console.reindexed(done)
     raise typer.Exit(LEFT_OUT if done.failures else 0)
 

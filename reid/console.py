@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from reid.enrol import EnrolReport, Progress
+from reid.errors import InputError
 from reid.records import Answer, Failure
 from reid.reindex import ReindexReport
 
@@ -147,14 +148,23 @@ def _first(lines: Sequence[str]) -> list[str]:
 
 
 def write_report(path: Path, found: Sequence[Failure], notes: Sequence[str] = ()) -> None:
-    """All failures and notes as CSV: source, code, message, next step."""
+    """All failures and notes as CSV: source, code, message, next step.
+
+    Raises:
+        InputError: `path` cannot be written.
+    """
     import csv
 
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(("source", "code", "message", "next_step"))
-        writer.writerows((f.source, f.code, f.message, f.next_step) for f in found)
-        writer.writerows(("", "note", note, "") for note in notes)
+    try:
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(("source", "code", "message", "next_step"))
+            writer.writerows((f.source, f.code, f.message, f.next_step) for f in found)
+            writer.writerows(("", "note", note, "") for note in notes)
+    except OSError as error:
+        raise InputError(
+            f"the report cannot be written ({error.strerror})", source=str(path), next_step="name another file"
+        ) from error
 
 
 def reindexed(report: ReindexReport) -> None:

@@ -47,6 +47,7 @@ def write_wildlife_csv(store: Store, target: Path) -> Exported:
     """
     catalogue = store.catalogue
     ids = catalogue.labels().annotations.tolist()
+    aside = ""
     try:
         handle, aside = tempfile.mkstemp(prefix=f".{target.name}-", dir=target.parent)
         with os.fdopen(handle, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
@@ -60,6 +61,9 @@ def write_wildlife_csv(store: Store, target: Path) -> Exported:
         raise InputError(
             f"cannot be written ({error.strerror})", source=printable(target), next_step="name another file"
         ) from error
+    finally:
+        if aside:
+            Path(aside).unlink(missing_ok=True)  # there only where something went wrong
     counts = catalogue.counts()
     lost = [f"the log of {counts.events} identity events (the present names are written)"]
     if counts.bare:

@@ -19,8 +19,8 @@ from reid import decide, fit
 from reid.aggregate import identity_scores
 from reid.catalogue import KnownFile
 from reid.enrol import EnrolReport, Progress, embed_lacking, enrol, quiet, settle_encounters
-from reid.errors import IndexStale, SnapshotCorrupt
-from reid.exchange import read_sources
+from reid.errors import IndexStale, ReidError, SnapshotCorrupt
+from reid.exchange import failure_of, read_sources
 from reid.images import printable
 from reid.pipeline import Identifier
 from reid.records import Failure, Sighting
@@ -85,11 +85,11 @@ def reindex(store: Store, *, who: str, force: bool = False, progress: Progress =
     begun = time.perf_counter()
     report = ReindexReport()
     before = _present(store, report)
-    _look_at_files(store, report, progress)
+    changed = _look_at_files(store, report, progress)
+    report.embedded = _embed_anew(store, report, progress)
     report.enrolled = _enrol_again(store, who, progress)
-    report.failures.extend(report.enrolled.failures)
-    report.embedded = len(store.catalogue.lacking_embeddings(store.fingerprint))
-    report.failures.extend(embed_lacking(store, progress=progress))
+    _enrol_changed(store, changed, who, report)
+    report.failures = list(dict.fromkeys([*report.failures, *report.enrolled.failures]))
     settle_encounters(store)
     progress("index", 0, 1)
     report.rebuilt = report.rebuilt or ("asked for" if force else "")
@@ -121,8 +121,8 @@ def _present(store: Store, report: ReindexReport) -> tuple[int, float | None]:
     return len(gallery), last.threshold if last else None
 
 
-def _look_at_files(store: Store, report: ReindexReport, progress: Progress) -> None:
-    """Compare every known file with the disk: gone, back, or holding other bytes."""
+def _look_at_files(store: Store, report: ReindexReport, progress: Progress) -> list[Path]:
+    """Compare every known file with the disk: gone, back, or holding other bytes; the files that do."""
     files = store.catalogue.known_files()
     gone: list[Path] = []
     changed: list[Path] = []
@@ -141,9 +141,21 @@ def _look_at_files(store: Store, report: ReindexReport, progress: Progress) -> N
     store.catalogue.mark_changed(changed)
     store.catalogue.mark_present(back)
     report.vanished, report.changed, report.back = ([printable(p) for p in paths] for paths in (gone, changed, back))
+    return changed
+
+
+def _embed_anew(store: Store, report: ReindexReport, progress: Progress) -> int:
+    """Vectors for what has none of the present model (all, after a change of model); how many were made."""
+    lacking = len(store.catalogue.lacking_embeddings(store.fingerprint))
+    report.failures.extend(embed_lacking(store, progress=progress))
+    return lacking - len(store.catalogue.lacking_embeddings(store.fingerprint))
+
+
+def _enrol_changed(store: Store, changed: Sequence[Path], who: str, report: ReindexReport) -> None:
+    """Take in the new content of files that no source of an earlier enrolment has brought: a photo nobody has named."""
     if changed:
         sightings = [Sighting(store.resolve(p), f"{printable(p)} (its content changed)") for p in changed]
-        report.failures.extend(enrol(store, sightings, who="reindex").failures)
+        _add(report.enrolled, enrol(store, sightings, who=who))
 
 
 def _state(store: Store, file: KnownFile) -> str:
@@ -162,17 +174,29 @@ def _state(store: Store, file: KnownFile) -> str:
 def _enrol_again(store: Store, who: str, progress: Progress) -> EnrolReport:
     """Read every source of earlier enrolments again; known files cost a look at their time and size."""
     total = EnrolReport()
+    photos = {os.fspath(store.resolve(file.path)) for file in store.catalogue.known_files()}
     for entry in (store.read_json(SOURCES) or {}).get("sources", []):
-        sources = [s for s in entry["sources"] if os.path.exists(s) or any(c in s for c in "*?[")]
-        table, root = (Path(entry[k]) if entry[k] else None for k in ("table", "root"))
-        if not sources and table is None:
+        # a single photo that has gone is listed as vanished; a folder or table that has gone is somebody's mistake
+        sources = [s for s in entry["sources"] if os.path.exists(s) or s not in photos]
+        if entry["sources"] and not sources:
             continue
-        found = read_sources(sources, table=table, root=root, layout=entry["layout"])
-        one = enrol(store, found.sightings, who=who, progress=progress)
-        total.failures.extend([*found.failures, *one.failures])
-        for name in ("new", "known", "moved", "copies", "named", "annotations"):
-            setattr(total, name, getattr(total, name) + getattr(one, name))
+        table, root = (Path(entry[k]) if entry[k] else None for k in ("table", "root"))
+        try:
+            found = read_sources(sources, table=table, root=root, layout=entry["layout"])
+        except ReidError as error:  # a table that has gone: the rest of the store is brought up to date all the same
+            total.failures.append(failure_of(error))
+            continue
+        total.failures.extend(found.failures)
+        _add(total, enrol(store, found.sightings, who=who, progress=progress))
     return total
+
+
+def _add(total: EnrolReport, one: EnrolReport) -> None:
+    """Count an enrolment into the sum."""
+    total.failures.extend(one.failures)
+    total.notes.extend(one.notes)
+    for name in ("new", "known", "moved", "copies", "named", "annotations"):
+        setattr(total, name, getattr(total, name) + getattr(one, name))
 
 
 def _ask_unknowns(store: Store, progress: Progress) -> list[UnknownMatch]:
@@ -180,18 +204,13 @@ def _ask_unknowns(store: Store, progress: Progress) -> list[UnknownMatch]:
     identifier = Identifier.open(store)
     labels = store.catalogue.labels()
     unnamed = labels.annotations[labels.individuals < 0].tolist()
+    individual_of = dict(zip(labels.annotations.tolist(), labels.individuals.tolist(), strict=True))
     before = set((store.read_json(UNKNOWNS) or {}).get("matched", []))
     matched: list[UnknownMatch] = []
     for at in range(0, len(unnamed), 512):
         part = [a for a in unnamed[at : at + 512] if str(a) in identifier.gallery]
         if part:
-            matched.extend(
-                _match(
-                    identifier,
-                    part,
-                    {int(a): int(i) for a, i in zip(labels.annotations, labels.individuals, strict=True)},
-                )
-            )
+            matched.extend(_match(identifier, part, individual_of))
         progress("unknowns", min(at + 512, len(unnamed)), len(unnamed))
     store.write_json(UNKNOWNS, {"matched": sorted(f"{m.annotation}:{m.identity}" for m in matched)})
     fresh = [m for m in matched if f"{m.annotation}:{m.identity}" not in before]
