@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from reid import crop, fit, intake, models
 from reid.catalogue import Added, KnownFile, NewAnnotation, NewPhoto, PhotoInfo
 from reid.embed import Embedder, unit_rows
-from reid.errors import ReidError, StoreError
+from reid.errors import PhotoError, ReidError, StoreBusy, StoreError
 from reid.exchange import failure_of
 from reid.images import printable
 from reid.intake import Prepared
@@ -83,7 +83,11 @@ def enrol(store: Store, sightings: Sequence[Sighting], *, who: str, progress: Pr
         store.settle_model(suitable_model(sightings))
     photos = intake.by_photo(sightings)
     start = time.perf_counter()
-    unread, reread = _split_known(store, photos)
+    files = store.catalogue.known_files()
+    unread, reread = _split_known(files, photos)
+    by_hash: dict[str, list[KnownFile]] = {}
+    for file in files:
+        by_hash.setdefault(file.sha256, []).append(file)
     if reread:
         _name_known(store, reread, report, who)
     start = report.spent("known", start)
@@ -100,12 +104,12 @@ def enrol(store: Store, sightings: Sequence[Sighting], *, who: str, progress: Pr
             batch.append(one)
         if len(batch) >= BATCH:
             start = report.spent("read", start)
-            start = _commit(store, batch, report, who, len(views), start)
+            start = _commit(store, batch, by_hash, report, who, start)
             batch = []
         progress("enrol", done, total)
     start = report.spent("read", start)
     if batch:
-        start = _commit(store, batch, report, who, len(views), start)
+        start = _commit(store, batch, by_hash, report, who, start)
     report.failures.extend(embed_lacking(store, progress=progress))
     start = report.spent("embed", start)
     settle_encounters(store)
@@ -137,10 +141,10 @@ def settle_encounters(store: Store) -> int:
 
 
 def _split_known(
-    store: Store, photos: Sequence[tuple[Sighting, ...]]
+    files: Sequence[KnownFile], photos: Sequence[tuple[Sighting, ...]]
 ) -> tuple[list[tuple[Sighting, ...]], list[tuple[tuple[Sighting, ...], KnownFile]]]:
     """The photos to read, and those whose file is as it was when it was read last."""
-    known = {os.fspath(file.path): file for file in store.catalogue.known_files()}
+    known = {os.fspath(file.path): file for file in files}
     unread, reread = [], []
     for group in photos:
         path = os.path.abspath(group[0].path)
@@ -203,7 +207,12 @@ def _new_photo(
 ) -> NewPhoto:
     """What the catalogue is told: annotations filled with what their sightings say."""
     filled = tuple(
-        replace(a, identity=s.identity, side=s.side, species=s.species or store.config.species or None)
+        replace(
+            a,
+            identity=None if s.identity == store.config.decision.new_label else s.identity,
+            side=s.side,
+            species=s.species or store.config.species or None,
+        )
         for a, s in zip(annotations, sightings, strict=True)
     )
     encounter = next((s.encounter for s in sightings if s.encounter), None)
@@ -211,18 +220,40 @@ def _new_photo(
     return NewPhoto(facts, filled, encounter=encounter, mtime_ns=mtime_ns, where=where)
 
 
-def _commit(store: Store, batch: Sequence[Prepared], report: EnrolReport, who: str, views: int, start: float) -> float:
-    """Embed a batch and record it in one transaction; the time when that was done."""
-    crops = np.concatenate([one.crops for one in batch])
-    vectors = embed_views(store.embedder, crops, views)
+def _commit(
+    store: Store,
+    batch: Sequence[Prepared],
+    by_hash: Mapping[str, Sequence[KnownFile]],
+    report: EnrolReport,
+    who: str,
+    start: float,
+) -> float:
+    """Embed what is new in a batch and record it in one transaction; the time when that was done."""
+    fresh = [one for one in batch if one.facts.sha256 not in by_hash]
+    rows = np.empty((0, 1), np.float32)
+    if fresh:
+        rows = embed_views(store.embedder, np.concatenate([one.crops for one in fresh]), len(views_of(store)))
     start = report.spent("embed", start)
-    new, at = [], 0
+    new, gone, at = [], [], 0
     for one in batch:
-        rows = vectors[at : at + len(one.boxes)]
-        at += len(one.boxes)
-        facts = _kept_copy(store, one.facts) if store.config.photos.copy else one.facts
-        annotations = [NewAnnotation(box, vector=row) for box, row in zip(one.boxes, rows, strict=True)]
+        annotations = [NewAnnotation(box) for box in one.boxes]
+        if one.facts.sha256 not in by_hash:  # else its vectors are there; a new box gets its own from `embed_lacking`
+            vectors = rows[at : at + len(one.boxes)]
+            at += len(one.boxes)
+            annotations = [NewAnnotation(box, vector=row) for box, row in zip(one.boxes, vectors, strict=True)]
+        try:
+            facts = _kept_copy(store, one.facts) if store.config.photos.copy else one.facts
+        except PhotoError as error:
+            report.failures.append(failure_of(error))
+            continue
+        gone += [
+            file.path
+            for file in by_hash.get(facts.sha256, ())
+            if file.state == "present" and file.path != facts.path and not os.path.lexists(store.resolve(file.path))
+        ]
         new.append(_new_photo(store, facts, one.mtime_ns, one.sightings, annotations))
+    if gone:
+        store.catalogue.mark_missing(gone)
     _record(store, new, report, who, store.fingerprint)
     return report.spent("catalogue", start)
 
@@ -231,13 +262,18 @@ def _record(store: Store, new: Sequence[NewPhoto], report: EnrolReport, who: str
     """Write a batch; where one photo spoils it, the photos go in one by one and that one is reported."""
     try:
         added = list(zip(new, store.catalogue.add_photos(new, who=who, fingerprint=fingerprint), strict=True))
-    except ReidError:
-        added = []
+    except StoreBusy:
+        raise
+    except ReidError as spoilt:
+        added, failures = [], []
         for photo in new:
             try:
                 added.append((photo, store.catalogue.add_photos([photo], who=who, fingerprint=fingerprint)[0]))
             except ReidError as error:
-                report.failures.append(failure_of(error))
+                failures.append(failure_of(error))
+        if not added and len(new) > 1:  # it is the catalogue that fails, not a photo
+            raise spoilt
+        report.failures.extend(failures)
     for photo, one in added:
         _count(report, photo, one)
 
@@ -272,12 +308,19 @@ def _kept_copy(store: Store, facts: PhotoFacts) -> PhotoFacts:
     relative = Path("photos", facts.sha256[:2], facts.sha256 + facts.path.suffix.lower())
     target = store.root / relative
     if not target.exists():
+        aside = target.with_name(f".{target.name}.{os.getpid()}")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            aside = target.with_name(f".{target.name}.{os.getpid()}")
             shutil.copyfile(facts.path, aside)
             os.replace(aside, target)
         except OSError as error:
+            aside.unlink(missing_ok=True)
+            if not os.access(facts.path, os.R_OK):
+                raise PhotoError(
+                    "it vanished before it could be copied",
+                    source=printable(facts.path),
+                    next_step="enrol it again when it is back",
+                ) from error
             raise StoreError(
                 f"the photo cannot be copied ({error.strerror})",
                 source=printable(facts.path),
@@ -294,6 +337,7 @@ def embed_lacking(store: Store, *, progress: Progress = quiet) -> list[Failure]:
     if not len(lacking):
         return []
     infos = store.catalogue.annotations(lacking.tolist())
+    hashes = {id: photo.sha256 for id, photo in store.catalogue.photos({i.photo for i in infos.values()}).items()}
     by_path: dict[Path, list[int]] = {}
     for annotation, info in infos.items():
         by_path.setdefault(store.resolve(info.path), []).append(annotation)
@@ -305,6 +349,9 @@ def embed_lacking(store: Store, *, progress: Progress = quiet) -> list[Failure]:
         done += 1
         if isinstance(one, Failure):
             failures.append(one)
+        elif one.facts.sha256 != hashes[infos[ids[0]].photo]:
+            name = printable(one.facts.path)
+            failures.append(Failure(name, "bad_photo", "the file holds another photo now", "reid reindex"))
         elif len(one.boxes) != len(ids):
             failures.extend(one.failures)
         else:

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
+import time
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,10 +27,14 @@ from reid.config import Config
 from reid.embed import EMBEDDERS, Embedder, OpenVinoEmbedder, unit_rows
 from reid.errors import GalleryError, IndexStale, SnapshotCorrupt, StoreError, StoreNotFound
 from reid.index import Gallery, write_snapshot
+from reid.index.view import stamp
 from reid.whiten import Whitening
 
 SETTINGS = "reid.toml"
 CALIBRATION = "calibration.json"
+TRIES = 4  # openings of a gallery that others keep replacing
+VERIFIED_BYTES = 64 << 20  # up to this size an opening compares checksums (some 50 ms); beyond it `reid reindex` does
+LEFTOVER_S = 3600.0  # age from which a whitening that no gallery names is swept
 
 
 class Store:
@@ -101,9 +107,12 @@ class Store:
             return
         path = self.root / SETTINGS
         text = path.read_text(encoding="utf-8")
-        settled = text.replace('model = "auto"', f'model = "{name}"', 1)
+        line = f'model = "{name}"'
+        settled = re.sub(r"""(?m)^([ \t]*)model[ \t]*=[ \t]*("auto"|'auto')""", rf"\1{line}", text, count=1)
         if settled == text:  # the key was left out: `auto` is its default
-            settled = f'{text.rstrip()}\n\n[embedder]\nmodel = "{name}"\n'
+            settled = re.sub(r"(?m)^[ \t]*\[[ \t]*embedder[ \t]*\].*$", rf"\g<0>\n{line}", text, count=1)
+        if settled == text:
+            settled = f"{text.rstrip()}\n\n[embedder]\n{line}\n"
         self.config = config.parse(settled, str(path))
         write_atomically(path, settled)
         self.__dict__.pop("embedder", None)
@@ -137,9 +146,19 @@ class Store:
         """The gallery of this store's model, made if there is none, and brought up to the catalogue.
 
         Raises:
-            IndexStale: the gallery is of another model.
-            SnapshotCorrupt: files of it are missing or cut.
+            IndexStale: the gallery is of another model, or behind and not to be written here.
+            SnapshotCorrupt: files of it, its whitening among them, are missing, cut or changed.
         """
+        for last in (False,) * (TRIES - 1) + (True,):
+            seen = stamp(self.index_folder)
+            try:
+                return self._opened()
+            except (IndexStale, SnapshotCorrupt):
+                if last or stamp(self.index_folder) == seen:  # else another process put a new one in its place
+                    raise
+        raise AssertionError("the last try returns or raises")
+
+    def _opened(self) -> Gallery:
         if not (self.index_folder / "MANIFEST.json").exists():
             self._new_gallery()
         gallery = Gallery.open(self.index_folder)
@@ -149,8 +168,18 @@ class Store:
                 source=str(self.index_folder),
                 next_step="reid reindex",
             )
+        self.whitening(gallery)
+        if 2 * gallery.dim * len(gallery) <= VERIFIED_BYTES:
+            gallery.check()
         if gallery.revision < self.catalogue.vectors_revision:
-            self._sync(gallery)
+            try:
+                self._sync(gallery)
+            except OSError as error:
+                raise IndexStale(
+                    f"the gallery is behind the catalogue and cannot be written ({error.strerror})",
+                    source=str(self.index_folder),
+                    next_step="reid reindex, as someone who may write there",
+                ) from error
         return gallery
 
     def repaired_gallery(self) -> tuple[Gallery, bool]:
@@ -158,9 +187,7 @@ class Store:
         to be.
         """
         try:
-            gallery = self.gallery()
-            self.whitening(gallery)
-            return gallery, False
+            return self.gallery(), False
         except (SnapshotCorrupt, IndexStale):
             return self.rebuild(None), True
 
@@ -201,10 +228,18 @@ class Store:
             revision=revision,
             backend=self.config.gallery.backend,
         )
-        for old in self.index_folder.glob("whitening-*.npz"):
-            if whitening is None or whitening.name not in old.name:
-                old.unlink(missing_ok=True)
+        self._sweep_whitenings(gallery)
         return gallery
+
+    def _sweep_whitenings(self, gallery: Gallery) -> None:
+        """Delete old whitenings; a fresh one may belong to a gallery that another process is about to put in place."""
+        for path in self.index_folder.glob("whitening-*.npz"):
+            try:
+                if not gallery.fingerprint.endswith(path.stem.partition("-")[2]):
+                    if time.time() - path.stat().st_mtime > LEFTOVER_S:
+                        path.unlink()
+            except OSError:  # gone already, or kept open by a reader: the next sweep will do
+                continue
 
     def _new_gallery(self) -> None:
         try:
@@ -248,15 +283,22 @@ class Store:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write aside, force to disk, rename."""
-    handle, aside = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    """Write aside, force to disk, rename; StoreError where the disk is full or forbids it, and then nothing has
+    changed.
+    """
+    aside = ""
     try:
+        handle, aside = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
         with os.fdopen(handle, "wb") as file:
             file.write(content.encode("utf-8") if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(aside, 0o644)
         os.replace(aside, path)
-    except BaseException:
-        Path(aside).unlink(missing_ok=True)
-        raise
+    except OSError as error:
+        raise StoreError(
+            f"cannot be written ({error.strerror})", source=str(path), next_step="free the disk, or allow writing there"
+        ) from error
+    finally:
+        if aside:
+            Path(aside).unlink(missing_ok=True)  # there only if something went wrong

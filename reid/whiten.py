@@ -50,11 +50,18 @@ class Whitening:
         return np.asarray(turned / np.maximum(np.linalg.norm(turned, axis=1, keepdims=True), 1e-12), np.float32)
 
 
-def fit(vectors: Vectors, *, dimensions: int = DIMENSIONS, shrink: float = SHRINK, seed: int = 0) -> Whitening | None:
-    """The whitening of unit rows `vectors (N, D)`, or None where N is below `LEAST_PHOTOS`. At most `MOST_PHOTOS` of
+def fit(
+    vectors: Vectors,
+    *,
+    least: int = LEAST_PHOTOS,
+    dimensions: int = DIMENSIONS,
+    shrink: float = SHRINK,
+    seed: int = 0,
+) -> Whitening | None:
+    """The whitening of unit rows `vectors (N, D)`, or None where N is below `least`. At most `MOST_PHOTOS` of
     them are used.
     """
-    if len(vectors) < LEAST_PHOTOS:
+    if len(vectors) < least:
         return None
     if len(vectors) > MOST_PHOTOS:
         vectors = vectors[np.sort(np.random.default_rng(seed).choice(len(vectors), MOST_PHOTOS, replace=False))]
@@ -78,7 +85,9 @@ def _largest(symmetric: Vectors, d: int) -> tuple[NDArray[np.float64], NDArray[n
     from scipy.linalg import eigh  # only when fitting: it costs a quarter of a second to import
 
     n = len(symmetric)
-    values, vectors = eigh(symmetric.astype(np.float64), subset_by_index=[n - d, n - 1], overwrite_a=True, check_finite=False)
+    values, vectors = eigh(
+        symmetric.astype(np.float64), subset_by_index=[n - d, n - 1], overwrite_a=True, check_finite=False
+    )
     return values[::-1], vectors[:, ::-1]
 
 
