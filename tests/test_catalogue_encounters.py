@@ -13,7 +13,7 @@ from catalogue_databases import catalogue, database, enrolled, photo  # noqa: F4
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reid.catalogue import Catalogue, group_encounters
+from reid.catalogue import Catalogue, group_encounters, sightings
 from reid.catalogue.encounters import distance_km
 
 NOON = datetime(2024, 7, 1, 12)
@@ -102,8 +102,12 @@ def partition(catalogue: Catalogue, numbers: list[int]) -> set[frozenset[int]]:
     return {frozenset(one) for one in together.values()}
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_grouping_what_is_new_comes_to_the_same_as_grouping_everything(catalogue: Catalogue, seed: int) -> None:
+@pytest.mark.parametrize(("seed", "step", "everything"), [(0, 256, 500), (1, 1, 500), (2, 2, 500), (3, 256, 0)])
+def test_grouping_what_is_new_comes_to_the_same_as_grouping_everything(
+    catalogue: Catalogue, seed: int, step: int, everything: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sightings, "_STEP", step)
+    monkeypatch.setattr(sightings, "_EVERYTHING", everything)
     chance = random.Random(seed)
     places = [None, (10.0, 10.0), (10.0, 10.01), (12.0, 10.0)]
     every = [
@@ -117,10 +121,10 @@ def test_grouping_what_is_new_comes_to_the_same_as_grouping_everything(catalogue
     ]
     start = 0
     while start < len(every):
-        step = chance.randrange(1, 25)
-        enrolled(catalogue, *every[start : start + step])
+        size = chance.randrange(1, 25)
+        enrolled(catalogue, *every[start : start + size])
         catalogue.group_encounters()
-        start += step
+        start += size
     numbers = list(range(1, 61))
     bit_by_bit = partition(catalogue, numbers)
     assert catalogue.group_encounters() == 0

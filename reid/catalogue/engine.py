@@ -1,6 +1,7 @@
 """Connections and transactions, alike on SQLite and PostgreSQL: one writer at a time, readers that see one moment.
 
-Knows no table but the one row that writers lock. Every change goes through `writing`, every look through `reading`.
+Knows of the tables only the row that writers lock and which of them have ids. Every change goes through `writing`,
+every look through `reading`.
 
 - A writer takes the lock first (SQLite `BEGIN IMMEDIATE`; PostgreSQL `FOR UPDATE` on the state row), so what it has
   read stays true until it commits, unique violations cannot come from another writer, and revisions and ids ascend in
@@ -20,7 +21,16 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import URL, Connection, Engine, create_engine, event, func, insert, inspect, make_url, select, update
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError, SQLAlchemyError
 
-from reid.catalogue.tables import Base, CatalogueState
+from reid.catalogue.tables import (
+    Annotation,
+    Base,
+    CatalogueState,
+    EmbeddingModel,
+    Encounter,
+    IdentityEvent,
+    Individual,
+    Photo,
+)
 from reid.errors import CatalogueError, StoreBusy
 
 if TYPE_CHECKING:
@@ -28,6 +38,8 @@ if TYPE_CHECKING:
 
 WAIT_S = 30.0
 """How long a writer waits for another one, seconds."""
+
+_NUMBERED = (Photo, Encounter, Annotation, Individual, IdentityEvent, EmbeddingModel)
 
 _BUSY = ("database is locked", "database table is locked", "lock timeout", "LockNotAvailable")
 
@@ -153,7 +165,7 @@ class Writer:
         self.revision = revision + 1
         self.changed = False
         self.vectors_changed = False
-        self._last: dict[str, int] = {}
+        self._last: dict[type[Base], int] = {}
 
     def touch(self, *, vectors: bool = False) -> None:
         """Note that this transaction moves the catalogue to the next revision."""
@@ -162,11 +174,12 @@ class Writer:
 
     def new_id(self, model: type[Base]) -> int:
         """The next id of a table; safe because writers come one at a time and rows are never deleted."""
-        table = model.__tablename__
-        if table not in self._last:
-            self._last[table] = self.connection.scalar(select(func.max(model.__table__.c.id))) or 0
-        self._last[table] += 1
-        return self._last[table]
+        if not self._last:
+            highest = [select(func.max(one.id)).scalar_subquery() for one in _NUMBERED]
+            found = self.connection.execute(select(*highest)).one()
+            self._last = {one: number or 0 for one, number in zip(_NUMBERED, found, strict=True)}
+        self._last[model] += 1
+        return self._last[model]
 
     def insert(self, model: type[Base], rows: list[dict[str, Any]]) -> None:
         """Insert many rows, possibly none."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
-from sqlalchemy import ColumnElement, Row, func, or_, select, update
+from sqlalchemy import ColumnElement, Row, select, update
 
 from reid.catalogue.encounters import group_encounters
 from reid.catalogue.engine import Writer
@@ -20,7 +20,11 @@ from reid.catalogue.tables import Encounter, Photo
 _EVERYTHING = 500
 """With more separate times than this among the new photos, grouping everything is cheaper than looking around each."""
 
-_FREE = or_(Photo.encounter_id.is_(None), Photo.encounter_id.in_(select(Encounter.id).where(Encounter.key.is_(None))))
+_STEP = 256
+"""Times fetched at once while looking for a silence."""
+
+_GIVEN = select(Encounter.id).where(Encounter.id == Photo.encounter_id, Encounter.key.is_not(None)).exists()
+_FREE = ~_GIVEN  # told row by row, so that a search by time goes by the index of times
 
 
 def group(writer: Writer, max_gap: timedelta, max_km: float, *, everything: bool) -> int:
@@ -52,13 +56,22 @@ def _windows(times: Sequence[datetime], max_gap: timedelta) -> list[tuple[dateti
 
 def _silence(writer: Writer, low: datetime, high: datetime, max_gap: timedelta) -> tuple[datetime, datetime]:
     """The span widened until nothing lies within the gap of either end."""
+    return _walk(writer, low, max_gap, back=True), _walk(writer, high, max_gap, back=False)
+
+
+def _walk(writer: Writer, end: datetime, max_gap: timedelta, *, back: bool) -> datetime:
+    """The last time before a silence, going back or on from an end of a span."""
     while True:
-        near = Photo.taken_at.between(low - max_gap, high + max_gap)
-        query = select(func.min(Photo.taken_at), func.max(Photo.taken_at)).where(near, _FREE)
-        first, last = writer.connection.execute(query).one()
-        if first is None or last is None or (first >= low and last <= high):
-            return low, high
-        low, high = min(low, first), max(high, last)
+        beyond = Photo.taken_at < end if back else Photo.taken_at > end
+        query = select(Photo.taken_at).where(beyond, _FREE).limit(_STEP)
+        query = query.order_by(Photo.taken_at.desc() if back else Photo.taken_at)
+        times = [time for time in writer.connection.scalars(query) if time is not None]
+        for time in times:
+            if abs(time - end) > max_gap:
+                return end
+            end = time
+        if len(times) < _STEP:
+            return end
 
 
 def _group_rows(writer: Writer, where: Sequence[ColumnElement[bool]], max_gap: timedelta, max_km: float) -> int:
