@@ -58,7 +58,7 @@ def read(store: Store, gallery_fingerprint: str) -> Fit | None:
             try:
                 curves = {name: Calibration.from_dict(raw[name]) if raw[name] else None for name in CURVES}
                 return Fit(**(raw | curves))
-            except (KeyError, TypeError, ValueError):
+            except (AttributeError, KeyError, TypeError, ValueError):
                 return None
     return None
 
