@@ -48,7 +48,10 @@ def main() -> None:
 
         def timm_eager(pixels: np.ndarray) -> np.ndarray:
             with torch.inference_mode():
-                parts = [network(torch.from_numpy(pixels[i : i + options.batch])).numpy() for i in range(0, len(pixels), options.batch)]
+                parts = [
+                    network(torch.from_numpy(pixels[i : i + options.batch])).numpy()
+                    for i in range(0, len(pixels), options.batch)
+                ]
             return unit_rows(np.concatenate(parts))
 
         cosine = float((ours.embed(crops) * timm_eager(crops)).sum(1).mean())
