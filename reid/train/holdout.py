@@ -1,0 +1,74 @@
+"""What a training run is judged by while it goes: photos held out of known animals, near-duplicates apart.
+
+Codes are identities as numbers. Knows arrays only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from reid.metrics import reciprocal_ranks
+from reid.train.assignment import codes_of
+
+IntArray = NDArray[np.int64]
+Floats = NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Split:
+    """Photo numbers: `queries` have their identity among `gallery`, and no near-duplicate there; the two share no
+    photo.
+    """
+
+    queries: IntArray
+    gallery: IntArray
+
+
+def split(
+    labels: ArrayLike, *, least: int = 2, duplicates: ArrayLike | None = None, share: float = 1.0, seed: int = 0
+) -> Split:
+    """One random photo of each identity with `least` photos or more against all the others.
+
+    `duplicates (P, 2)` are pairs of photos that show the same moment: a gallery photo that forms a pair with a query is
+    left out, and a query that thereby loses its identity is left out too. `share` of the identities give a query (a
+    small inner fold for early stopping).
+    """
+    codes = codes_of(labels)
+    rng = np.random.default_rng(seed)
+    counts = np.bincount(codes)
+    asked = np.flatnonzero((counts >= least) & (rng.random(len(counts)) < share))
+    order = np.argsort(codes, kind="stable")
+    first = np.searchsorted(codes[order], asked)
+    queries = order[first + (rng.random(len(asked)) * counts[asked]).astype(np.int64)]
+    is_query = np.zeros(len(codes), np.bool_)
+    is_query[queries] = True
+    out = is_query.copy()
+    pairs = np.asarray([] if duplicates is None else duplicates, np.int64).reshape(-1, 2)
+    for one, other in ((0, 1), (1, 0)):
+        out[pairs[is_query[pairs[:, one]], other]] = True
+    gallery = np.flatnonzero(~out)
+    return Split(queries[np.isin(codes[queries], codes[gallery])], gallery)
+
+
+def ranks(scores: Floats, queries: IntArray, gallery: IntArray) -> IntArray:
+    """Rank of each query's identity, an identity scoring as its best photo; 0 where the gallery has none of it.
+
+    `scores (Q, N)`, codes `queries (Q,)` and `gallery (N,)` → (Q,) int64 from 1; of equal scores the truth comes last.
+    """
+    order = np.argsort(gallery, kind="stable")
+    known, first = np.unique(gallery[order], return_index=True)
+    best = np.maximum.reduceat(scores[:, order], first, axis=1)
+    place = np.minimum(np.searchsorted(known, queries), len(known) - 1)
+    truth = np.take_along_axis(best, place[:, None], axis=1)
+    rank = (best >= truth).sum(axis=1)
+    return np.where(known[place] == queries, rank, 0).astype(np.int64)
+
+
+def map_at_5(vectors: Floats, codes: IntArray, held: Split) -> float:
+    """MAP@5 by cosine of unit rows `vectors (N, D)`."""
+    scores = vectors[held.queries] @ vectors[held.gallery].T
+    return float(reciprocal_ranks(ranks(scores, codes[held.queries], codes[held.gallery])).mean())

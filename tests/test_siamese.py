@@ -1,0 +1,265 @@
+"""The Siamese head: symmetric, as its formula, the same with and without torch, and trained on vectors in which
+identity can be learned.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from reid import siamese
+from reid.errors import ModelError, TrainError
+from reid.siamese import Siamese
+
+torch = pytest.importorskip("torch")
+
+from reid.train import holdout  # noqa: E402
+from reid.train import siamese as training  # noqa: E402
+from reid.train.siamese import SiameseConfig  # noqa: E402
+
+FAST: Any = {"features": 16, "epochs": 14, "batch": 16, "rate": 16.0}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Networks as small as these are slower on two threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def unit(rows: NDArray[np.floating]) -> NDArray[np.float32]:
+    return np.asarray(rows / np.linalg.norm(rows, axis=-1, keepdims=True), np.float32)
+
+
+def random_head(dim: int = 10, features: int = 6, hidden: int = 5, seed: int = 0) -> Siamese:
+    rng = np.random.default_rng(seed)
+
+    def draw(*shape: int) -> NDArray[np.float32]:
+        return rng.normal(size=shape).astype(np.float32)
+
+    return Siamese(
+        draw(features, dim), draw(features), draw(hidden, 4), draw(hidden), draw(hidden), 0.3, draw(features), -0.2
+    )
+
+
+def logit_by_loops(head: Siamese, a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
+    total = head.bias
+    for f in range(len(head.weights)):
+        x = sum(head.projection[f, i] * a[i] for i in range(len(a))) + head.shift[f]
+        y = sum(head.projection[f, i] * b[i] for i in range(len(b))) + head.shift[f]
+        h = head.output_bias
+        for unit_ in range(len(head.hidden)):
+            v = (x * y, x + y, abs(x - y), (x - y) ** 2)
+            inner = sum(head.hidden[unit_, k] * v[k] for k in range(4)) + head.hidden_bias[unit_]
+            h += head.output[unit_] * max(inner, 0)
+        total += head.weights[f] * h
+    return float(total)
+
+
+def animals(
+    n_identities: int = 40, photos: int = 4, views: int = 2, dim: int = 24, useful: int = 8, seed: int = 0
+) -> tuple[NDArray[np.float16], NDArray[np.int64]]:
+    """Vectors `(n, views, 2, dim)` in which only the first `useful` numbers tell animals apart; the others are louder
+    noise.
+    """
+    rng = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(n_identities), photos)
+    own = np.concatenate([rng.normal(size=(n_identities, useful)), np.zeros((n_identities, dim - useful))], axis=1)
+    noise = np.concatenate([np.full(useful, 0.35), np.full(dim - useful, 1.5)])
+    base = own[labels] + noise * rng.normal(size=(len(labels), dim))
+    views_of = base[:, None, None] + 0.05 * rng.normal(size=(len(labels), views, 2, dim))
+    return unit(views_of).astype(np.float16), labels
+
+
+def test_the_score_is_the_formula_of_the_network() -> None:
+    head = random_head()
+    rng = np.random.default_rng(1)
+    queries, gallery = unit(rng.normal(size=(3, 10))), unit(rng.normal(size=(4, 10)))
+    expected = np.array([[logit_by_loops(head, a, b) for b in gallery] for a in queries])
+    np.testing.assert_allclose(head.logits(queries, gallery), expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(head.score(queries, gallery), 1 / (1 + np.exp(-expected)), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(head.pair_logits(queries, gallery[:3]), np.diag(expected[:, :3]), rtol=1e-4, atol=1e-4)
+
+
+def test_the_score_does_not_depend_on_which_photo_is_asked_about() -> None:
+    head = random_head()
+    rows = unit(np.random.default_rng(2).normal(size=(7, 10)))
+    logits = head.logits(rows, rows)
+    np.testing.assert_allclose(logits, logits.T, atol=1e-5)
+
+
+def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    head = random_head()
+    rows = unit(np.random.default_rng(2).normal(size=(50, 10)))
+    whole = head.logits(rows[:5], rows)
+    monkeypatch.setattr(siamese, "_CHUNK", 40)
+    np.testing.assert_allclose(head.logits(rows[:5], rows), whole, atol=1e-5)
+    np.testing.assert_allclose(
+        head.pair_logits(rows, rows[::-1]),
+        [logit_by_loops(head, a, b) for a, b in zip(rows, rows[::-1], strict=True)],
+        atol=1e-3,
+    )
+
+
+def test_one_product_of_expanded_vectors_gives_all_pairs_nearly() -> None:
+    vectors, labels = animals()
+    head = training.train(vectors, labels, SiameseConfig(**FAST)).head
+    rows = vectors[:, 0, 0].astype(np.float32)
+    left, right = head.expanded(rows)
+    exact, near = head.logits(rows, rows), left @ right.T + head.bias
+    assert np.abs(near - exact).max() < 0.02 * np.ptp(exact)
+    assert np.corrcoef(near.ravel(), exact.ravel())[0, 1] > 0.9999
+
+
+@pytest.mark.parametrize("features", [0, 12])
+def test_torch_and_numpy_give_the_same_logits(features: int) -> None:
+    network = training._Network(10, SiameseConfig(features=features, dropout=0.5)).eval()
+    rng = np.random.default_rng(3)
+    a, b = unit(rng.normal(size=(20, 10))), unit(rng.normal(size=(20, 10)))
+    with torch.inference_mode():
+        expected = network(torch.from_numpy(a), torch.from_numpy(b)).numpy()
+    np.testing.assert_allclose(network.plain().pair_logits(a, b), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("negatives", ["lap", "blocks", "sparse", "random"])
+@pytest.mark.parametrize("hard_positives", [False, True])
+def test_training_finds_the_numbers_that_tell_animals_apart(
+    negatives: training.Negatives, hard_positives: bool
+) -> None:
+    vectors, labels = animals()
+    held = holdout.split(labels, seed=1)
+    before = holdout.map_at_5(vectors[:, 0, 0].astype(np.float32), labels, held)
+    config = SiameseConfig(negatives=negatives, hard_positives=hard_positives, block=60, neighbours=15, **FAST)
+    trained = training.train(vectors, labels, config, held=held)
+    assert trained.history[trained.best].map_at_5 == max(epoch.map_at_5 for epoch in trained.history)
+    assert trained.history[trained.best].map_at_5 > before + 0.15
+    assert trained.history[-1].loss < trained.history[0].loss
+
+
+def test_assigned_negatives_are_harder_than_random_ones() -> None:
+    vectors, labels = animals()
+    hardness = {}
+    ways: tuple[training.Negatives, ...] = ("lap", "random")
+    for negatives in ways:
+        config = SiameseConfig(negatives=negatives, **FAST)
+        hardness[negatives] = training.train(vectors, labels, config).history[-1].hardness
+    assert hardness["lap"] > hardness["random"] + 1
+
+
+def test_an_untrained_head_ranks_as_the_cosine_does() -> None:
+    rows = unit(np.random.default_rng(0).normal(size=(60, 10)))
+    head = training._Network(10, SiameseConfig(features=0)).plain()
+    cosine, logits = (rows @ rows.T)[np.triu_indices(60, 1)], head.logits(rows, rows)[np.triu_indices(60, 1)]
+    assert np.corrcoef(cosine, logits)[0, 1] > 0.99
+
+
+def test_the_same_seed_gives_the_same_head() -> None:
+    vectors, labels = animals(n_identities=12)
+    heads = [training.train(vectors, labels, SiameseConfig(features=8, epochs=3, seed=seed)).head for seed in (4, 4, 5)]
+    np.testing.assert_array_equal(heads[0].projection, heads[1].projection)
+    np.testing.assert_array_equal(heads[0].weights, heads[1].weights)
+    assert (heads[0].projection != heads[2].projection).any()
+
+
+def test_photos_without_a_second_one_of_their_animal_are_left_out() -> None:
+    vectors, labels = animals(n_identities=12)
+    lonely = np.concatenate([labels, [100, 101]])
+    more = np.concatenate([vectors, vectors[:2]])
+    alone, together = (
+        training.train(v, names, SiameseConfig(features=8, epochs=2)).head
+        for v, names in ((vectors, labels), (more, lonely))
+    )
+    np.testing.assert_array_equal(alone.projection, together.projection)
+
+
+@pytest.mark.parametrize(
+    ("labels", "match"),
+    [
+        ([0, 1, 2, 3], "no identity has two photos"),
+        ([0, 0, 0, 0], "only one identity has two photos"),
+        ([0, 0, 1, 2], "only one identity"),
+        ([0, 0, 0, 1, 1], "'0' has 3 of 5"),
+    ],
+)
+def test_labels_from_which_nothing_can_be_learned_are_an_error_that_says_so(labels: list[int], match: str) -> None:
+    vectors = unit(np.random.default_rng(0).normal(size=(len(labels), 1, 2, 6))).astype(np.float16)
+    with pytest.raises(TrainError, match=match) as caught:
+        training.train(vectors, labels, SiameseConfig(features=4, epochs=1))
+    assert caught.value.next_step
+
+
+def test_vectors_that_are_not_finite_stop_training_with_an_error() -> None:
+    vectors, labels = animals(n_identities=10)
+    vectors[3, 1] = np.nan
+    with pytest.raises(TrainError, match="no number"):
+        training.train(vectors, labels, SiameseConfig(features=8, epochs=6))
+
+
+def test_pairs_that_may_be_one_animal_are_never_negatives(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors, labels = animals(n_identities=10)
+    forbidden = np.array([[0, j] for j in range(4, 20)])
+    partners = []
+    original = training._epoch
+
+    def spy(*args: object) -> float:
+        partners.append(args[5])
+        return original(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(training, "_epoch", spy)
+    training.train(vectors, labels, SiameseConfig(features=8, epochs=5), forbidden=forbidden)
+    assert len(partners) == 5
+    for partner in partners:
+        assert partner[0] >= 20 and 0 not in partner[4:20]  # type: ignore[index]
+
+
+def test_a_saved_head_comes_back_as_it_was(tmp_path: Path) -> None:
+    head = random_head()
+    siamese.save(
+        Siamese(
+            **{name: getattr(head, name) for name in head.__slots__ if name != "about"},
+            about={"fingerprint": "f" * 64, "trained_on": 7},
+        ),
+        tmp_path,
+    )
+    back = siamese.load(tmp_path, "f" * 64)
+    for name in ("projection", "shift", "hidden", "hidden_bias", "output", "weights"):
+        np.testing.assert_array_equal(getattr(back, name), getattr(head, name))
+    assert (back.bias, back.output_bias) == pytest.approx((head.bias, head.output_bias))
+    assert back.about == {"fingerprint": "f" * 64, "trained_on": 7}
+
+
+def test_a_head_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no Siamese head there"):
+        siamese.load(tmp_path)
+    head = random_head()
+    head.about["fingerprint"] = "a"
+    siamese.save(head, tmp_path)
+    with pytest.raises(ModelError, match="vectors of another model"):
+        siamese.load(tmp_path, "b")
+    arrays = (tmp_path / siamese.ARRAYS).read_bytes()
+    (tmp_path / siamese.ARRAYS).write_bytes(arrays[:-10])
+    with pytest.raises(ModelError, match="not those that its card describes"):
+        siamese.load(tmp_path, "a")
+    (tmp_path / siamese.ARRAYS).write_bytes(arrays)
+    card = json.loads((tmp_path / siamese.CARD).read_text())
+    (tmp_path / siamese.CARD).write_text(json.dumps({**card, "format": 99}))
+    with pytest.raises(ModelError, match="another version"):
+        siamese.load(tmp_path, "a")
+    (tmp_path / siamese.CARD).write_text("{")
+    with pytest.raises(ModelError, match="unreadable"):
+        siamese.load(tmp_path, "a")
+
+
+def test_scoring_imports_no_torch() -> None:
+    code = "import sys, reid.siamese; sys.exit('torch' in sys.modules or 'scipy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
