@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-LEAST_BLOCK, MOST_BLOCK = 2048, 16_384  # rows decoded at a time by `many`: a 32nd of all, within these
+LEAST_BLOCK, MOST_BLOCK = 2048, 16_384  # rows decoded at a time by `many`: a 48th of all, within these
 ROWS_PER_THREAD = 16_384  # fewer rows than this are not worth a thread of their own
 SPARSE = 0.5  # `many` gathers the allowed rows when they are fewer than this share, and masks scores otherwise
 
@@ -71,7 +71,7 @@ def many(
             chosen, mask = allowed, None
     n = len(vectors) if chosen is None else len(chosen)
     best = _Best(len(queries), k)
-    block = min(n, max(LEAST_BLOCK, min(MOST_BLOCK, n // 32)))
+    block = min(n, max(LEAST_BLOCK, min(MOST_BLOCK, n // 48)))
     decoded = np.empty((block, vectors.shape[1]), np.float32)
     products = np.empty((block, len(queries)), np.float32)  # rows × queries: this way round BLAS waits less
     for low in range(0, n, block or 1):
@@ -163,24 +163,32 @@ class FewQueries:
     def propose(self, queries: NDArray[np.float32], k: int, mask: NDArray[np.bool_] | None) -> Proposals:
         """The k best for each of `queries (Q, D)`."""
         queries = np.ascontiguousarray(queries)
-
-        def scan(share: tuple[int, int, Any]) -> Proposals:
-            low, high, index = share
-            self._faiss.omp_set_num_threads(1)  # of this thread alone: idle ones would spin on a core that others need
-            wanted = min(k, high - low)
-            parameters = None
-            if mask is not None:
-                bits = np.packbits(mask[low:high], bitorder="little")
-                selector = self._faiss.IDSelectorBitmap(high - low, self._faiss.swig_ptr(bits))
-                parameters = self._faiss.SearchParameters(sel=selector)
-            scores, rows = index.search(queries, wanted, params=parameters)
-            rows = np.where(rows >= 0, rows + low, -1)
-            scores = np.where(rows >= 0, scores, np.float32(-np.inf))
-            full = (rows[:, -1] >= 0) & (high - low > wanted)
-            return Proposals(scores, rows, np.where(full, scores[:, -1], np.float32(-np.inf)))
-
+        if len(self._shares) == 1:
+            return self._scan(self._shares[0], queries, k, mask)
         with ThreadPoolExecutor(len(self._shares)) as pool:
-            return joined(list(pool.map(scan, self._shares)), k)
+            return joined(list(pool.map(lambda share: self._scan(share, queries, k, mask), self._shares)), k)
+
+    def _scan(
+        self, share: tuple[int, int, Any], queries: NDArray[np.float32], k: int, mask: NDArray[np.bool_] | None
+    ) -> Proposals:
+        """What one thread has to do, with no threads of faiss's own: idle ones would spin on a core that others need."""
+        low, high, index = share
+        wanted = min(k, high - low)
+        parameters = None
+        if mask is not None:
+            bits = np.packbits(mask[low:high], bitorder="little")
+            selector = self._faiss.IDSelectorBitmap(high - low, self._faiss.swig_ptr(bits))
+            parameters = self._faiss.SearchParameters(sel=selector)
+        threads = self._faiss.omp_get_max_threads()
+        self._faiss.omp_set_num_threads(1)  # of the calling thread alone
+        try:
+            scores, rows = index.search(queries, wanted, params=parameters)
+        finally:
+            self._faiss.omp_set_num_threads(threads)
+        rows = np.where(rows >= 0, rows + low, -1)
+        scores = np.where(rows >= 0, scores, np.float32(-np.inf))
+        full = (rows[:, -1] >= 0) & (high - low > wanted)
+        return Proposals(scores, rows, np.where(full, scores[:, -1], np.float32(-np.inf)))
 
 
 def _codes_in_place(faiss: Any, vectors: NDArray[np.float16]) -> Any:

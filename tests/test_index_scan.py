@@ -70,6 +70,13 @@ def test_scanning_reads_mapped_rows_where_they_lie_and_lets_them_go(tmp_path: Pa
         gc.collect()
 
 
+def test_scanning_leaves_the_callers_number_of_threads_alone() -> None:
+    faiss = pytest.importorskip("faiss")
+    before = faiss.omp_get_max_threads()
+    scan.FewQueries(faiss, rows(5000, 8, seed=1).astype(np.float16)).propose(rows(2, 8, seed=2), 3, None)
+    assert faiss.omp_get_max_threads() == before
+
+
 def test_joining_keeps_the_best_and_raises_the_bound_to_what_it_drops() -> None:
     one = scan.Proposals(np.float32([[0.9, 0.5]]), np.int64([[1, 2]]), np.float32([0.5]))
     two = scan.Proposals(np.float32([[0.8, 0.7]]), np.int64([[11, 12]]), np.float32([-np.inf]))
