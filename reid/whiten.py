@@ -105,7 +105,7 @@ def read(path: Path) -> Whitening:
         SnapshotCorrupt: the file is missing, or not what was written.
     """
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
             found = Whitening(arrays["mean"], arrays["axes"])
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise SnapshotCorrupt(

@@ -76,7 +76,7 @@ def paint(path: Path, animal: int, shot: int = 0, *, beside: int | None = None) 
     pixels = pattern(animal, noise=shot)
     if beside is not None:
         pixels = np.concatenate([pixels, pattern(beside, noise=shot)], axis=1)
-    written, data = cv2.imencode(".png", pixels)
+    written, data = cv2.imencode(".png", pixels[:, :, ::-1])
     assert written
     path.write_bytes(data.tobytes())
     return path
