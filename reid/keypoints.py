@@ -47,7 +47,7 @@ class KeypointConfig:
 
     max_keypoints: int = 1000
     """Strongest responses kept; 0 keeps all."""
-    long_side: int = 640
+    long_side: int = 320
     """Pixels: a larger crop is reduced to this long side before SIFT; 0 never reduces."""
     min_long_side: int = 0
     """Pixels: a smaller crop is enlarged to this long side (bicubic); 0 never enlarges."""

@@ -258,6 +258,7 @@ def _parameters(config: ValidatorConfig) -> dict[str, Any]:
         "lambda": config.l2,
         "tree_method": "hist",
         "seed": config.seed,
+        "nthread": 1,  # the pairs are few: threads would wait for each other
         "verbosity": 0,
     }
 
