@@ -70,12 +70,13 @@ def pattern(animal: int, size: tuple[int, int] = (96, 64), noise: int = 0) -> ND
     return np.asarray(np.clip(pixels, 0, 255), np.uint8)
 
 
-def paint(path: Path, animal: int, shot: int = 0, *, beside: int | None = None) -> Path:
-    """A photo of an animal, or of two side by side (each 96×64)."""
+def paint(path: Path, animal: int, shot: int = 0, *, beside: int | None = None, blot: int = 0) -> Path:
+    """A photo of an animal, or of two side by side (each 96×64); frames of one shot differ by their blot."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = pattern(animal, noise=shot)
     if beside is not None:
         pixels = np.concatenate([pixels, pattern(beside, noise=shot)], axis=1)
+    pixels[0, 0] ^= blot
     written, data = cv2.imencode(".png", pixels[:, :, ::-1])
     assert written
     path.write_bytes(data.tobytes())
