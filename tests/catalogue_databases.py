@@ -88,8 +88,22 @@ def postgres_server() -> URL | str:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
+    setpriv = shutil.which("setpriv")  # has the kernel stop the server when this run is killed before it can
     server = subprocess.Popen(
-        [programs / "postgres", "-D", data, "-p", str(port), "-k", folder, "-h", "127.0.0.1", "-c", "fsync=off"],
+        [
+            *([setpriv, "--pdeathsig", "INT"] if setpriv else []),
+            programs / "postgres",
+            "-D",
+            data,
+            "-p",
+            str(port),
+            "-k",
+            folder,
+            "-h",
+            "127.0.0.1",
+            "-c",
+            "fsync=off",
+        ],
         user=owner,
         cwd=folder,
         stdout=subprocess.DEVNULL,

@@ -183,7 +183,11 @@ def assert_whole(url: URL, said: list[tuple[str, int]]) -> int:
         pytest.param("postgresql", 50, marks=pytest.mark.slow),
     ],
 )
-def test_a_killed_writer_leaves_the_catalogue_whole(kind: str, kills: int, tmp_path: Path) -> None:
+def test_a_killed_writer_leaves_the_catalogue_whole(
+    kind: str, kills: int, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    if request.node.get_closest_marker("slow") and "slow" not in request.config.option.markexpr:
+        pytest.skip("minutes long: run with -m slow")
     url = fresh_url(kind, tmp_path)
     chance = random.Random(kills)
     start = BATCH
