@@ -3,8 +3,10 @@
 The gallery is enrolled into a temporary store with `reid.enrol`, which fits whitening and threshold on it alone; each query photo is answered by
 `reid.pipeline`. Identities of the query table that the gallery lacks are new, and a query nobody has named is a new animal of its own.
 
-Conventions: `map_at_5`, BAKS and BAUS are of the answers as given, the new-individual label among them. `top1`, `top5`, `map_at_5_known` and `map` are over
-known queries and rank known identities only, so that they compare with closed-set figures elsewhere. A query that got no answer is wrong.
+Conventions: `map_at_5`, BAKS and BAUS are of the answers as given, the new-individual label among them. `top1`, `top5`,
+`map_at_5_known` and `map` are over known queries and rank known identities only, so that they compare with closed-set
+figures elsewhere. A query that got no answer (a broken photo) is wrong; a row whose file does not exist is no query, and
+is among the failures.
 """
 
 from __future__ import annotations

@@ -68,14 +68,23 @@ def write_wildlife_csv(store: Store, target: Path) -> Exported:
     lost = [f"the log of {counts.events} identity events (the present names are written)"]
     if counts.bare:
         lost.append(f"{counts.bare} photos without an animal")
+    if grouped := _grouped(store, ids):
+        lost.append(f"{grouped} encounters that were grouped by time and place (whoever reads the table groups anew)")
     if aliases := sum(len(i.aliases) for i in catalogue.individuals()):
         lost.append(f"{aliases} former names and aliases")
     return Exported(len(ids), tuple(lost))
 
 
+def _grouped(store: Store, ids: list[int]) -> int:
+    """Encounters that nobody gave a key."""
+    met = set(store.catalogue.labels().encounters.tolist()) - {-1} if ids else set()
+    return sum(key is None for key in store.catalogue.encounter_keys(met).values())
+
+
 def _write(store: Store, writer: object, ids: list[int]) -> None:
     infos = store.catalogue.annotations(ids)
     photos = store.catalogue.photos({i.photo for i in infos.values()})
+    keys = store.catalogue.encounter_keys({i.encounter for i in infos.values() if i.encounter is not None})
     for info in infos.values():
         photo = photos[info.photo]
         box = [round(v, 2) for v in (info.box.x0, info.box.y0, info.box.width, info.box.height)]
@@ -88,7 +97,7 @@ def _write(store: Store, writer: object, ids: list[int]) -> None:
                 f"{photo.taken_at:%Y-%m-%d %H:%M:%S}" if photo.taken_at else "",
                 info.side,
                 info.species or "",
-                info.encounter if info.encounter is not None else "",
+                (keys.get(info.encounter) or "") if info.encounter is not None else "",
                 photo.latitude if photo.latitude is not None else "",
                 photo.longitude if photo.longitude is not None else "",
                 photo.sha256,

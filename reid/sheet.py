@@ -47,11 +47,11 @@ def _candidate(store: Store, rank: int, label: IdentityScore) -> Tile:
         f"score {label.score:.3f}{chance} · {label.n_photos} photo{'s' if label.n_photos != 1 else ''}",
         Path(label.photo or "").name,
     )
-    box = None
+    box, path = None, Path(label.photo or "")
     if label.annotation is not None:
         info = store.catalogue.annotations([int(label.annotation)]).get(int(label.annotation))
-        box = info.box if info is not None and info.box.origin != "whole" else None
-        path = store.resolve(info.path) if info else Path(label.photo or "")
+        if info is not None:
+            box, path = None if info.box.origin == "whole" else info.box, store.resolve(info.path)
     return _tile(path, f"{rank}. {label.label}", lines, MATCH if rank == 1 else OTHER, box)
 
 
