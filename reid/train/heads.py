@@ -154,6 +154,7 @@ def _run(
     n_classes = int(classes.max()) + 1
     network = _network(vectors.shape[3], config)
     loss_of = _arcface(n_classes * (2 if config.mirror_as_class else 1), config)
+    _centre(loss_of, network, vectors, rows, classes, n_classes, config)
     steps = -(-len(rows) // config.batch)
     optimiser = torch.optim.AdamW(
         [*network.parameters(), *loss_of.parameters()], config.learning_rate, weight_decay=config.weight_decay
@@ -227,13 +228,37 @@ def _network(width: int, config: HeadConfig) -> torch.nn.Sequential:
         width = config.hidden
     neck = torch.nn.BatchNorm1d(config.dim)
     neck.bias.requires_grad_(False)
-    return torch.nn.Sequential(*parts, torch.nn.Linear(width, config.dim, bias=False), neck)
+    projection = torch.nn.Linear(width, config.dim, bias=False)
+    torch.nn.init.orthogonal_(projection.weight)  # training begins near the cosine of what comes in
+    return torch.nn.Sequential(*parts, projection, neck)
 
 
 def _arcface(n_classes: int, config: HeadConfig) -> Any:
     from pytorch_metric_learning.losses import ArcFaceLoss
 
     return ArcFaceLoss(n_classes, config.dim, margin=config.margin, scale=config.scale)
+
+
+def _centre(
+    loss_of: Any,
+    network: torch.nn.Sequential,
+    vectors: NDArray[np.float16],
+    rows: NDArray[np.int64],
+    classes: NDArray[np.int64],
+    n_classes: int,
+    config: HeadConfig,
+) -> None:
+    """Begin with each class's centre where its photos are now, not anywhere: most of the first epochs' work is saved."""
+    network.eval()
+    centres = torch.zeros_like(loss_of.W.data)
+    with torch.inference_mode():
+        for mirrored in (0, 1):
+            for start in range(0, len(rows), 4096):
+                part = slice(start, start + 4096)
+                x = torch.from_numpy(vectors[rows[part], 0, mirrored] * _scale(vectors.shape[3]))
+                target = torch.from_numpy(classes[part] + (n_classes * mirrored if config.mirror_as_class else 0))
+                centres.index_add_(1, target, torch.nn.functional.normalize(network(x)).T)
+        loss_of.W.data.copy_(torch.nn.functional.normalize(centres, dim=0))
 
 
 def _layers(network: torch.nn.Sequential) -> list[Layer]:
