@@ -304,7 +304,7 @@ def evaluate(
 @app.command()
 def demo(
     folder: Annotated[Path, typer.Argument(help="Where to put photos, store and contact sheets.")] = Path("demo"),
-    whales: Annotated[int, typer.Option(min=5, help="Whales to render.")] = 140,
+    whales: Annotated[int, typer.Option(min=5, help="Whales to render.")] = 30,
     queries: Annotated[int, typer.Option(min=1, help="Photos to ask for.")] = 8,
     json: Json = False,
 ) -> None:

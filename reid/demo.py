@@ -28,7 +28,7 @@ class Demo:
     enrolled: enrol.EnrolReport
 
 
-def run(folder: Path, *, whales: int = 140, queries: int = 8, seed: int = 4, progress: Progress = enrol.quiet) -> Demo:
+def run(folder: Path, *, whales: int = 30, queries: int = 8, seed: int = 4, progress: Progress = enrol.quiet) -> Demo:
     """Render, enrol, query; everything is left in `folder` (photos/, labels.csv, queries.csv, store/, sheets/).
 
     Raises:
