@@ -320,7 +320,8 @@ def write_model(
         ) from error
     if taps:
         graph = graphs.tapped(graph, taps)
-    graph = graphs.append_layers(graph, list(layers))
+    if layers:
+        graph = graphs.append_layers(graph, list(layers))
     tensors = [
         (str(i), tensor)
         for i, layer in enumerate(layers)
@@ -330,7 +331,7 @@ def write_model(
     new = replace(
         card,
         name=name,
-        dim=len(layers[-1].bias),
+        dim=int(graph.output("embedding").get_partial_shape()[1].get_length()),
         pooling=f"{card.pooling} taps" if taps else card.pooling,
         weights_sha256=hashlib.sha256(facts.encode()).hexdigest(),
         source=source or f"{card.source}, with a head",
