@@ -173,6 +173,10 @@ def query(
     sheet: Annotated[
         Path | None, typer.Option(help="Draw the answer: query beside the best photo of each candidate.")
     ] = None,
+    explain: Annotated[
+        Path | None,
+        typer.Option(help="Write into this folder what speaks for each candidate, and a page to leaf through."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """The five best individuals for a photo, the new one among them where none fits.
@@ -187,11 +191,12 @@ def query(
         queries = [pipeline.query_of(group, side=side.value, species=species, box=corners) for group in groups]
         answers = pipeline.identify(store, queries)
         drawn = _draw(store, answers, sheet) if sheet else []
-    _print_answers(answers, drawn, json)
+        explained = _explain_answers(store, answers, groups, explain) if explain else []
+    _print_answers(answers, drawn, json, explained)
     raise typer.Exit(max(EXITS[answer.status] for answer in answers))
 
 
-def _box(text: str) -> Any:
+def _box(text: str, option: str = "--box") -> Any:
     from reid.records import Box
 
     if not text:
@@ -199,9 +204,9 @@ def _box(text: str) -> Any:
     try:
         x0, y0, x1, y1 = (float(part) for part in text.split(","))
     except ValueError as error:
-        raise typer.BadParameter(f"'{text}' is not x0,y0,x1,y1", param_hint="--box") from error
+        raise typer.BadParameter(f"'{text}' is not x0,y0,x1,y1", param_hint=option) from error
     if not (x0 < x1 and y0 < y1):
-        raise typer.BadParameter(f"'{text}' is empty: x0 < x1 and y0 < y1 are needed", param_hint="--box")
+        raise typer.BadParameter(f"'{text}' is empty: x0 < x1 and y0 < y1 are needed", param_hint=option)
     return Box(x0, y0, x1, y1, origin="user")
 
 
@@ -218,15 +223,68 @@ def _draw(store: Any, answers: Any, target: Path) -> list[Path]:
         raise typer.BadParameter(f"cannot write the sheet: {error}", param_hint="--sheet") from error
 
 
-def _print_answers(answers: Any, sheets: list[Path], json: bool) -> None:
+def _explain_answers(store: Any, answers: Any, groups: list[list[Path]], folder: Path) -> list[Any]:
+    """One page an answer; several get a folder each and a page that leads to them."""
+    from reid import explaining
+
+    folders = [folder] if len(answers) == 1 else [folder / f"query-{i}" for i in range(1, len(answers) + 1)]
+    done = [explaining.explain_answer(store, *one) for one in zip(answers, groups, folders, strict=True)]
+    if len(done) > 1:
+        explaining.contents(folder, list(zip(answers, done, strict=True)))
+    return done
+
+
+def _print_answers(answers: Any, sheets: list[Path], json: bool, explained: list[Any]) -> None:
+    from dataclasses import asdict
+
     from reid import console
 
     if json:
-        console.as_json(answers[0] if len(answers) == 1 else {"answers": answers})
+        found = [asdict(a) | ({"explanation": explained[i]} if explained else {}) for i, a in enumerate(answers)]
+        console.as_json(found[0] if len(found) == 1 else {"answers": found})
         return
     console.answers(answers)
     for sheet in sheets:
         typer.echo(f"contact sheet: {sheet}")
+    for one in explained:
+        console.explained(one)
+
+
+@app.command()
+def explain(
+    context: typer.Context,
+    a: Annotated[Path, typer.Argument(help="A photo.")],
+    b: Annotated[Path, typer.Argument(help="Another one.")],
+    out: Annotated[Path, typer.Option(help="Folder for the pictures and the page that shows them.")],
+    box_a: Annotated[str, typer.Option(help="The animal's box in the first photo: x0,y0,x1,y1 in pixels.")] = "",
+    box_b: Annotated[str, typer.Option(help="The same in the second.")] = "",
+    heat: Annotated[bool, typer.Option(help="Heat maps of what the model looked at (most of the time).")] = True,
+    matches: Annotated[bool, typer.Option(help="Lines between matching points.")] = True,
+    warp: Annotated[bool, typer.Option(help="One photo laid over the other, for a slider.")] = True,
+    mirror: Annotated[bool, typer.Option(help="Also try the first photo mirrored, for a flipped scan.")] = False,
+    json: Json = False,
+) -> None:
+    """Show what speaks for one animal in two photos: matching points, one laid over the other, heat maps.
+
+    Where there is a store its model is used, else the default one.
+
+    Example: reid explain A.jpg B.jpg --box-a 10,20,400,180 --out why
+    """
+    from contextlib import nullcontext
+
+    from reid import console, explaining
+    from reid.look import Options
+    from reid.store import SETTINGS
+
+    boxes = _box(box_a, "--box-a"), _box(box_b, "--box-b")
+    source = context.parent.get_parameter_source("store") if context.parent else None
+    given = source is not None and source.name != "DEFAULT"
+    options = Options(matches=matches, warp=warp, heat=heat, mirror=mirror)
+    opened: Any = _store(context) if given or (context.obj / SETTINGS).is_file() else nullcontext()
+    with opened as store, _errors():
+        done = explaining.explain_pair((a, b), boxes, out, store=store, options=options)
+    console.as_json(done) if json else console.explained(done)
+    raise typer.Exit(LEFT_OUT if done.unread else 0)
 
 
 @app.command()

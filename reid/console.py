@@ -10,12 +10,15 @@ from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from reid.enrol import EnrolReport, Progress
 from reid.errors import InputError
 from reid.records import Answer, Failure
 from reid.reindex import ReindexReport
+
+if TYPE_CHECKING:
+    from reid.explaining import Explanation
 
 SHOWN = 10  # failures and notes shown before "… and more"
 PATIENCE = 2.0  # seconds before a progress bar appears
@@ -120,6 +123,22 @@ def answers(given: Sequence[Answer], truth: Sequence[str] = ()) -> None:
         )
         if answer.message:
             out.print(Text(answer.message, style="yellow"))
+
+
+def explained(explanation: Explanation) -> None:
+    """Where the page is, and what each pair on it came to; what could not be compared, on standard error."""
+    for pair in explanation.pairs:
+        if "photo" in pair.skipped:
+            print(f"not explained: {pair.skipped['photo']}", file=sys.stderr)
+            continue
+        said = [f"{pair.inliers} points agree"] if pair.verification else []
+        said += [f"cosine {pair.cosine:.3f}"] if pair.cosine is not None else []
+        said += ["the first mirrored"] if pair.mirrored else []
+        said += ["LOOK TWICE: evidence lies outside the animal"] if pair.flagged else []
+        print(f"{pair.label or Path(pair.b).name}: {', '.join(said)}")
+        for name, why in pair.skipped.items():
+            print(f"  no {name.replace('_', ' ')}: {why}")
+    print(f"explained in {explanation.page}")
 
 
 def enrolled(report: EnrolReport, notes: Sequence[str] = ()) -> None:

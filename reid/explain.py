@@ -48,13 +48,13 @@ def contact_sheet(
     height = head + len(rows) * (cell + margin) + (34 if footer else 0)
     sheet = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(sheet)
-    draw.text((margin, 10), heading, INK, _font(22))
+    draw.text((margin, 10), heading, INK, font(22))
     for r, row in enumerate(rows):
         for c, one in enumerate(row):
             x, y = margin + c * (tile + margin), head + r * (cell + margin)
             _place(sheet, draw, one, x, y, tile, picture)
     if footer:
-        draw.text((margin, height - 30), footer, FAINT, _font(14))
+        draw.text((margin, height - 30), footer, FAINT, font(14))
     return np.asarray(sheet, np.uint8)
 
 
@@ -72,22 +72,23 @@ def _place(sheet: Image.Image, draw: ImageDraw.ImageDraw, tile: Tile, x: int, y:
             corners = (left + b.x0 * factor, top + b.y0 * factor, left + b.x1 * factor - 1, top + b.y1 * factor - 1)
             draw.rectangle(corners, outline=tile.colour, width=2)
     else:
-        draw.text((x + width // 2, y + height // 2), "?", FAINT, _font(64), anchor="mm")
+        draw.text((x + width // 2, y + height // 2), "?", FAINT, font(64), anchor="mm")
     draw.text(
-        (x, y + height + 8), _fit(draw, tile.title, 18, width), tile.colour if tile.colour != OTHER else INK, _font(18)
+        (x, y + height + 8), fitted(draw, tile.title, 18, width), tile.colour if tile.colour != OTHER else INK, font(18)
     )
     for i, line in enumerate(tile.lines[:2]):
-        draw.text((x, y + height + 32 + 19 * i), _fit(draw, line, 14, width), FAINT, _font(14))
+        draw.text((x, y + height + 32 + 19 * i), fitted(draw, line, 14, width), FAINT, font(14))
 
 
-def _fit(draw: ImageDraw.ImageDraw, text: str, size: int, width: int) -> str:
+def fitted(draw: ImageDraw.ImageDraw, text: str, size: int, width: int) -> str:
     """`text` cut in its middle until it is at most `width` pixels wide."""
     shown = text
-    while len(shown) > 4 and draw.textlength(shown, _font(size)) > width:
+    while len(shown) > 4 and draw.textlength(shown, font(size)) > width:
         text = text[: len(text) // 2 - 1] + text[len(text) // 2 + 1 :]
         shown = text[: len(text) // 2] + "…" + text[len(text) // 2 :]
     return shown
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """The typeface of every picture, `size` in pixels."""
     return ImageFont.load_default(size)

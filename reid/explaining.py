@@ -1,0 +1,374 @@
+"""What `reid explain` and `reid query --explain` do: compare photos, write the pictures, and a page to leaf through.
+
+    <folder>/index.html   and for each pair: matches.jpg  overlay.jpg  heat_a.jpg  heat_b.jpg  warp_a.png  warp_b.png
+
+(`warp_a` and `warp_b` are of one size, for a slider; of several pairs, each has a folder of its own.) Knows stores,
+files and answers; prints nothing. A photo that cannot be read is said in the pair's `skipped`, and the others go on.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from reid import models, page
+from reid.compare import Comparison, Outside, compare
+from reid.embed import Embedder, OpenVinoEmbedder
+from reid.enrol import embed_views, suitable_model, views_of
+from reid.errors import InputError, ReidError
+from reid.images import printable
+from reid.look import Eye, Options, Seen, look
+from reid.page import Entry
+from reid.records import Answer, Box, IdentityScore, Sighting
+from reid.store import Store
+
+PAGE = "index.html"
+LOSSLESS = ("warp_a", "warp_b")
+
+
+@dataclass(frozen=True, slots=True)
+class Explained:
+    """One pair, as it was written. `pictures` by name are paths relative to the folder of the page.
+
+    `cosine` as the store compares vectors; `inliers` of `matches` points agree on one geometry (`verification` says
+    how that went); `outside` as in `reid.compare.Outside`, and `flagged` where most of some evidence lies outside the
+    animal. `drop_a`, `drop_b`: by how much the cosine falls when the most telling part is covered. `seconds` per
+    stage.
+    """
+
+    a: str
+    b: str
+    label: str = ""
+    box_a: Box | None = None
+    box_b: Box | None = None
+    cosine: float | None = None
+    verification: str = ""
+    matches: int = 0
+    inliers: int = 0
+    mirrored: bool = False
+    drop_a: float | None = None
+    drop_b: float | None = None
+    heat_ms: float | None = None
+    outside: Outside = field(default_factory=Outside)
+    flagged: bool = False
+    pictures: dict[str, str] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What was written: the page, and each pair on it."""
+
+    page: Path
+    pairs: tuple[Explained, ...]
+    model: str
+    seconds: float
+
+    @property
+    def unread(self) -> tuple[str, ...]:
+        """What could not be compared at all, and why."""
+        return tuple(pair.skipped["photo"] for pair in self.pairs if "photo" in pair.skipped)
+
+
+def eye_of(store: Store) -> Eye:
+    """How this store sees: its model, its views, its whitening."""
+    gallery = store.gallery()
+    views = len(views_of(store))
+
+    def embed(crops: NDArray[np.uint8]) -> NDArray[np.float32]:
+        if views == 2:
+            crops = np.stack([crops, crops[:, :, ::-1]], axis=1).reshape(-1, *crops.shape[1:])
+        return store.project(embed_views(store.embedder, crops, views), gallery)
+
+    return Eye(store.embedder.card.preprocessing, embed)
+
+
+@contextmanager
+def default_model(boxes: Sequence[Box | None]) -> Iterator[Embedder]:
+    """The model that a new store would take for animals of this shape, in a folder that is gone afterwards."""
+    name = suitable_model([Sighting(Path("photo"), "", box=box) for box in boxes])
+    with tempfile.TemporaryDirectory(prefix="reid-explain-", ignore_cleanup_errors=True) as folder:
+        yield OpenVinoEmbedder(models.ensure(Path(folder), name))
+
+
+def explain_pair(
+    photos: tuple[Path, Path],
+    boxes: tuple[Box | None, Box | None],
+    folder: Path,
+    *,
+    store: Store | None = None,
+    options: Options | None = None,
+) -> Explanation:
+    """Compare two photos and write `folder`; with the store's model, or the default one where there is no store.
+
+    Raises:
+        InputError: the folder cannot be written.
+        IndexStale, SnapshotCorrupt: the store's gallery cannot be used.
+    """
+    if store is not None:
+        return _pair(photos, boxes, folder, eye_of(store), store.embedder.card.name, options or Options())
+    with default_model(boxes) as embedder:
+        eye = Eye(embedder.card.preprocessing, embedder.embed)
+        return _pair(photos, boxes, folder, eye, embedder.card.name, options or Options())
+
+
+def explain_answer(
+    store: Store, answer: Answer, photos: Sequence[Path], folder: Path, *, options: Options | None = None
+) -> Explanation:
+    """Compare the query's photos with the best photo of each candidate of `answer`, and write `folder`.
+
+    `photos` are the files of `answer.photos`, in that order. Of an encounter's photos, each candidate is shown beside
+    the one that is most like it. Raises as `explain_pair`.
+    """
+    start = time.perf_counter()
+    settings = options or Options(sparse=True)
+    candidates = [label for label in answer.labels if not label.is_new and label.photo]
+    model = store.embedder.card.name
+    pairs: list[Explained] = []
+    if candidates:
+        eye = eye_of(store)
+        queries, unread = _queries(photos, answer.boxes, eye, settings)
+        with _writing(folder) as write:
+            for rank, label in enumerate(candidates, 1):
+                pairs.append(_candidate(store, eye, queries, unread, label, rank, write, settings))
+    heading = f"{', '.join(printable(p.name) for p in photos)}: {_verdict(answer)}"
+    text = page.page(heading, _lead(answer), [_entry(pair, _title(pair, answer)) for pair in pairs])
+    return Explanation(_put(folder / PAGE, text), tuple(pairs), model, time.perf_counter() - start)
+
+
+def contents(folder: Path, done: Sequence[tuple[Answer, Explanation]]) -> Path:
+    """A page in `folder` that leads to the pages of several answers below it."""
+    links = [
+        (
+            f"{', '.join(Path(p).name for p in answer.photos)}: {_verdict(answer)}",
+            os.path.relpath(one.page, folder),
+        )
+        for answer, one in done
+    ]
+    return _put(folder / PAGE, page.index("Explained queries", links))
+
+
+Write = Callable[[str, Mapping[str, NDArray[np.uint8]]], dict[str, str]]
+
+
+def _pair(
+    photos: tuple[Path, Path],
+    boxes: tuple[Box | None, Box | None],
+    folder: Path,
+    eye: Eye,
+    model: str,
+    options: Options,
+) -> Explanation:
+    start = time.perf_counter()
+    seen: list[Seen] = []
+    problems: list[str] = []
+    for photo, box in zip(photos, boxes, strict=True):
+        try:
+            seen.append(look(photo, eye, options, box=box, name=printable(photo.name)))
+        except ReidError as error:
+            problems.append(str(error))
+    a, b = (printable(photo) for photo in photos)
+    with _writing(folder) as write:
+        if problems:
+            pair = Explained(a, b, skipped={"photo": "; ".join(problems)})
+        else:
+            found = compare(seen[0], seen[1], options)
+            pair = _explained(found, a, b, "", write("", found.pictures))
+    title = f"A {photos[0].name} and B {photos[1].name}"
+    text = page.page("Two photos compared", f"Model {model}.", [_entry(pair, printable(title))])
+    return Explanation(_put(folder / PAGE, text), (pair,), model, time.perf_counter() - start)
+
+
+def _queries(
+    photos: Sequence[Path], boxes: Sequence[Box], eye: Eye, options: Options
+) -> tuple[list[tuple[Path, Seen]], list[str]]:
+    """Each photo of the query that can be looked at, and what was wrong with the others."""
+    placed: list[Box | None] = [None] * len(photos)
+    if len(boxes) == len(photos):
+        placed = [None if box.origin == "whole" else box for box in boxes]
+    seen, unread = [], []
+    for photo, box in zip(photos, placed, strict=True):
+        try:
+            seen.append((photo, look(photo, eye, options, box=box, name=printable(photo.name))))
+        except ReidError as error:
+            unread.append(str(error))
+    return seen, unread
+
+
+def _candidate(
+    store: Store,
+    eye: Eye,
+    queries: Sequence[tuple[Path, Seen]],
+    unread: Sequence[str],
+    label: IdentityScore,
+    rank: int,
+    write: Write,
+    options: Options,
+) -> Explained:
+    """The best photo of one candidate beside the query's photo that is most like it."""
+    path, box = Path(label.photo or ""), None
+    if label.annotation is not None:
+        info = store.catalogue.annotations([int(label.annotation)]).get(int(label.annotation))
+        if info is not None:
+            path, box = store.resolve(info.path), None if info.box.origin == "whole" else info.box
+    name = printable(path)
+    if not queries:
+        return Explained("", name, label.label, skipped={"photo": "; ".join(unread) or "the query has no photo"})
+    try:
+        theirs = look(path, eye, options, box=box, name=f"{label.label}, {printable(path.name)}")
+    except ReidError as error:
+        return Explained(printable(queries[0][0]), name, label.label, skipped={"photo": str(error)})
+    photo, mine = max(queries, key=lambda one: float(one[1].vector @ theirs.vector))
+    found = compare(mine, theirs, options)
+    return _explained(found, printable(photo), name, label.label, write(f"candidate-{rank}", found.pictures))
+
+
+def _explained(found: Comparison, a: str, b: str, label: str, written: dict[str, str]) -> Explained:
+    geometry, heats = found.verification, (found.heat_a, found.heat_b)
+    drops = [float(h.drops.max()) if h is not None else None for h in heats]
+    return Explained(
+        a,
+        b,
+        label,
+        found.box_a,
+        found.box_b,
+        found.cosine,
+        geometry.status if geometry else "",
+        geometry.matches if geometry else 0,
+        geometry.inliers if geometry else 0,
+        found.mirrored,
+        drops[0],
+        drops[1],
+        sum(h.milliseconds for h in heats if h is not None) if heats[0] else None,
+        found.outside,
+        found.outside.flagged,
+        written,
+        dict(found.skipped),
+        dict(found.seconds),
+    )
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[Write]:
+    """A function that writes pictures into a folder below `folder`, beside the work that goes on; all are there at the
+    end.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    waiting: list[Future[None]] = []
+    with ThreadPoolExecutor(2) as pool:
+
+        def write(below: str, drawn: Mapping[str, NDArray[np.uint8]]) -> dict[str, str]:
+            names = {name: f"{name}.{'png' if name in LOSSLESS else 'jpg'}" for name in drawn}
+            paths = {name: f"{below}/{file}" if below else file for name, file in names.items()}
+            waiting.extend(pool.submit(_save, folder / paths[name], drawn[name]) for name in drawn)
+            return paths
+
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            yield write
+            for one in waiting:
+                one.result()
+        except OSError as error:
+            raise _unwritable(folder, error) from error
+
+
+def _save(path: Path, pixels: NDArray[np.uint8]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    flags = [cv2.IMWRITE_PNG_COMPRESSION, 1]
+    if path.suffix == ".jpg":
+        flags = [
+            cv2.IMWRITE_JPEG_QUALITY,
+            90,
+            cv2.IMWRITE_JPEG_SAMPLING_FACTOR,
+            cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
+        ]
+    done, data = cv2.imencode(path.suffix, cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), flags)
+    if not done:
+        raise OSError(f"{path.name} cannot be encoded")
+    path.write_bytes(data.tobytes())
+
+
+def _put(path: Path, text: str) -> Path:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise _unwritable(path.parent, error) from error
+    return path
+
+
+def _unwritable(folder: Path, error: OSError) -> InputError:
+    return InputError(
+        f"the pictures cannot be written ({error.strerror or error})",
+        source=printable(folder),
+        next_step="name another folder",
+    )
+
+
+def _verdict(answer: Answer) -> str:
+    if answer.labels:
+        return {"match": f"match: {answer.labels[0].label}", "new": "a new individual"}.get(
+            answer.status, answer.status
+        )
+    return answer.status.replace("_", " ")
+
+
+def _lead(answer: Answer) -> str:
+    filters = "".join(f", {key}: {value}" for key, value in answer.compared.filters.items())
+    about = (
+        f"Compared with {answer.compared.photos} photos of {answer.compared.identities} individuals{filters}; "
+        f"model {answer.model}."
+    )
+    return f"{about} {answer.message}".strip()
+
+
+def _title(pair: Explained, answer: Answer) -> str:
+    place = next(i for i, label in enumerate(answer.labels, 1) if label.label == pair.label)
+    return f"{place}. {pair.label}"
+
+
+def _entry(pair: Explained, title: str) -> Entry:
+    """The pair in words."""
+    facts = [f"A: {pair.a}", f"B: {pair.b}"]
+    if pair.inliers:
+        facts.append(f"{pair.inliers} points agree on one geometry, of {pair.matches} that look alike.")
+    if pair.cosine is not None:
+        facts.append(f"Likeness to the model (cosine): {pair.cosine:.3f}; 1 is the same picture.")
+    if pair.mirrored:
+        facts.append("A fits better mirrored: is one of the photos a flipped scan, or the other flank?")
+    if pair.drop_a is not None and pair.drop_b is not None and pair.heat_ms is not None:
+        facts.append(
+            f"Covering its most telling part lowers the likeness by {max(pair.drop_a, 0):.3f} in A and by "
+            f"{max(pair.drop_b, 0):.3f} in B (worked out in {pair.heat_ms:.0f} ms)."
+        )
+    return Entry(title, tuple(facts), _warning(pair), pair.pictures, pair.skipped)
+
+
+def _warning(pair: Explained) -> str:
+    """What a person should look at twice, empty where nothing."""
+    if not pair.flagged:
+        return ""
+    shares = (
+        ("the matching points", pair.outside.matches),
+        ("what the model looked at in A", pair.outside.heat_a),
+        ("what the model looked at in B", pair.outside.heat_b),
+    )
+    said = [f"{share:.0%} of {words}" for words, share in shares if share is not None and share > 0.5]
+    lies = "lie" if len(said) > 1 or said[0].endswith("points") else "lies"
+    return (
+        f"{' and '.join(said)} {lies} outside the animal. Photos taken at one place and time share their background, "
+        "and that says nothing of the animal."
+    )
