@@ -336,6 +336,10 @@ def write_model(
         weights_sha256=hashlib.sha256(facts.encode()).hexdigest(),
         source=source or f"{card.source}, with a head",
         licence=licence or card.licence,
-        extra={**card.extra, "base": card.name, "head": [list(layer.matrix.shape) for layer in layers]},
+        extra={
+            **card.extra,
+            "base": card.extra.get("base", card.name),
+            "head": [list(layer.matrix.shape) for layer in layers],
+        },
     )
     return models.write(folder, new, graph)

@@ -1,0 +1,177 @@
+"""`head` training from photos to a model directory: minutes on two cores, no GPU, the backbone left as it is.
+
+    photos → inner maps pooled over a grid (`graphs.tapped`) → whitening, without labels → kept vectors of several views
+           → a projection under ArcFace → `<folder>/<name>`, an embedder like any other
+
+Embedding the views takes most of the time; what was embedded is kept, and an interrupted training goes on from there.
+Knows photos with identities; no stores.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from reid import models
+from reid.embed import OpenVinoEmbedder
+from reid.errors import TrainError
+from reid.records import Failure
+from reid.train import features, graphs, heads, holdout
+from reid.train.features import Augmentation, Features, Source
+from reid.train.graphs import Tap
+from reid.train.heads import Head, HeadConfig
+
+Progress = Callable[[str, int, int], None]  # what is being done, photos or epochs done, in all
+
+TAPS: dict[str, tuple[Tap, ...]] = {
+    "tf_efficientnet_lite0": graphs.LITE0_TAPS
+}  # by architecture; others are used as they are
+_WHITENED_BY = 6000  # photos, at random, by which the whitening is fitted
+
+
+@dataclass(frozen=True, slots=True)
+class QuickConfig:
+    """`white` numbers after whitening; `views` of each photo, the plain one included; `held` share of the animals with
+    three photos or more that give one to stop by, 0 to train on all photos for all epochs; `taps` pool inner maps over
+    a grid where the architecture has some in `TAPS`, otherwise the network's own vector is used.
+    """
+
+    white: int = 1024
+    views: int = 3
+    held: float = 0.0
+    taps: bool = True
+    seed: int = 0
+    augmentation: Augmentation = Augmentation()
+    head: HeadConfig = HeadConfig()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Quick:
+    """What came out: the model directory, its head, how many photos could be used, which not, and the seconds of each
+    stage.
+    """
+
+    model: Path
+    head: Head
+    photos: int
+    failures: tuple[Failure, ...]
+    seconds: dict[str, float]
+
+
+def train(
+    sources: Sequence[Source],
+    labels: Sequence[str],
+    base: Path,
+    folder: Path,
+    name: str,
+    *,
+    keep: Path,
+    duplicates: ArrayLike | None = None,
+    config: QuickConfig = QuickConfig(),
+    progress: Progress | None = None,
+    epochs: heads.Progress | None = None,
+) -> Quick:
+    """Train model `name` below `folder` on photos with identities, from the model directory `base`; vectors are kept
+    below `keep`.
+
+    `duplicates (P, 2)` are pairs of sources that show the same moment (`reid.duplicates`): with `config.held`, photos to
+    stop by have none among those trained on. `epochs` hears of every epoch.
+
+    Raises:
+        TrainError: fewer than two animals, no photo can be read, or what `heads.train_head` raises.
+    """
+    if len(sources) != len(labels):
+        raise ValueError(f"{len(sources)} sources and {len(labels)} labels")
+    seconds: dict[str, float] = {}
+    clock = time.perf_counter()
+    white = whiten(sources, base, keep / "models", f"{name}-white", keep=keep, config=config, progress=progress)
+    seconds["whiten"], clock = time.perf_counter() - clock, time.perf_counter()
+    kept = _cached(sources, white, keep, config.views, config, "views", progress)
+    seconds["embed"], clock = time.perf_counter() - clock, time.perf_counter()
+    names = np.asarray(labels)[kept.rows]
+    held = holdout.split(
+        names, least=3, duplicates=_renumbered(duplicates, kept.rows, len(sources)), share=config.held, seed=config.seed
+    )
+
+    def tell(epoch: int, loss: float, score: float) -> None:
+        if epochs is not None:
+            epochs(epoch, loss, score)
+        if progress is not None:
+            progress("head", epoch + 1, config.head.epochs)
+
+    head = heads.train_head(
+        kept.vectors,
+        names,
+        replace(config.head, seed=config.seed),
+        held=held if config.held and len(held.queries) else None,
+        progress=tell,
+    )
+    model = heads.write_model(white, folder, name, head.layers)
+    seconds["head"] = time.perf_counter() - clock
+    shutil.rmtree(white)
+    return Quick(model, head, len(kept.rows), kept.failures, seconds)
+
+
+def whiten(
+    sources: Sequence[Source],
+    base: Path,
+    folder: Path,
+    name: str,
+    *,
+    keep: Path,
+    config: QuickConfig = QuickConfig(),
+    progress: Progress | None = None,
+) -> Path:
+    """The model directory `<folder>/<name>`: `base` with its inner maps pooled and whitened by these photos; no labels
+    needed.
+
+    Raises:
+        TrainError: fewer than two photos can be read.
+    """
+    taps = TAPS.get(models.read_card(base).architecture, ()) if config.taps else ()
+    tapped = heads.write_model(base, keep / "models", "tapped", [], taps=taps) if taps else base
+    chosen = np.sort(np.random.default_rng(config.seed).permutation(len(sources))[:_WHITENED_BY])
+    plain = _cached([sources[i] for i in chosen], tapped, keep, 1, config, "photos to whiten by", progress)
+    layer = heads.whitening(plain.vectors[:, 0, 0].astype(np.float32), config.white, seed=config.seed)
+    return heads.write_model(base, folder, name, [layer], taps=taps)
+
+
+def _cached(
+    sources: Sequence[Source],
+    model: Path,
+    keep: Path,
+    views: int,
+    config: QuickConfig,
+    what: str,
+    progress: Progress | None,
+) -> Features:
+    def tell(done: int, of: int) -> None:
+        if progress is not None:
+            progress(what, done, of)
+
+    kept = features.cached(
+        sources,
+        OpenVinoEmbedder(model),
+        keep,
+        views=views,
+        augmentation=config.augmentation,
+        seed=config.seed,
+        progress=tell,
+    )
+    if not len(kept.rows):
+        raise TrainError("not one of the photos can be read", next_step="see the failures of `reid check` on the table")
+    return kept
+
+
+def _renumbered(pairs: ArrayLike | None, rows: NDArray[np.int64], n: int) -> NDArray[np.int64]:
+    """Pairs of sources as pairs of the photos that could be read."""
+    place = np.full(n, -1, np.int64)
+    place[rows] = np.arange(len(rows))
+    inside: NDArray[np.int64] = place[np.asarray([] if pairs is None else pairs, np.int64).reshape(-1, 2)]
+    return inside[(inside >= 0).all(axis=1)]

@@ -1,0 +1,119 @@
+"""Training a head from photos: better than what it began with, the same every time, resumed where it stopped."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+pytest.importorskip("torch")
+
+from painted_store import QUICK, animal, colour_model, herd, one_thread, sources_of  # noqa: E402
+
+from reid import models  # noqa: E402
+from reid.embed import OpenVinoEmbedder  # noqa: E402
+from reid.errors import TrainError  # noqa: E402
+from reid.train import features, holdout, quick  # noqa: E402
+from reid.train.features import Source  # noqa: E402
+
+__all__ = ["one_thread"]
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    return colour_model(tmp_path / "models")
+
+
+def embedded(model: Path, photos: NDArray[np.uint8]) -> NDArray[np.float32]:
+    import cv2
+
+    small = np.stack([cv2.resize(p, (48, 32), interpolation=cv2.INTER_AREA) for p in photos])
+    return OpenVinoEmbedder(model).embed(small)
+
+
+def test_a_trained_model_finds_animals_in_new_photos_that_its_base_confuses(base: Path, tmp_path: Path) -> None:
+    sources, labels = sources_of(herd(tmp_path / "photos", 30, 4))
+    done = quick.train(sources, labels, base, tmp_path / "out", "trained", keep=tmp_path / "keep", config=QUICK)
+    photos = np.stack([animal(number, shot) for number in range(30) for shot in range(5)])  # shot 4 was never seen
+    shots = np.arange(150).reshape(30, 5)
+    split = holdout.Split(shots[:, 4], shots[:, :4].ravel())
+    codes = np.repeat(np.arange(30), 5)
+    before, after = (holdout.map_at_5(embedded(m, photos), codes, split) for m in (base, done.model))
+    assert after > before + 0.15 and after > 0.7, (before, after)
+    assert done.photos == 120 and not done.failures and len(done.head.history) == QUICK.head.epochs
+    card = models.read_card(done.model)
+    assert (card.name, card.dim, card.extra["base"]) == ("trained", 16, "colours")
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["trained"]
+
+
+def test_the_same_seed_gives_the_same_model_and_another_seed_another(base: Path, tmp_path: Path) -> None:
+    sources, labels = sources_of(herd(tmp_path / "photos", 6, 3))
+    prints = []
+    for number, seed in enumerate((0, 0, 1)):
+        config = replace(QUICK, seed=seed)
+        folder = tmp_path / str(number)
+        done = quick.train(sources, labels, base, folder, "m", keep=folder / "keep", config=config)
+        prints.append(models.read_card(done.model).fingerprint)
+    assert prints[0] == prints[1] != prints[2]
+
+
+def test_an_interrupted_training_goes_on_with_what_was_embedded(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources, labels = sources_of(herd(tmp_path / "photos", 20, 3))
+    whole = quick.train(sources, labels, base, tmp_path / "whole", "m", keep=tmp_path / "a", config=QUICK)
+    cut: list[int] = []
+    keep = features._prepared
+
+    def counting(source: Source, known: set[str], *rest: object) -> object:
+        found = keep(source, known, *rest)  # type: ignore[arg-type]
+        cut.append(found[1] is not None)
+        return found
+
+    def stop(stage: str, done: int, total: int) -> None:
+        if stage == "views" and done >= 32:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        quick.train(sources, labels, base, tmp_path / "two", "m", keep=tmp_path / "b", config=QUICK, progress=stop)
+    assert not (tmp_path / "two").exists()
+    monkeypatch.setattr(features, "_prepared", counting)
+    again = quick.train(sources, labels, base, tmp_path / "two", "m", keep=tmp_path / "b", config=QUICK)
+    assert sum(cut) == 60 - 32  # whitening's vectors and the first block's were there
+    assert models.read_card(again.model).fingerprint == models.read_card(whole.model).fingerprint
+
+
+def test_photos_that_cannot_be_read_are_reported_and_the_rest_is_trained_on(base: Path, tmp_path: Path) -> None:
+    sources, labels = sources_of(herd(tmp_path / "photos", 5, 3))
+    sources[4].path.write_bytes(b"no photo")
+    done = quick.train(sources, labels, base, tmp_path / "out", "m", keep=tmp_path / "keep", config=QUICK)
+    assert done.photos == 14 and [f.source for f in done.failures] == [str(sources[4].path)]
+
+
+def test_what_cannot_be_trained_on_is_a_typed_error_and_leaves_no_model(base: Path, tmp_path: Path) -> None:
+    sources, labels = sources_of(herd(tmp_path / "photos", 4, 2))
+    cases = [
+        (sources, ["one"] * len(labels), QUICK, "all photos are of one identity"),
+        ([Source(tmp_path / "nowhere.png")] * 3, ["a", "b", "c"], QUICK, "not one of the photos can be read"),
+        (sources, labels, replace(QUICK, head=replace(QUICK.head, learning_rate=1e30)), "the loss is no number"),
+    ]
+    for some, names, config, message in cases:
+        with pytest.raises(TrainError, match=message):
+            quick.train(some, names, base, tmp_path / "out", "m", keep=tmp_path / "keep", config=config)
+    assert not (tmp_path / "out").exists()
+
+
+def test_held_photos_stop_the_run_and_are_not_trained_on(base: Path, tmp_path: Path) -> None:
+    sources, labels = sources_of(herd(tmp_path / "photos", 12, 4))
+    heard: list[float] = []
+    config = replace(QUICK, held=1.0, head=replace(QUICK.head, patience=2, epochs=30))
+    done = quick.train(
+        sources, labels, base, tmp_path / "out", "m", keep=tmp_path / "keep", config=config,
+        epochs=lambda epoch, loss, score: heard.append(score),
+    )  # fmt: skip
+    scores = [epoch.map_at_5 for epoch in done.head.history]
+    assert heard == scores and len(scores) < 30
+    assert done.head.best == int(np.argmax(scores)) == len(scores) - 3
