@@ -69,6 +69,16 @@ class DecisionConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class TrainingConfig:
+    """How `reid train` and `reid reindex --train` train, and when a new model takes the old one's place."""
+
+    tolerance: float = 0.0  # MAP@5 that a new model may lose on left-out photos and still come into force; at least −1
+    may_lose: float = 0.01  # share of the photos that may be unreadable to it, and so leave the index
+    epochs: int = 40  # passes over the kept vectors
+    views: int = 3  # of each photo, the plain one included; 1: no augmentation
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """All settings of one store."""
 
@@ -79,6 +89,7 @@ class Config:
     photos: PhotosConfig = field(default_factory=PhotosConfig)
     encounters: EncountersConfig = field(default_factory=EncountersConfig)
     decision: DecisionConfig = field(default_factory=DecisionConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
 
 
 TEMPLATE = """\
@@ -111,6 +122,12 @@ aggregate = "max"        # how the scores of an identity's photos become one
 objective = "map_at_5"   # what the threshold is placed for: map_at_5, balanced or geometric
 share_new = 0.3          # expected share of unknown animals among queries
 threshold = -1.0         # below 0: calibrated on this gallery
+
+[training]
+tolerance = 0.0          # MAP@5 that `reid reindex --train` may lose and still put a new model into force
+may_lose = 0.01          # share of the photos that may be unreadable to it
+epochs = 40              # passes over the kept vectors
+views = 3                # of each photo; 1: no augmentation
 """
 
 
@@ -179,6 +196,10 @@ def _check(config: Config, source: str) -> None:
             f"decision.objective must be one of {', '.join(get_args(Objective))}",
         ),
         (0 <= config.decision.share_new < 1, "decision.share_new must be in [0, 1)"),
+        (-1 <= config.training.tolerance <= 1, "training.tolerance must be in [-1, 1]"),
+        (0 <= config.training.may_lose <= 1, "training.may_lose must be in [0, 1]"),
+        (config.training.epochs >= 1, "training.epochs must be 1 or more"),
+        (config.training.views >= 1, "training.views must be 1 or more"),
         (config.decision.new_label.strip() != "", "decision.new_label must not be empty"),
         (" " not in config.decision.new_label, "decision.new_label must not hold a space"),
     ]
