@@ -133,7 +133,11 @@ def upsampled(drops: Floats, height: int, width: int) -> Floats:
 
 
 def share_outside(heat_map: Floats, inside: NDArray[np.bool_]) -> float | None:
-    """Share of the positive heat `(H, W)` that lies where `inside (H, W)` is False; None where nothing is positive."""
-    positive = np.maximum(heat_map, 0)
+    """Share of the positive heat `(H, W)` that lies where `inside (H, W)` is False.
+
+    None where there is less positive heat than negative: then the likeness rests on no part of this crop, and where
+    the rest of it lies means nothing.
+    """
+    positive, negative = np.maximum(heat_map, 0), np.maximum(-heat_map, 0)
     total = float(positive.sum())
-    return float(positive[~inside].sum()) / total if total > 0 else None
+    return float(positive[~inside].sum()) / total if total > float(negative.sum()) else None
