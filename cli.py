@@ -262,6 +262,7 @@ def explain(
     matches: Annotated[bool, typer.Option(help="Lines between matching points.")] = True,
     warp: Annotated[bool, typer.Option(help="One photo laid over the other, for a slider.")] = True,
     mirror: Annotated[bool, typer.Option(help="Also try the first photo mirrored, for a flipped scan.")] = False,
+    sheet: Annotated[Path | None, typer.Option(help="Also draw everything as one picture.")] = None,
     json: Json = False,
 ) -> None:
     """Show what speaks for one animal in two photos: matching points, one laid over the other, heat maps.
@@ -282,7 +283,7 @@ def explain(
     options = Options(matches=matches, warp=warp, heat=heat, mirror=mirror)
     opened: Any = _store(context) if given or (context.obj / SETTINGS).is_file() else nullcontext()
     with opened as store, _errors():
-        done = explaining.explain_pair((a, b), boxes, out, store=store, options=options)
+        done = explaining.explain_pair((a, b), boxes, out, store=store, options=options, sheet=sheet)
     console.as_json(done) if json else console.explained(done)
     raise typer.Exit(LEFT_OUT if done.unread else 0)
 

@@ -11,13 +11,11 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -25,15 +23,15 @@ from reid import models, page
 from reid.compare import Comparison, Outside, compare
 from reid.embed import Embedder, OpenVinoEmbedder
 from reid.enrol import embed_views, suitable_model, views_of
-from reid.errors import InputError, ReidError
+from reid.errors import ReidError
 from reid.images import printable
 from reid.look import Eye, Options, Seen, look
 from reid.page import Entry
+from reid.picture_files import Write, put, write_sheet, writing
 from reid.records import Answer, Box, IdentityScore, Sighting
 from reid.store import Store
 
 PAGE = "index.html"
-LOSSLESS = ("warp_a", "warp_b")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,18 +107,21 @@ def explain_pair(
     *,
     store: Store | None = None,
     options: Options | None = None,
+    sheet: Path | None = None,
 ) -> Explanation:
     """Compare two photos and write `folder`; with the store's model, or the default one where there is no store.
 
+    `sheet`: also draw everything as one picture into this file (PNG or JPEG by its name).
+
     Raises:
-        InputError: the folder cannot be written.
+        InputError: the folder or the sheet cannot be written.
         IndexStale, SnapshotCorrupt: the store's gallery cannot be used.
     """
     if store is not None:
-        return _pair(photos, boxes, folder, eye_of(store), store.embedder.card.name, options or Options())
+        return _pair(photos, boxes, folder, eye_of(store), store.embedder.card.name, options or Options(), sheet)
     with default_model(boxes) as embedder:
         eye = Eye(embedder.card.preprocessing, embedder.embed)
-        return _pair(photos, boxes, folder, eye, embedder.card.name, options or Options())
+        return _pair(photos, boxes, folder, eye, embedder.card.name, options or Options(), sheet)
 
 
 def explain_answer(
@@ -139,12 +140,12 @@ def explain_answer(
     if candidates:
         eye = eye_of(store)
         queries, unread = _queries(photos, answer.boxes, eye, settings)
-        with _writing(folder) as write:
+        with writing(folder) as write:
             for rank, label in enumerate(candidates, 1):
                 pairs.append(_candidate(store, eye, queries, unread, label, rank, write, settings))
     heading = f"{', '.join(printable(p.name) for p in photos)}: {_verdict(answer)}"
     text = page.page(heading, _lead(answer), [_entry(pair, _title(pair, answer)) for pair in pairs])
-    return Explanation(_put(folder / PAGE, text), tuple(pairs), model, time.perf_counter() - start)
+    return Explanation(put(folder / PAGE, text), tuple(pairs), model, time.perf_counter() - start)
 
 
 def contents(folder: Path, done: Sequence[tuple[Answer, Explanation]]) -> Path:
@@ -156,10 +157,7 @@ def contents(folder: Path, done: Sequence[tuple[Answer, Explanation]]) -> Path:
         )
         for answer, one in done
     ]
-    return _put(folder / PAGE, page.index("Explained queries", links))
-
-
-Write = Callable[[str, Mapping[str, NDArray[np.uint8]]], dict[str, str]]
+    return put(folder / PAGE, page.index("Explained queries", links))
 
 
 def _pair(
@@ -169,6 +167,7 @@ def _pair(
     eye: Eye,
     model: str,
     options: Options,
+    sheet: Path | None,
 ) -> Explanation:
     start = time.perf_counter()
     seen: list[Seen] = []
@@ -179,15 +178,17 @@ def _pair(
         except ReidError as error:
             problems.append(str(error))
     a, b = (printable(photo) for photo in photos)
-    with _writing(folder) as write:
+    with writing(folder) as write:
         if problems:
             pair = Explained(a, b, skipped={"photo": "; ".join(problems)})
         else:
             found = compare(seen[0], seen[1], options)
             pair = _explained(found, a, b, "", write("", found.pictures))
+            if sheet is not None:
+                write_sheet(found.pictures, sheet)
     title = f"A {photos[0].name} and B {photos[1].name}"
     text = page.page("Two photos compared", f"Model {model}.", [_entry(pair, printable(title))])
-    return Explanation(_put(folder / PAGE, text), (pair,), model, time.perf_counter() - start)
+    return Explanation(put(folder / PAGE, text), (pair,), model, time.perf_counter() - start)
 
 
 def _queries(
@@ -256,65 +257,6 @@ def _explained(found: Comparison, a: str, b: str, label: str, written: dict[str,
         written,
         dict(found.skipped),
         dict(found.seconds),
-    )
-
-
-@contextmanager
-def _writing(folder: Path) -> Iterator[Write]:
-    """A function that writes pictures into a folder below `folder`, beside the work that goes on; all are there at the
-    end.
-
-    Raises:
-        InputError: the folder cannot be written.
-    """
-    waiting: list[Future[None]] = []
-    with ThreadPoolExecutor(2) as pool:
-
-        def write(below: str, drawn: Mapping[str, NDArray[np.uint8]]) -> dict[str, str]:
-            names = {name: f"{name}.{'png' if name in LOSSLESS else 'jpg'}" for name in drawn}
-            paths = {name: f"{below}/{file}" if below else file for name, file in names.items()}
-            waiting.extend(pool.submit(_save, folder / paths[name], drawn[name]) for name in drawn)
-            return paths
-
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            yield write
-            for one in waiting:
-                one.result()
-        except OSError as error:
-            raise _unwritable(folder, error) from error
-
-
-def _save(path: Path, pixels: NDArray[np.uint8]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    flags = [cv2.IMWRITE_PNG_COMPRESSION, 1]
-    if path.suffix == ".jpg":
-        flags = [
-            cv2.IMWRITE_JPEG_QUALITY,
-            90,
-            cv2.IMWRITE_JPEG_SAMPLING_FACTOR,
-            cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
-        ]
-    done, data = cv2.imencode(path.suffix, cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), flags)
-    if not done:
-        raise OSError(f"{path.name} cannot be encoded")
-    path.write_bytes(data.tobytes())
-
-
-def _put(path: Path, text: str) -> Path:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise _unwritable(path.parent, error) from error
-    return path
-
-
-def _unwritable(folder: Path, error: OSError) -> InputError:
-    return InputError(
-        f"the pictures cannot be written ({error.strerror or error})",
-        source=printable(folder),
-        next_step="name another folder",
     )
 
 

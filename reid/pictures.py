@@ -17,10 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from reid.explain import FAINT, INK, NEW, PAPER, Pixels, fitted, font
+from reid.explain import FAINT, INK, MATCH, NEW, PAPER, Pixels, fitted, font
 
 LINES = 60
 """Most matches drawn, strongest first: more hide what they should show."""
+FEW = 30
+"""More lines than this are drawn thinner."""
 WIDTH = 1500
 """Pixels of the sheet on which two crops stand."""
 TALLEST = 900
@@ -31,7 +33,7 @@ WIDE_ASPECT = 1.7
 _MARGIN, _LABEL, _GAP = 18, 22, 12
 _PATH = np.array([(240, 228, 66), (0, 158, 115), (86, 180, 233), (230, 150, 200)], np.float64)
 _FRAME = (255, 255, 255)
-_FOR, _AGAINST = np.array(NEW, np.float64), np.array((0, 114, 178), np.float64)
+_FOR, _AGAINST = np.array(NEW, np.float32), np.array(MATCH, np.float32)
 
 Points = NDArray[np.floating]
 Bools = NDArray[np.bool_]
@@ -85,7 +87,7 @@ def joined(left: Panel, right: Panel, links: Links, *, heading: str, notes: Sequ
     across = np.argsort(np.argsort(drawn.left[:, 0], kind="stable")) / max(1, len(drawn) - 1)
     for row in range(len(drawn) - 1, -1, -1):  # weakest first, so that the strongest lie on top
         colour = NEW if drawn.outside[row] else _along(float(across[row]))
-        _line(sheet, a[row], b[row], colour)
+        _line(sheet, a[row], b[row], colour, thick=2 if len(drawn) <= FEW else 1)
     for row in range(len(drawn) - 1, -1, -1):
         colour = NEW if drawn.outside[row] else _along(float(across[row]))
         for place in (a[row], b[row]):
@@ -96,6 +98,24 @@ def joined(left: Panel, right: Panel, links: Links, *, heading: str, notes: Sequ
 def side_by_side(left: Panel, right: Panel, *, heading: str, notes: Sequence[str] = ()) -> Pixels:
     """Two crops with labels and nothing between them, laid out as `joined` does."""
     return _pair_sheet(left, right, heading, notes)[0]
+
+
+def composed(top: Pixels, below: Sequence[Panel]) -> Pixels:
+    """A picture with a row of labelled smaller ones below it, of its own width: one sheet for a report."""
+    if not below:
+        return top.copy()
+    room = top.shape[1] - 2 * _MARGIN - _GAP * (len(below) - 1)
+    aspects = [panel.pixels.shape[1] / panel.pixels.shape[0] for panel in below]
+    height = max(1, round(room / sum(aspects)))
+    sheet = Image.new("RGB", (top.shape[1], top.shape[0] + _LABEL + 14 + height + _MARGIN), PAPER)
+    sheet.paste(Image.fromarray(top), (0, 0))
+    draw, x, y = ImageDraw.Draw(sheet), _MARGIN, top.shape[0] + _LABEL + 8
+    for panel, aspect in zip(below, aspects, strict=True):
+        width = max(1, round(height * aspect))
+        draw.text((x, y - _LABEL - 6), fitted(draw, panel.label, 20, width), INK, font(20))
+        sheet.paste(Image.fromarray(enlarged(panel.pixels, width, height)), (x, y))
+        x += width + _GAP
+    return np.array(sheet, np.uint8)
 
 
 def warp_pair(query: Pixels, candidate: Pixels, H: NDArray[np.float64]) -> tuple[Pixels, Pixels, Bools]:
@@ -122,13 +142,11 @@ def heat_over(pixels: Pixels, heat: NDArray[np.floating], *, scale: float | None
     if heat.shape != pixels.shape[:2]:
         raise ValueError(f"heat {heat.shape} does not fit a crop of {pixels.shape[:2]}")
     top = float(np.abs(heat).max(initial=0.0)) if scale is None else scale
-    share = np.clip(heat / max(top, 1e-12), -1, 1)[:, :, None]
-    grey = cv2.cvtColor(np.ascontiguousarray(pixels), cv2.COLOR_RGB2GRAY)[:, :, None].astype(np.float64)
-    light = 40 + grey * (215 / 255)  # black animals must show colour too
-    colour = np.where(share > 0, _FOR, _AGAINST)
-    tint = colour * (0.35 + 0.65 * light / 255)
-    strength = 0.85 * np.abs(share)
-    return np.asarray(np.rint(light * (1 - strength) + tint * strength), np.uint8)
+    share = np.clip(heat.astype(np.float32) / np.float32(max(top, 1e-12)), -1, 1)[:, :, None]
+    grey = cv2.cvtColor(np.ascontiguousarray(pixels), cv2.COLOR_RGB2GRAY)[:, :, None].astype(np.float32)
+    light = 40 + grey * np.float32(215 / 255)  # black animals must show colour too
+    tint = np.where(share > 0, _FOR, _AGAINST) * (np.float32(0.35) + light * np.float32(0.65 / 255))
+    return np.asarray(np.rint(light + (tint - light) * (np.float32(0.85) * np.abs(share))), np.uint8)
 
 
 def enlarged(pixels: Pixels, width: int, height: int) -> Pixels:
@@ -194,14 +212,16 @@ def _fixed(place: NDArray[np.floating]) -> tuple[int, int]:
     return round(float(place[0]) * (1 << _SHIFT)), round(float(place[1]) * (1 << _SHIFT))
 
 
-def _line(sheet: Pixels, a: NDArray[np.floating], b: NDArray[np.floating], colour: tuple[int, int, int]) -> None:
-    """A thin line in the sheet, which is changed; half clear, so that the animal shows through."""
+def _line(
+    sheet: Pixels, a: NDArray[np.floating], b: NDArray[np.floating], colour: tuple[int, int, int], *, thick: int
+) -> None:
+    """A thin line in the sheet, which is changed; a little clear, so that the animal shows through."""
     low = np.maximum(np.floor(np.minimum(a, b)).astype(int) - 3, 0)
     high = np.ceil(np.maximum(a, b)).astype(int) + 4
     part = sheet[low[1] : high[1], low[0] : high[0]]
     drawn = np.ascontiguousarray(part)
-    cv2.line(drawn, _fixed(a - low), _fixed(b - low), colour, 2, cv2.LINE_AA, _SHIFT)
-    part[:] = cv2.addWeighted(drawn, 0.7, np.ascontiguousarray(part), 0.3, 0)
+    cv2.line(drawn, _fixed(a - low), _fixed(b - low), colour, thick, cv2.LINE_AA, _SHIFT)
+    part[:] = cv2.addWeighted(drawn, 0.8, np.ascontiguousarray(part), 0.2, 0)
 
 
 def _mark(sheet: Pixels, place: NDArray[np.floating], colour: tuple[int, int, int], *, square: bool) -> None:

@@ -149,6 +149,26 @@ def test_a_store_that_was_named_must_be_there(flukes: Path, tmp_path: Path) -> N
     assert result.exit_code == 1 and "no store there" in result.stderr
 
 
+def test_a_sheet_shows_everything_at_once(enrolled: Path, flukes: Path, tmp_path: Path) -> None:
+    photo = flukes / rows_of(flukes / "labels.csv")[0]["path"]
+    shapes = {}
+    for name, more in (("all.png", ()), ("lines.jpg", ("--no-heat", "--no-warp")), ("heat.png", ("--no-matches",))):
+        done = reid_json(
+            "explain", photo, photo, "--out", tmp_path / "x", "--sheet", tmp_path / name, *more, store=enrolled
+        )
+        assert done["pairs"][0]["b"] == str(photo)
+        with Image.open(tmp_path / name) as picture:
+            shapes[name] = picture.size
+            assert len(np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)) > 100
+    assert shapes["all.png"][0] == shapes["lines.jpg"][0] == 1100
+    assert shapes["all.png"][1] > shapes["lines.jpg"][1]
+    words = ("explain", photo, photo, "--out", tmp_path / "x", "--no-heat")
+    none = reid(*words, "--no-matches", "--sheet", tmp_path / "none.png", store=enrolled)
+    assert none.exit_code == 1 and "nothing to draw" in none.stderr
+    odd = reid(*words, "--sheet", tmp_path / "odd.nonsense", store=enrolled)
+    assert odd.exit_code == 1 and "cannot be written" in odd.stderr
+
+
 def test_a_folder_that_cannot_be_made_is_an_error(enrolled: Path, flukes: Path, tmp_path: Path) -> None:
     photo = flukes / rows_of(flukes / "labels.csv")[0]["path"]
     (tmp_path / "file").write_text("here already")
