@@ -63,6 +63,14 @@ class Side(StrEnum):
     unknown = "unknown"
 
 
+class TrainMode(StrEnum):
+    """What is trained."""
+
+    auto = "auto"
+    head = "head"
+    full = "full"
+
+
 @app.callback()
 def main(
     context: typer.Context,
@@ -292,24 +300,89 @@ def explain(
 def reindex(
     context: typer.Context,
     force: Annotated[bool, typer.Option(help="Build the index anew even where nothing asks for it.")] = False,
+    train: Annotated[
+        bool,
+        typer.Option(help="Also train on this store's photos; the new model serves only if it is not worse."),
+    ] = False,
     report: Report = None,
     who: Who = "",
     json: Json = False,
 ) -> None:
     """Nightly: take in what changed, swap the index safely, report what is different.
 
+    With --train (needs the train extra) it exits 1 where there could be no training; all else is done then, too.
+
     Example: reid --store /data/whales reindex --json >> reindex.log
     """
-    from reid import console
+    from reid import commands_train, console, retrain
     from reid.reindex import reindex as run
 
     with _store(context) as store, console.progress(json) as show:
-        done = run(store, who=who or _user(), force=force, progress=show)
+        done = run(store, who=who or _user(), force=force, train=retrain.night if train else None, progress=show)
     if report:
         with _errors():
             console.write_report(report, done.failures)
-    console.as_json(done) if json else console.reindexed(done)
+    if json:
+        console.as_json(done)
+    else:
+        console.reindexed(done)
+        commands_train.night(done.training)
+    refused = isinstance(done.training, retrain.Refused)
+    raise typer.Exit(1 if refused else LEFT_OUT if done.failures else 0)
+
+
+@app.command()
+def train(
+    context: typer.Context,
+    mode: Annotated[
+        TrainMode,
+        typer.Option(
+            help="head: a projection on kept vectors. full: not part of this version. auto: head, saying why."
+        ),
+    ] = TrainMode.auto,
+    epochs: Annotated[int, typer.Option(min=0, help="Passes over the vectors; 0: as reid.toml says.")] = 0,
+    views: Annotated[int, typer.Option(min=0, help="Views of each photo; 0: as reid.toml says.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same model.")] = 0,
+    name: Annotated[str, typer.Option(help="The model's name, behind the date.")] = "head",
+    resume: Annotated[bool, typer.Option(help="Go on with the newest unfinished training (of that --name).")] = False,
+    json: Json = False,
+) -> None:
+    """Train a model on this store's photos and judge it on photos it never saw (needs the train extra).
+
+    The new model is put below models/ and nothing else changes; `reid reindex --train` also puts it in force if it is
+    not worse. The run's record is below training/ in the store.
+
+    Example: reid --store whales train --name night
+    """
+    from reid import commands_train, console, retrain
+
+    options = retrain.Options(mode.value, epochs, views, seed, name, resume)
+    with _store(context) as store, console.progress(json) as show:
+        done = retrain.train(store, options, show).report
+    console.as_json(done) if json else commands_train.trained(done)
     raise typer.Exit(LEFT_OUT if done.failures else 0)
+
+
+@app.command()
+def mine(
+    context: typer.Context,
+    top: Annotated[int, typer.Option(min=1, help="Pairs to show, of two names and of one.")] = 40,
+    sheet: Annotated[Path | None, typer.Option(help="Draw the pairs into this picture.")] = None,
+    json: Json = False,
+) -> None:
+    """The hardest pairs: different names that look alike, one name that does not. Labels are wrong there first.
+
+    Example: reid --store whales mine --sheet pairs.png
+    """
+    from reid import commands_train, console
+    from reid import mine as pairs
+
+    with _store(context) as store, console.progress(json) as show:
+        found = pairs.hardest(store, top=top, progress=show)
+        drawn = pairs.write_sheet(store, found, sheet) if sheet else None
+    console.as_json(found) if json else commands_train.mined(found)
+    if drawn and not json:
+        typer.echo(f"contact sheet: {drawn}")
 
 
 @app.command()

@@ -10,10 +10,10 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from reid import decide, fit
 from reid.aggregate import identity_scores
@@ -25,6 +25,9 @@ from reid.images import printable
 from reid.pipeline import Identifier
 from reid.records import Failure, Sighting
 from reid.store import Store
+
+if TYPE_CHECKING:
+    from reid.retrain import Refused, Report
 
 SOURCES = "sources.json"
 UNKNOWNS = "unknowns.json"
@@ -57,6 +60,7 @@ class ReindexReport:
     threshold_before: float | None = None
     threshold_now: float | None = None
     matches: list[UnknownMatch] = field(default_factory=list)
+    training: Report | Refused | None = None
     failures: list[Failure] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -76,8 +80,16 @@ def remember_sources(
         store.write_json(SOURCES, {"sources": [*known, entry]})
 
 
-def reindex(store: Store, *, who: str, force: bool = False, progress: Progress = quiet) -> ReindexReport:
-    """Bring the store up to date; `force` builds the index anew even where nothing asks for it.
+def reindex(
+    store: Store,
+    *,
+    who: str,
+    force: bool = False,
+    train: Callable[[Store, Progress], Report | Refused] | None = None,
+    progress: Progress = quiet,
+) -> ReindexReport:
+    """Bring the store up to date; `force` builds the index anew even where nothing asks for it. `train` may put another
+    model in force once everything else is taken in (`reid.retrain.night`).
 
     Raises:
         CatalogueError, GalleryError, ModelError: the store itself cannot be read or written; what was there before still serves.
@@ -91,6 +103,11 @@ def reindex(store: Store, *, who: str, force: bool = False, progress: Progress =
     _enrol_changed(store, changed, who, report)
     report.failures = list(dict.fromkeys([*report.failures, *report.enrolled.failures]))
     settle_encounters(store)
+    if train is not None:
+        report.training = train(store, progress)
+        if report.training.swapped:
+            report.embedded += _embed_anew(store, report, progress)
+            report.rebuilt = "a new model"
     progress("index", 0, 1)
     report.rebuilt = report.rebuilt or ("asked for" if force else "")
     if report.rebuilt or fit.is_due(store):

@@ -23,7 +23,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import date
 from importlib import metadata
@@ -147,11 +147,10 @@ def recorded(run: Run) -> Iterator[None]:
             yield
         except BaseException as error:
             state = INTERRUPTED if isinstance(error, KeyboardInterrupt) else f"failed: {error or type(error).__name__}"
-            try:
-                run.log(state)
+            with suppress(OSError):  # a disk that ended the run may have no room for its epitaph
                 _write(run.folder / STATE, state + "\n")
-            except OSError:  # the disk that ended the run has no room for its epitaph either
-                pass
+            with suppress(OSError):
+                run.log(state)
             raise
         _write(run.folder / STATE, FINISHED + "\n")
         run.log(FINISHED)

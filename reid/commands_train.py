@@ -1,0 +1,68 @@
+"""What `reid train`, `reid reindex --train` and `reid mine` print. The command line parses and calls; this prints."""
+
+from __future__ import annotations
+
+from reid import console
+from reid.mine import Mined
+from reid.retrain import Figure, Refused, Report
+
+
+def trained(report: Report) -> None:
+    """What a training gave, and what to do next."""
+    print(f"mode: {report.why_mode}")
+    print(f"trained on {report.photos} photos of {report.animals} animals, on top of {report.base}; run: {report.run}")
+    verdict = report.verdict
+    print(f"judged by {verdict.photos} photos of {verdict.animals} animals that were not trained on (95 % intervals):")
+    console.table(
+        ("measure", f"before ({report.present})", f"after ({report.model})"),
+        [
+            ("MAP@5", said(verdict.map_at_5_before), said(verdict.map_at_5_after)),
+            ("top-1", said(verdict.top1_before), said(verdict.top1_after)),
+        ],
+    )
+    print(f"difference of MAP@5: {said(verdict.gain, sign=True)}")
+    if report.reason:
+        print(report.reason)
+    if report.next_step:
+        print(report.next_step)
+    console.failures(report.failures)
+
+
+def night(found: Report | Refused | None) -> None:
+    """What the training of a nightly run gave, if there was one."""
+    if isinstance(found, Report):
+        trained(found)
+    elif found is not None:
+        _refused(found)
+
+
+def _refused(found: Refused) -> None:
+    """Why there was no training; the nightly run has done everything else."""
+    where = f"{found.source}: " if found.source else ""
+    print(f"no training ({where}{found.reason}); {found.next_step}; the present model stays")
+
+
+def mined(found: Mined) -> None:
+    """The hardest pairs as a table."""
+    print(f"{found.photos} photos of {found.animals} animals looked at, by model {found.model}")
+    console.table(
+        ("kind", "score", "photo", "photo", "ask yourself"),
+        [
+            (
+                pair.kind,
+                f"{pair.score:.3f}",
+                *(
+                    f"{one.name} · {one.annotation} · {one.photo.rpartition('/')[2]}"
+                    for one in (pair.first, pair.second)
+                ),
+                pair.ask,
+            )
+            for pair in found.pairs
+        ],
+    )
+
+
+def said(figure: Figure, *, sign: bool = False) -> str:
+    """`.123 [.100, .150]`."""
+    form = "+.3f" if sign else ".3f"
+    return f"{figure.value:{form}} [{figure.low:{form}}, {figure.high:{form}}]"

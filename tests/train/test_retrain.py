@@ -1,0 +1,312 @@
+"""Training on a store: judged on photos it never saw, adopted only when not worse, and whatever goes wrong leaves what
+serves as it was.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import shutil
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+
+from fake_stores import assert_index_is_the_catalogue  # noqa: E402
+from painted_store import herd, one_thread, painted_store  # noqa: E402
+
+from reid import config, fit, models, retrain  # noqa: E402
+from reid.config import TrainingConfig  # noqa: E402
+from reid.errors import MissingExtra, ReidError, TrainError  # noqa: E402
+from reid.reindex import reindex  # noqa: E402
+from reid.retrain import Figure, Options, Refused, Report, Verdict  # noqa: E402
+from reid.store import Store  # noqa: E402
+from reid.train import heads, quick, runs  # noqa: E402
+
+__all__ = ["one_thread"]
+
+ANIMALS, SHOTS = 40, 4
+RULES = "\n[training]\nepochs = 8\nviews = 2\ntolerance = 0.0\n"
+
+
+@cache
+def _made(root: Path) -> Path:
+    painted_store(root / "store", herd(root / "photos", ANIMALS, SHOTS)).close()
+    settings = root / "store" / "reid.toml"
+    text = settings.read_text().partition("[training]")[0]
+    settings.write_text(text + RULES)
+    return root / "store"
+
+
+@pytest.fixture
+def store(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> Store:
+    made = _made(tmp_path_factory.getbasetemp() / "painted")
+    return Store.open(Path(shutil.copytree(made, tmp_path / "store")))
+
+
+def live(store: Store) -> dict[str, str]:
+    """Checksums of what serves: settings, index and calibration."""
+    kept = [store.root / "reid.toml", *store.index_folder.rglob("*"), store.root / "calibration.json"]
+    return {str(p): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(kept) if p.is_file()}
+
+
+def test_a_training_is_judged_on_photos_apart_and_changes_nothing_that_serves(store: Store) -> None:
+    before = live(store)
+    done = retrain.train(store, Options(name="night"))
+    assert live(store) == before
+    report = done.report
+    assert report.model.endswith("-night") and not report.swapped and report.base == "colours" == report.present
+    found = report.verdict
+    assert found.photos == found.animals == 40 and report.photos == 120 and report.animals == 40 and found.lost == 0
+    assert found.map_at_5_after.value > found.map_at_5_before.value + 0.1
+    assert found.gain.value == pytest.approx(found.map_at_5_after.value - found.map_at_5_before.value)
+    assert found.gain.low <= found.gain.value <= found.gain.high
+    run = store.root / "training" / report.model
+    names = {runs.CONFIG, runs.LOG, runs.METRICS, runs.CURVES, runs.STATE, retrain.TRAINED_ON, report.model}
+    assert {p.name for p in run.iterdir()} == names and runs.read_state(run) == "finished"
+    card = models.read_card(store.models_folder / report.model)
+    assert card.fingerprint == models.read_card(run / report.model).fingerprint
+    metrics = json.loads((run / runs.METRICS).read_text())
+    assert metrics["verdict"]["map_at_5_after"]["value"] == found.map_at_5_after.value and len(metrics["losses"]) == 8
+
+
+def test_judges_and_their_sightings_are_not_trained_on(store: Store) -> None:
+    labels = store.catalogue.labels()
+    groups = fit.sightings_of(store.catalogue, labels)
+    judges = fit.chosen_queries(labels.individuals, groups)
+    report = retrain.train(store, Options()).report
+    seen = json.loads((Path(report.run) / retrain.TRAINED_ON).read_text())["annotations"]
+    assert len(judges) == 40 and len(seen) == report.photos
+    assert not set(groups[np.isin(labels.annotations, seen)]) & set(groups[judges])
+
+
+def test_the_verdict_is_that_of_plain_loops_over_the_left_out_photos(store: Store) -> None:
+    done = retrain.train(store, Options())
+    labels, old = fit.gathered(store.catalogue, store.fingerprint)
+    groups = fit.sightings_of(store.catalogue, labels)
+    judges = fit.chosen_queries(labels.individuals, groups)
+    for vectors, figure, first in (
+        (old, done.report.verdict.map_at_5_before, done.report.verdict.top1_before),
+        (done.vectors, done.report.verdict.map_at_5_after, done.report.verdict.top1_after),
+    ):
+        points, hits = [], []
+        for judge in judges:
+            best: dict[int, float] = {}
+            for row in range(len(labels.annotations)):
+                if row not in judges and groups[row] != groups[judge]:
+                    who = int(labels.individuals[row])
+                    best[who] = max(best.get(who, -2.0), float(vectors[row] @ vectors[judge]))
+            rank = sorted(best, key=lambda who: -best[who]).index(int(labels.individuals[judge])) + 1
+            points.append(1 / rank if rank <= 5 else 0.0)
+            hits.append(rank == 1)
+        assert figure.value == pytest.approx(np.mean(points)) and first.value == pytest.approx(np.mean(hits))
+
+
+def test_a_nightly_run_puts_a_better_model_in_force(store: Store) -> None:
+    old = store.gallery().fingerprint
+    done = reindex(store, who="t", train=retrain.night)
+    assert isinstance(done.training, Report) and done.training.swapped
+    assert (done.rebuilt, done.photos_before, done.photos_now) == ("a new model", 160, 160)
+    assert "not worse, the new model is in force" in done.training.reason
+    fresh = Store.open(store.root)
+    assert fresh.config.embedder.model == done.training.model
+    assert fresh.gallery().fingerprint.partition("/")[0] == fresh.fingerprint != old.partition("/")[0]
+    assert_index_is_the_catalogue(fresh)
+    again = reindex(fresh, who="t")
+    assert (again.embedded, again.rebuilt, again.photos_now) == (0, "", 160)
+
+
+def test_the_next_training_starts_from_the_same_network_and_spares_the_older_models_photos(store: Store) -> None:
+    first = reindex(store, who="t", train=retrain.night).training
+    second = retrain.night(store)
+    assert isinstance(first, Report) and isinstance(second, Report)
+    assert second.base == "colours" and second.present == first.model and second.model == f"{first.model}-2"
+    assert second.verdict.photos == 40  # the same judges: the older model has not seen them
+    record = Path(first.run) / retrain.TRAINED_ON
+    everything = store.catalogue.labels().annotations.tolist()
+    record.write_text(json.dumps({"annotations": everything}))
+    store.root.joinpath("training", second.model, retrain.TRAINED_ON).write_text(record.read_text())
+    third = retrain.night(store)
+    assert isinstance(third, Report) and third.verdict.photos == 0 and not third.swapped
+    assert "0 photos of known animals could judge" in third.reason
+
+
+def test_a_worse_model_stays_out(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = live(store)
+    train_head = heads.train_head
+
+    def forgetful(*some: Any, **more: Any) -> heads.Head:
+        head = train_head(*some, **more)
+        layer = head.layers[-1]
+        blind = np.zeros_like(layer.matrix)
+        blind[:, 0] = 1.0  # all that is left of a photo is one number
+        return replace(head, layers=(replace(layer, matrix=blind),))
+
+    monkeypatch.setattr(heads, "train_head", forgetful)
+    done = reindex(store, who="t", train=retrain.night)
+    assert isinstance(done.training, Report) and not done.training.swapped and done.rebuilt == ""
+    assert done.training.reason.endswith("worse, the present model stays")
+    assert live(store) == before
+    assert done.training.model in {card.name for card in models.listed(store.models_folder)}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "photos", "lost", "rules", "said"),
+    [
+        (0.5, 0.5, 30, 0, TrainingConfig(), "not worse"),
+        (0.5, 0.49, 30, 0, TrainingConfig(), "worse, the present"),
+        (0.5, 0.49, 30, 0, TrainingConfig(tolerance=0.02), "not worse"),
+        (0.5, 0.51, 30, 0, TrainingConfig(tolerance=-0.02), "worse, the present"),
+        (0.5, float("nan"), 30, 0, TrainingConfig(), "worse, the present"),
+        (0.5, 0.9, 19, 0, TrainingConfig(), "20 are needed"),
+        (0.5, 0.9, 30, 2, TrainingConfig(), "2 photos cannot be read"),
+        (0.5, 0.9, 30, 2, TrainingConfig(may_lose=0.05), "not worse"),
+    ],
+)
+def test_when_a_new_model_comes_into_force(
+    before: float, after: float, photos: int, lost: int, rules: TrainingConfig, said: str
+) -> None:
+    figures = [Figure(v, v, v) for v in (before, after, after - before, before, after)]
+    verdict = Verdict(photos, photos, *figures, 0.0, 0.0, lost)
+    reason, swapped = retrain.decision(Report("m", "head", "", "", "b", "b", 100, 30, verdict), rules)
+    assert said in reason and swapped == ("not worse" in said)
+
+
+def stopped_at(stage: str) -> Any:
+    def progress(what: str, done: int, total: int) -> None:
+        if what == stage:
+            raise KeyboardInterrupt
+
+    return progress
+
+
+@pytest.mark.parametrize("stage", ["photos to whiten by", "views", "head", "judge"])
+def test_a_training_that_was_interrupted_leaves_the_index_alone_and_is_resumed(store: Store, stage: str) -> None:
+    before = live(store)
+    with pytest.raises(KeyboardInterrupt):
+        reindex(store, who="t", train=lambda s, p: retrain.night(s, stopped_at(stage)))
+    assert live(store) == before
+    (run,) = [p for p in (store.root / "training").iterdir() if p.name != retrain.KEPT]
+    assert runs.read_state(run) == "interrupted"
+    assert not (store.models_folder / run.name).exists()
+    done = retrain.train(store, Options(resume=True))
+    assert done.report.run == str(run) and runs.read_state(run) == "finished" and live(store) == before
+    whole = retrain.train(store, Options(name="whole"))
+    prints = {models.read_card(store.models_folder / r.report.model).fingerprint for r in (done, whole)}
+    assert len(prints) == 1
+    with pytest.raises(TrainError, match="no unfinished training"):
+        retrain.train(store, Options(resume=True))
+
+
+def full_disk(*some: object, **more: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "spoilt", "code", "message"),
+    [
+        (runs.Run, "log", full_disk, "bad_training", "No space left on device"),
+        (models, "write", full_disk, "bad_training", "No space left on device"),
+        (retrain.shutil, "copytree", full_disk, "bad_training", "No space left on device"),  # type: ignore[attr-defined]
+        (quick, "whiten", lambda *a, **k: (_ for _ in ()).throw(TrainError("the loss is no number")), "bad_training", "no number"),
+    ],
+)  # fmt: skip
+def test_a_full_disk_or_a_lost_loss_is_reported_and_the_nightly_run_goes_on(
+    store: Store, monkeypatch: pytest.MonkeyPatch, module: Any, name: str, spoilt: Any, code: str, message: str
+) -> None:
+    before = live(store)
+    with monkeypatch.context() as patched:
+        patched.setattr(module, name, spoilt)
+        done = reindex(store, who="t", train=retrain.night)
+    assert isinstance(done.training, Refused) and not done.training.swapped
+    assert done.training.code == code and message in done.training.reason and done.photos_now == 160
+    assert live(store) == before
+    (run,) = [p for p in (store.root / "training").iterdir() if p.name != retrain.KEPT]
+    assert runs.read_state(run).startswith("failed: ")
+    assert {card.name for card in models.listed(store.models_folder)} == {"colours"}
+
+
+@pytest.mark.parametrize(
+    ("animals", "shots", "name", "message"),
+    [
+        (1, 6, "one", "photos of 1 animals with a name: there is nothing to tell apart"),
+        (12, 1, "a{}", "no animal has photos of two sightings apart from one another"),
+    ],
+)
+def test_too_little_to_train_on_is_a_typed_error(
+    tmp_path: Path, animals: int, shots: int, name: str, message: str
+) -> None:
+    store = painted_store(tmp_path / "store", herd(tmp_path / "photos", animals, shots, name=name))
+    before = live(store)
+    with pytest.raises(TrainError, match=message):
+        retrain.train(store, Options())
+    refused = reindex(store, who="t", train=retrain.night).training
+    assert isinstance(refused, Refused) and refused.code == "bad_training" and refused.next_step.startswith("enrol")
+    assert live(store) == before
+
+
+def test_photos_that_vanished_count_against_the_new_model(store: Store) -> None:
+    for file in store.catalogue.known_files()[:10]:
+        Path(file.path).rename(Path(file.path).with_suffix(".away"))
+    try:
+        done = retrain.night(store)
+    finally:
+        for file in store.catalogue.known_files()[:10]:
+            Path(file.path).with_suffix(".away").rename(file.path)
+    assert isinstance(done, Report) and not done.swapped and done.verdict.lost == 10
+    assert done.reason == "10 photos cannot be read any more and would leave the index: the present model stays"
+
+
+def test_full_training_says_that_it_is_not_there(store: Store) -> None:
+    with pytest.raises(TrainError, match="training the whole network is not part of this version"):
+        retrain.train(store, Options(mode="full"))
+    assert not (store.root / "training").exists()
+
+
+def test_without_torch_training_names_what_to_install(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "pytorch_metric_learning", None)
+    with pytest.raises(MissingExtra, match=r'pip install "animal-reid\[train\]"'):
+        retrain.train(store, Options())
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('[embedder]\nmodel = "a"  # why\nx = 1\n', '[embedder]\nmodel = "new"  # why\nx = 1\n'),
+        ("[embedder]\n model='a'\n", '[embedder]\n model = "new"\n'),
+        ('[other]\nmodel = "a"\n[embedder]\nx = 1\n', '[other]\nmodel = "a"\n[embedder]\nmodel = "new"\nx = 1\n'),
+        ('[embedder]\n[other]\nmodel = "a"\n', '[embedder]\nmodel = "new"\n[other]\nmodel = "a"\n'),
+        ("[embedder]", '[embedder]\nmodel = "new"\n'),
+        ("x = 1", 'x = 1\n\n[embedder]\nmodel = "new"\n'),
+    ],
+)
+def test_a_models_name_is_written_into_the_settings_and_nothing_else_changes(text: str, expected: str) -> None:
+    assert retrain.with_model(text, "new") == expected
+
+
+def test_the_template_of_settings_takes_a_models_name() -> None:
+    text = config.TEMPLATE.format(species="", new_label="new")
+    changed = retrain.with_model(text, "2026-11-21-head")
+    assert config.parse(changed, "x").embedder.model == "2026-11-21-head"
+    assert changed.count("2026-11-21-head") == 1 and len(changed.splitlines()) == len(text.splitlines())
+
+
+def test_an_adoption_that_fails_leaves_the_settings(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = retrain.train(store, Options())
+    before = live(store)
+
+    def fails(*some: object) -> None:
+        raise ReidError("no room")
+
+    monkeypatch.setattr(retrain, "write_atomically", fails)
+    with pytest.raises(ReidError, match="no room"):
+        retrain.adopt(store, done)
+    assert live(store) == before and Store.open(store.root).config.embedder.model == "colours"
