@@ -12,11 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
+import numpy as np
 from PIL import Image
 
 from reid import pictures
 from reid.errors import InputError
-from reid.explain import Pixels
+from reid.explain import INK, MATCH, NEW, PAPER, Pixels
 from reid.images import printable
 from reid.pictures import Panel
 
@@ -85,12 +86,21 @@ def write_sheet(drawn: Mapping[str, Pixels], path: Path) -> None:
         size = SHEET_WIDTH, round(picture.height * SHEET_WIDTH / picture.width)
         picture = picture.resize(size, Image.Resampling.LANCZOS)
     if path.suffix.lower() == ".png":
-        picture = picture.quantize(256, dither=Image.Dither.FLOYDSTEINBERG)
+        picture = picture.quantize(palette=_palette(picture), dither=Image.Dither.FLOYDSTEINBERG)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         picture.save(path)
     except (OSError, ValueError) as error:
         raise InputError(f"cannot be written ({error})", source=printable(path), next_step="name a .png") from error
+
+
+def _palette(picture: Image.Image) -> Image.Image:
+    """256 colours for `picture`, in which thin lines keep theirs: a yellow line must not come out in a warning's red."""
+    colours = [*(pictures.along(share) for share in np.linspace(0, 1, 24)), NEW, MATCH, INK, PAPER]
+    sample = picture.resize((320, 240), Image.Resampling.NEAREST)
+    strip = np.repeat(np.array(colours, np.uint8), 400, axis=0)  # 400 pixels each
+    every = np.concatenate([np.asarray(sample).reshape(-1, 3), strip])
+    return Image.fromarray(every[None]).quantize(256)
 
 
 def put(path: Path, text: str) -> Path:

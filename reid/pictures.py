@@ -21,8 +21,6 @@ from reid.explain import FAINT, INK, MATCH, NEW, PAPER, Pixels, fitted, font
 
 LINES = 60
 """Most matches drawn, strongest first: more hide what they should show."""
-FEW = 30
-"""More lines than this are drawn thinner."""
 WIDTH = 1500
 """Pixels of the sheet on which two crops stand."""
 TALLEST = 900
@@ -86,10 +84,10 @@ def joined(left: Panel, right: Panel, links: Links, *, heading: str, notes: Sequ
     b = (drawn.right + 0.5) * factors[1] + corners[1]
     across = np.argsort(np.argsort(drawn.left[:, 0], kind="stable")) / max(1, len(drawn) - 1)
     for row in range(len(drawn) - 1, -1, -1):  # weakest first, so that the strongest lie on top
-        colour = NEW if drawn.outside[row] else _along(float(across[row]))
-        _line(sheet, a[row], b[row], colour, thick=2 if len(drawn) <= FEW else 1)
+        colour = NEW if drawn.outside[row] else along(float(across[row]))
+        _line(sheet, a[row], b[row], colour)
     for row in range(len(drawn) - 1, -1, -1):
-        colour = NEW if drawn.outside[row] else _along(float(across[row]))
+        colour = NEW if drawn.outside[row] else along(float(across[row]))
         for place in (a[row], b[row]):
             _mark(sheet, place, colour, square=bool(drawn.outside[row]))
     return sheet
@@ -197,8 +195,8 @@ def _placed(left: Pixels, right: Pixels) -> tuple[list[tuple[int, int]], list[tu
     return sizes, corners, (sum(w for w, _ in sizes) + _GAP + 2 * _MARGIN, top + round(height) + _MARGIN)
 
 
-def _along(share: float) -> tuple[int, int, int]:
-    """The colour at `share` (0 to 1) of the way from yellow to pink."""
+def along(share: float) -> tuple[int, int, int]:
+    """The colour of a line at `share` (0 to 1) of the way from yellow to pink."""
     at = np.clip(share, 0, 1) * (len(_PATH) - 1)
     low = min(int(at), len(_PATH) - 2)
     r, g, b = np.rint(_PATH[low] + (_PATH[low + 1] - _PATH[low]) * (at - low)).astype(int)
@@ -212,16 +210,14 @@ def _fixed(place: NDArray[np.floating]) -> tuple[int, int]:
     return round(float(place[0]) * (1 << _SHIFT)), round(float(place[1]) * (1 << _SHIFT))
 
 
-def _line(
-    sheet: Pixels, a: NDArray[np.floating], b: NDArray[np.floating], colour: tuple[int, int, int], *, thick: int
-) -> None:
+def _line(sheet: Pixels, a: NDArray[np.floating], b: NDArray[np.floating], colour: tuple[int, int, int]) -> None:
     """A thin line in the sheet, which is changed; a little clear, so that the animal shows through."""
     low = np.maximum(np.floor(np.minimum(a, b)).astype(int) - 3, 0)
     high = np.ceil(np.maximum(a, b)).astype(int) + 4
     part = sheet[low[1] : high[1], low[0] : high[0]]
     drawn = np.ascontiguousarray(part)
-    cv2.line(drawn, _fixed(a - low), _fixed(b - low), colour, thick, cv2.LINE_AA, _SHIFT)
-    part[:] = cv2.addWeighted(drawn, 0.8, np.ascontiguousarray(part), 0.2, 0)
+    cv2.line(drawn, _fixed(a - low), _fixed(b - low), colour, 2, cv2.LINE_AA, _SHIFT)
+    part[:] = cv2.addWeighted(drawn, 0.75, np.ascontiguousarray(part), 0.25, 0)
 
 
 def _mark(sheet: Pixels, place: NDArray[np.floating], colour: tuple[int, int, int], *, square: bool) -> None:
