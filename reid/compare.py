@@ -29,6 +29,8 @@ from reid.verify import Verification, verify_matches
 
 MOST_OUTSIDE = 0.5
 """Share of the evidence outside the animal from which a person should look twice."""
+LEAST_POINTS = 8
+"""Agreeing points outside the animal that are worth a warning: of other animals, fewer agree by chance."""
 LEAST_HEAT = 1e-5
 """Of a cosine: a smaller change is arithmetic, not heat."""
 Bools = NDArray[np.bool_]
@@ -39,17 +41,20 @@ SWITCHED_OFF = "switched off"
 class Outside:
     """Shares of the evidence that lie outside the animal, [0, 1]; None where there is no such evidence, or no box.
 
-    `matches` of the agreeing matches' weight in the wider windows; `heat_a`, `heat_b` of the positive heat.
+    `matches` of the agreeing matches' weight in the wider windows, `points` how many of them lie outside; `heat_a`,
+    `heat_b` of the positive heat.
     """
 
     matches: float | None = None
+    points: int = 0
     heat_a: float | None = None
     heat_b: float | None = None
 
     @property
     def flagged(self) -> bool:
         """Whether most of any evidence lies outside."""
-        return any(share is not None and share > MOST_OUTSIDE for share in (self.matches, self.heat_a, self.heat_b))
+        matches = self.matches if self.points >= LEAST_POINTS else None
+        return any(share is not None and share > MOST_OUTSIDE for share in (matches, self.heat_a, self.heat_b))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -83,7 +88,7 @@ def compare(a: Seen, b: Seen, options: Options) -> Comparison:
     drawn: dict[str, Pixels] = {}
     seconds = {"look": a.seconds + b.seconds}
     start = time.perf_counter()
-    found, turned, outside = None, False, None
+    found, turned, outside, beyond = None, False, None, pictures.no_links()
     if options.matches and a.near is not None and b.near is not None:
         found, links, turned = _verified(a, b, options)
         shown = flipped(a) if turned else a
@@ -113,7 +118,7 @@ def compare(a: Seen, b: Seen, options: Options) -> Comparison:
         found,
         turned,
         *heats,
-        Outside(outside, *shares),
+        Outside(outside, len(beyond), *shares),
         drawn,
         skipped,
         seconds,
@@ -196,7 +201,7 @@ def _matches_picture(a: Seen, b: Seen, found: Verification, links: Links, beyond
     if within < found.inliers:
         notes.append(f"The {within} strongest of {found.inliers} are drawn.")
     if drawn.outside.any():
-        notes.append("Red squares: points outside the box that match as well. They say nothing of the animal.")
+        notes.append("Red squares: points outside the box that match. Is it background, or is the box too small?")
     panels = [
         Panel(seen.window, f"{letter}: {seen.name}{' (mirrored)' if mirror else ''}", _outline(seen))
         for letter, seen, mirror in (("A", a, turned), ("B", b, False))

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reid import models, page
-from reid.compare import Comparison, Outside, compare
+from reid.compare import LEAST_POINTS, MOST_OUTSIDE, Comparison, Outside, compare
 from reid.embed import Embedder, OpenVinoEmbedder
 from reid.enrol import embed_views, suitable_model, views_of
 from reid.errors import ReidError
@@ -304,13 +304,13 @@ def _warning(pair: Explained) -> str:
     if not pair.flagged:
         return ""
     shares = (
-        ("the matching points", pair.outside.matches),
+        ("the matching points", pair.outside.matches if pair.outside.points >= LEAST_POINTS else None),
         ("what the model looked at in A", pair.outside.heat_a),
         ("what the model looked at in B", pair.outside.heat_b),
     )
-    said = [f"{share:.0%} of {words}" for words, share in shares if share is not None and share > 0.5]
+    said = [f"{share:.0%} of {words}" for words, share in shares if share is not None and share > MOST_OUTSIDE]
     lies = "lie" if len(said) > 1 or said[0].endswith("points") else "lies"
     return (
-        f"{' and '.join(said)} {lies} outside the animal. Photos taken at one place and time share their background, "
-        "and that says nothing of the animal."
+        f"{' and '.join(said)} {lies} outside the animal's box. Photos taken at one place and time share their "
+        "background, and that says nothing of the animal; or the box is too small."
     )

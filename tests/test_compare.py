@@ -126,6 +126,13 @@ def test_evidence_in_the_background_is_flagged_and_drawn_red(strangers) -> None:
     assert found.verification is not None and found.verification.inliers < 10
 
 
+def test_a_few_points_outside_are_chance_and_not_flagged() -> None:
+    assert not Outside(matches=1.0, points=7).flagged
+    assert Outside(matches=1.0, points=8).flagged
+    assert not Outside(matches=0.5, points=50).flagged
+    assert Outside(heat_b=0.51).flagged and not Outside(heat_a=0.5, heat_b=0.5).flagged
+
+
 def test_without_boxes_nobody_can_say_what_is_background(strangers) -> None:
     a, b = (look(path, EYE, QUICK) for path, _ in strangers)
     found = compare(a, b, QUICK)
