@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -144,7 +144,7 @@ def explain_answer(
             for rank, label in enumerate(candidates, 1):
                 pairs.append(_candidate(store, eye, queries, unread, label, rank, write, settings))
     heading = f"{', '.join(printable(p.name) for p in photos)}: {_verdict(answer)}"
-    text = page.page(heading, _lead(answer), [_entry(pair, _title(pair, answer)) for pair in pairs])
+    text = page.page(heading, _lead(answer), [_answered(pair, answer) for pair in pairs])
     return Explanation(put(folder / PAGE, text), tuple(pairs), model, time.perf_counter() - start)
 
 
@@ -277,9 +277,13 @@ def _lead(answer: Answer) -> str:
     return f"{about} {answer.message}".strip()
 
 
-def _title(pair: Explained, answer: Answer) -> str:
-    place = next(i for i, label in enumerate(answer.labels, 1) if label.label == pair.label)
-    return f"{place}. {pair.label}"
+def _answered(pair: Explained, answer: Answer) -> Entry:
+    """A candidate's pair with what the answer says of that candidate."""
+    place, label = next((i, label) for i, label in enumerate(answer.labels, 1) if label.label == pair.label)
+    chance = "" if label.probability is None else f"; probability that it is the same animal: {label.probability:.0%}"
+    photos = f"{label.n_photos} photo{'' if label.n_photos == 1 else 's'} of it in the catalogue"
+    entry = _entry(pair, f"{place}. {pair.label}")
+    return replace(entry, facts=(f"Score {label.score:.3f}{chance}; {photos}.", *entry.facts))
 
 
 def _entry(pair: Explained, title: str) -> Entry:

@@ -189,7 +189,7 @@ def test_a_query_is_explained_against_each_known_candidate(enrolled: Path, fluke
     assert all({"matches", "heat_a", "heat_b"} <= set(pair["pictures"]) for pair in pairs)
     links = check_page(out / "index.html")
     text = " ".join(links.words)
-    assert all(label["label"] in text for label in known)
+    assert all(label["label"] in text and f"Score {label['score']:.3f}" in text for label in known)
     assert len({pair["pictures"]["matches"] for pair in pairs}) == len(known)
     said = reid("query", flukes / row["path"], "--explain", tmp_path / "again", store=enrolled)
     assert f"explained in {tmp_path / 'again' / 'index.html'}" in said.stdout
