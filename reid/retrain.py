@@ -201,9 +201,10 @@ def train(store: Store, options: Options, progress: Progress = quiet) -> Candida
             len(set(pool.names)), verdict, seconds=done.seconds, failures=(*done.failures, *failures),
             next_step=_advice(verdict, run.name),
         )  # fmt: skip
+        run.log(f"mirrored photos are {'other animals' if done.chosen.mirror_as_class else 'of the same animal'}")
         run.write_curves([loss for loss, _ in epochs], [score for _, score in epochs])
         run.write_json(TRAINED_ON, {"annotations": pool.labels.annotations[pool.chosen].tolist()})
-        run.write_json(runs.METRICS, asdict(report) | {"losses": [loss for loss, _ in epochs]})
+        run.write_json(runs.METRICS, asdict(report) | {"tried": done.tried, "losses": [loss for loss, _ in epochs]})
         _put(done.model, store.models_folder)
     return Candidate(report, store.models_folder / run.name, pool.labels.annotations[there], vectors[there])
 
@@ -351,8 +352,8 @@ def _quick_config(store: Store, options: Options) -> Any:
 
     rules = store.config.training
     plain = QuickConfig()
-    head = replace(plain.head, epochs=options.epochs or rules.epochs)
-    return replace(plain, views=options.views or rules.views, seed=options.seed, head=head)
+    heads = tuple(replace(head, epochs=options.epochs or rules.epochs) for head in plain.heads)
+    return replace(plain, views=options.views or rules.views, seed=options.seed, heads=heads)
 
 
 def _config(store: Store, options: Options, base: Path, pool: _Pool) -> dict[str, Any]:
@@ -377,7 +378,7 @@ def _options_of(run: Run) -> Options:
     try:
         found = Options(**run.config["options"])
         training = run.config["training"]
-        return replace(found, resume=True, epochs=int(training["head"]["epochs"]), views=int(training["views"]))
+        return replace(found, resume=True, epochs=int(training["heads"][0]["epochs"]), views=int(training["views"]))
     except (KeyError, TypeError, ValueError) as error:
         raise TrainError(
             f"its settings are those of another version ({error})",

@@ -63,6 +63,23 @@ def tapped(graph: openvino.Model, taps: tuple[Tap, ...]) -> openvino.Model:
     return _with_embedding(model, ops.concat(parts, 1))
 
 
+def beside_smaller(graph: openvino.Model, height: int, width: int) -> openvino.Model:
+    """`graph` with another `embedding`: that of its input as it comes and that of its input averaged down to `height` ×
+    `width` pixels, each scaled to unit length, side by side. Marks of the animal show at the one size, its shape at
+    the other.
+    """
+    from openvino import opset13 as ops
+
+    model, other = graph.clone(), graph.clone()
+    tall = ops.transpose(ops.convert(model.get_parameters()[0], "f32"), np.array([0, 3, 1, 2], np.int64))
+    small = ops.adaptive_avg_pool(tall, np.array([height, width], np.int64))
+    small = ops.transpose(small, np.array([0, 2, 3, 1], np.int64))
+    for reader in other.get_parameters()[0].output(0).get_target_inputs():
+        reader.replace_source_output(small.output(0))
+    parts = [_unit(ops, one.output("embedding").get_node().input_value(0)) for one in (model, other)]
+    return _with_embedding(model, ops.concat(parts, 1))
+
+
 def append_layers(graph: openvino.Model, layers: list[Layer], *, normalise: bool = True) -> openvino.Model:
     """`graph` with linear layers behind its `embedding`, which is scaled to unit length first where `normalise`.
 

@@ -81,8 +81,11 @@ class Head:
         return unit_rows(graphs.apply_layers(vectors, list(self.layers)))
 
 
-def whitening(vectors: Floats, dim: int, *, seed: int = 0) -> Layer:
+def whitening(vectors: Floats, dim: int, *, shrink: float = 0.0, seed: int = 0) -> Layer:
     """The map `(D) → (dim)` after which the rows `(N, D)` have mean 0 and, along their main directions, variance 1.
+
+    `shrink` is the share of the mean variance mixed into each direction's, as in `reid.whiten`: faint directions, of
+    which few photos tell little, are then turned up less.
 
     The directions come from subspace iteration (Halko, Martinsson & Tropp 2011), four rounds, which takes a small part
     of a full decomposition's time.
@@ -106,7 +109,8 @@ def whitening(vectors: Floats, dim: int, *, seed: int = 0) -> Layer:
     keep = values > 1e-6 * values[0]
     if not values[0] > 0:
         raise TrainError("the photos do not differ", next_step="add other photos")
-    matrix = ((basis @ turn[:, keep]) / np.sqrt(values[keep])).T.astype(np.float32)
+    scale = np.sqrt((1 - shrink) * values[keep] + shrink * values[keep].mean())
+    matrix = ((basis @ turn[:, keep]) / scale).T.astype(np.float32)
     return Layer(matrix, -(matrix @ mean))
 
 
@@ -300,11 +304,12 @@ def write_model(
     layers: Sequence[Layer],
     *,
     taps: tuple[Tap, ...] = (),
+    larger: float = 1.0,
     source: str = "",
     licence: str = "",
 ) -> Path:
-    """The model directory `folder/<name>`: the graph of `base`, pooled over `taps` where given, with `layers` behind
-    it.
+    """The model directory `folder/<name>`: the graph of `base`, pooled over `taps` where given, looking at crops
+    `larger` times its size as well as at its own where that is above 1, with `layers` behind it.
 
     Raises:
         ModelError: `base` is no model directory, or the layers do not fit it.
@@ -320,6 +325,10 @@ def write_model(
         ) from error
     if taps:
         graph = graphs.tapped(graph, taps)
+    seen = card.preprocessing
+    if larger > 1:
+        graph = graphs.beside_smaller(graph, seen.height, seen.width)
+        seen = replace(seen, height=_times(seen.height, larger), width=_times(seen.width, larger))
     if layers:
         graph = graphs.append_layers(graph, list(layers))
     tensors = [
@@ -327,12 +336,13 @@ def write_model(
         for i, layer in enumerate(layers)
         for tensor in (layer.matrix, layer.bias, np.array(layer.relu))
     ]
-    facts = f"{card.weights_sha256} {taps} {models.hash_tensors(tensors)}"
+    facts = f"{card.weights_sha256} {taps} {larger} {models.hash_tensors(tensors)}"
     new = replace(
         card,
         name=name,
         dim=int(graph.output("embedding").get_partial_shape()[1].get_length()),
-        pooling=f"{card.pooling} taps" if taps else card.pooling,
+        preprocessing=seen,
+        pooling=card.pooling + (" taps" if taps else "") + (" at two sizes" if larger > 1 else ""),
         weights_sha256=hashlib.sha256(facts.encode()).hexdigest(),
         source=source or f"{card.source}, with a head",
         licence=licence or card.licence,
@@ -343,3 +353,8 @@ def write_model(
         },
     )
     return models.write(folder, new, graph)
+
+
+def _times(pixels: int, factor: float) -> int:
+    """A larger size, a multiple of 32 as networks like it."""
+    return max(32, round(pixels * factor / 32) * 32)

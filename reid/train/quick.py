@@ -1,7 +1,10 @@
 """`head` training from photos to a model directory: minutes on two cores, no GPU, the backbone left as it is.
 
-    photos → inner maps pooled over a grid (`graphs.tapped`) → whitening, without labels → kept vectors of several views
+    photos → the network's vectors at two sizes → shrunk whitening, without labels → kept vectors of several views
            → a projection under ArcFace → `<folder>/<name>`, an embedder like any other
+
+How mirrored photos are taken is tried out: for flanks they are more photos of the animal, for flukes another animal.
+Where boxes are wide, as flukes are, inner maps pooled over a grid stand in for the network's own vector.
 
 Embedding the views takes most of the time; what was embedded is kept, and an interrupted training goes on from there.
 Knows photos with identities; no stores.
@@ -29,36 +32,42 @@ from reid.train.heads import Head, HeadConfig
 
 Progress = Callable[[str, int, int], None]  # what is being done, photos or epochs done, in all
 
-TAPS: dict[str, tuple[Tap, ...]] = {
-    "tf_efficientnet_lite0": graphs.LITE0_TAPS
-}  # by architecture; others are used as they are
+TAPS: dict[str, tuple[Tap, ...]] = {"tf_efficientnet_lite0": graphs.LITE0_TAPS}  # by architecture
+HEADS = (
+    HeadConfig(margin=40.0, scale=30.0, dropout=0.5, mirror_as_class=False, patience=0),
+    HeadConfig(mirror_as_class=True, patience=0),
+)
 _WHITENED_BY = 6000  # photos, at random, by which the whitening is fitted
 
 
 @dataclass(frozen=True, slots=True)
 class QuickConfig:
-    """`white` numbers after whitening; `views` of each photo, the plain one included; `held` share of the animals with
-    three photos or more that give one to stop by, 0 to train on all photos for all epochs; `taps` pool inner maps over
-    a grid where the architecture has some in `TAPS`, otherwise the network's own vector is used.
+    """`white` numbers after whitening, shrunk by `shrink` (`heads.whitening`); `views` of each photo, the plain one
+    included; `larger` is how many times the network's own size a crop is also looked at, 1 for its own size alone;
+    `grid` pools inner maps where the network has `TAPS` and takes wide crops. Of `heads` the one is used that finds
+    most of an inner fold's photos.
     """
 
     white: int = 1024
+    shrink: float = 0.5
     views: int = 3
-    held: float = 0.0
-    taps: bool = True
+    larger: float = 1.5
+    grid: bool = True
     seed: int = 0
     augmentation: Augmentation = Augmentation()
-    head: HeadConfig = HeadConfig()
+    heads: tuple[HeadConfig, ...] = HEADS
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Quick:
-    """What came out: the model directory, its head, how many photos could be used, which not, and the seconds of each
-    stage.
+    """What came out: the model directory, its head, MAP@5 of each way to train it on the inner fold (NaN where there was
+    no choice), how many photos could be used, which not, and the seconds of each stage.
     """
 
     model: Path
     head: Head
+    chosen: HeadConfig
+    tried: tuple[float, ...]
     photos: int
     failures: tuple[Failure, ...]
     seconds: dict[str, float]
@@ -80,8 +89,8 @@ def train(
     """Train model `name` below `folder` on photos with identities, from the model directory `base`; vectors are kept
     below `keep`.
 
-    `duplicates (P, 2)` are pairs of sources that show the same moment (`reid.duplicates`): with `config.held`, photos to
-    stop by have none among those trained on. `epochs` hears of every epoch.
+    `duplicates (P, 2)` are pairs of sources that show the same moment (`reid.duplicates`): the inner fold keeps them
+    apart. `epochs` hears of every epoch of the final head, which is trained on all photos.
 
     Raises:
         TrainError: fewer than two animals, no photo can be read, or what `heads.train_head` raises.
@@ -95,27 +104,20 @@ def train(
     kept = _cached(sources, white, keep, config.views, config, "views", progress)
     seconds["embed"], clock = time.perf_counter() - clock, time.perf_counter()
     names = np.asarray(labels)[kept.rows]
-    held = holdout.split(
-        names, least=3, duplicates=_renumbered(duplicates, kept.rows, len(sources)), share=config.held, seed=config.seed
-    )
+    pairs = _renumbered(duplicates, kept.rows, len(sources))
+    chosen, tried = _choose(kept.vectors, names, pairs, config, progress)
 
     def tell(epoch: int, loss: float, score: float) -> None:
         if epochs is not None:
             epochs(epoch, loss, score)
         if progress is not None:
-            progress("head", epoch + 1, config.head.epochs)
+            progress("head", epoch + 1, chosen.epochs)
 
-    head = heads.train_head(
-        kept.vectors,
-        names,
-        replace(config.head, seed=config.seed),
-        held=held if config.held and len(held.queries) else None,
-        progress=tell,
-    )
+    head = heads.train_head(kept.vectors, names, chosen, progress=tell)
     model = heads.write_model(white, folder, name, head.layers)
     seconds["head"] = time.perf_counter() - clock
     shutil.rmtree(white)
-    return Quick(model, head, len(kept.rows), kept.failures, seconds)
+    return Quick(model, head, chosen, tried, len(kept.rows), kept.failures, seconds)
 
 
 def whiten(
@@ -134,12 +136,38 @@ def whiten(
     Raises:
         TrainError: fewer than two photos can be read.
     """
-    taps = TAPS.get(models.read_card(base).architecture, ()) if config.taps else ()
-    tapped = heads.write_model(base, keep / "models", "tapped", [], taps=taps) if taps else base
+    card = models.read_card(base)
+    wide = card.preprocessing.width >= models.WIDE_ASPECT * card.preprocessing.height
+    taps = TAPS.get(card.architecture, ()) if config.grid and wide else ()
+    bare = heads.write_model(base, keep / "models", "bare", [], taps=taps, larger=config.larger)
     chosen = np.sort(np.random.default_rng(config.seed).permutation(len(sources))[:_WHITENED_BY])
-    plain = _cached([sources[i] for i in chosen], tapped, keep, 1, config, "photos to whiten by", progress)
-    layer = heads.whitening(plain.vectors[:, 0, 0].astype(np.float32), config.white, seed=config.seed)
-    return heads.write_model(base, folder, name, [layer], taps=taps)
+    plain = _cached([sources[i] for i in chosen], bare, keep, 1, config, "photos to whiten by", progress)
+    layer = heads.whitening(
+        plain.vectors[:, 0, 0].astype(np.float32), config.white, shrink=config.shrink, seed=config.seed
+    )
+    return heads.write_model(base, folder, name, [layer], taps=taps, larger=config.larger)
+
+
+def _choose(
+    vectors: NDArray[np.float16],
+    names: NDArray[np.str_],
+    duplicates: NDArray[np.int64],
+    config: QuickConfig,
+    progress: Progress | None,
+) -> tuple[HeadConfig, tuple[float, ...]]:
+    """The way to train that finds most photos of an inner fold (one photo of each animal with three), and the MAP@5 of
+    each; the first of them where there is no such fold.
+    """
+    ways = [replace(one, seed=config.seed) for one in config.heads]
+    held = holdout.split(names, least=3, duplicates=duplicates, seed=config.seed)
+    if len(ways) == 1 or not len(held.queries):
+        return ways[0], (float("nan"),) * len(ways)
+    scores = []
+    for number, way in enumerate(ways):
+        if progress is not None:
+            progress("choosing", number, len(ways))
+        scores.append(heads.train_head(vectors, names, way, held=held).history[-1].map_at_5)
+    return ways[int(np.argmax(scores))], tuple(scores)
 
 
 def _cached(

@@ -21,11 +21,8 @@ from reid.train.heads import HeadConfig
 from reid.train.quick import QuickConfig
 
 HEIGHT, WIDTH = 32, 48
-QUICK = QuickConfig(
-    white=24,
-    views=2,
-    head=HeadConfig(dim=16, epochs=8, batch=32, learning_rate=1e-2, scale=12.0, mirror_as_class=False),
-)
+HEAD = HeadConfig(dim=16, epochs=8, batch=32, learning_rate=1e-2, scale=12.0, mirror_as_class=False)
+QUICK = QuickConfig(white=24, shrink=0.0, views=2, larger=1.0, heads=(HEAD,))
 
 
 @pytest.fixture(autouse=True)

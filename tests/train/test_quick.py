@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 pytest.importorskip("torch")
 
-from painted_store import QUICK, animal, colour_model, herd, one_thread, sources_of  # noqa: E402
+from painted_store import HEAD, QUICK, animal, colour_model, herd, one_thread, sources_of  # noqa: E402
 
 from reid import models  # noqa: E402
 from reid.embed import OpenVinoEmbedder  # noqa: E402
 from reid.errors import TrainError  # noqa: E402
-from reid.train import features, holdout, quick  # noqa: E402
+from reid.train import features, heads, holdout, quick  # noqa: E402
 from reid.train.features import Source  # noqa: E402
 
 __all__ = ["one_thread"]
@@ -43,7 +43,7 @@ def test_a_trained_model_finds_animals_in_new_photos_that_its_base_confuses(base
     codes = np.repeat(np.arange(30), 5)
     before, after = (holdout.map_at_5(embedded(m, photos), codes, split) for m in (base, done.model))
     assert after > before + 0.15 and after > 0.7, (before, after)
-    assert done.photos == 120 and not done.failures and len(done.head.history) == QUICK.head.epochs
+    assert done.photos == 120 and not done.failures and len(done.head.history) == HEAD.epochs
     card = models.read_card(done.model)
     assert (card.name, card.dim, card.extra["base"]) == ("trained", 16, "colours")
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["trained"]
@@ -98,7 +98,7 @@ def test_what_cannot_be_trained_on_is_a_typed_error_and_leaves_no_model(base: Pa
     cases = [
         (sources, ["one"] * len(labels), QUICK, "all photos are of one identity"),
         ([Source(tmp_path / "nowhere.png")] * 3, ["a", "b", "c"], QUICK, "not one of the photos can be read"),
-        (sources, labels, replace(QUICK, head=replace(QUICK.head, learning_rate=1e30)), "the loss is no number"),
+        (sources, labels, replace(QUICK, heads=(replace(HEAD, learning_rate=1e30),)), "the loss is no number"),
     ]
     for some, names, config, message in cases:
         with pytest.raises(TrainError, match=message):
@@ -106,14 +106,53 @@ def test_what_cannot_be_trained_on_is_a_typed_error_and_leaves_no_model(base: Pa
     assert not (tmp_path / "out").exists()
 
 
-def test_held_photos_stop_the_run_and_are_not_trained_on(base: Path, tmp_path: Path) -> None:
+def test_of_several_ways_to_train_the_one_is_used_that_finds_most_of_an_inner_fold(base: Path, tmp_path: Path) -> None:
     sources, labels = sources_of(herd(tmp_path / "photos", 12, 4))
-    heard: list[float] = []
-    config = replace(QUICK, held=1.0, head=replace(QUICK.head, patience=2, epochs=30))
-    done = quick.train(
-        sources, labels, base, tmp_path / "out", "m", keep=tmp_path / "keep", config=config,
-        epochs=lambda epoch, loss, score: heard.append(score),
-    )  # fmt: skip
-    scores = [epoch.map_at_5 for epoch in done.head.history]
-    assert heard == scores and len(scores) < 30
-    assert done.head.best == int(np.argmax(scores)) == len(scores) - 3
+    ways = (replace(HEAD, learning_rate=1e-9, dim=3), HEAD, replace(HEAD, learning_rate=1e-9, dim=2))
+    config = replace(QUICK, heads=ways)
+    done = quick.train(sources, labels, base, tmp_path / "out", "m", keep=tmp_path / "keep", config=config)
+    assert done.chosen == HEAD and int(np.argmax(done.tried)) == 1 and len(done.tried) == 3
+    alone = quick.train(sources, labels, base, tmp_path / "one", "m", keep=tmp_path / "keep", config=QUICK)
+    assert np.isnan(alone.tried).all()
+    assert models.read_card(alone.model).fingerprint == models.read_card(done.model).fingerprint
+
+
+def test_without_a_third_photo_of_any_animal_the_first_way_is_used(base: Path, tmp_path: Path) -> None:
+    sources, labels = sources_of(herd(tmp_path / "photos", 6, 2))
+    config = replace(QUICK, heads=(HEAD, replace(HEAD, mirror_as_class=True)))
+    done = quick.train(sources, labels, base, tmp_path / "out", "m", keep=tmp_path / "keep", config=config)
+    assert done.chosen == HEAD and np.isnan(done.tried).all()
+
+
+def test_a_model_at_two_sizes_embeds_the_crop_and_its_shrunken_self(base: Path, tmp_path: Path) -> None:
+    two = heads.write_model(base, tmp_path / "m", "two", [], larger=2.0)
+    card = models.read_card(two)
+    assert (card.preprocessing.height, card.preprocessing.width, card.dim) == (64, 96, 96)
+    assert card.fingerprint != models.read_card(base).fingerprint
+    crops = np.random.default_rng(0).integers(0, 256, (3, 64, 96, 3), np.uint8)
+    out = OpenVinoEmbedder(two).embed(crops)
+    for crop, row in zip(crops.astype(float) / 255, out, strict=True):
+        halves = [crop, crop.reshape(32, 2, 48, 2, 3).mean((1, 3))]
+        parts = []
+        for pixels in halves:
+            h, w = pixels.shape[0] // 4, pixels.shape[1] // 4
+            cells = [
+                pixels[h * r : h * r + h, w * k : w * k + w, c].mean()
+                for c in range(3)
+                for r in range(4)
+                for k in range(4)
+            ]
+            parts.append(np.array(cells) / np.linalg.norm(cells))
+        expected = np.concatenate(parts) / 2**0.5
+        np.testing.assert_allclose(row, expected, atol=5e-3)
+
+
+def test_shrunk_whitening_is_that_of_a_plain_covariance() -> None:
+    rng = np.random.default_rng(0)
+    rows = (rng.normal(size=(300, 12)) @ rng.normal(size=(12, 12)) + 3).astype(np.float32)
+    layer = heads.whitening(rows, 5, shrink=0.4)
+    values, axes = np.linalg.eigh(np.cov(rows.T))
+    values, axes = values[::-1][:5], axes[:, ::-1][:, :5]
+    expected = (rows - rows.mean(0)) @ axes / np.sqrt(0.6 * values + 0.4 * values.mean())
+    got = rows @ layer.matrix.T + layer.bias
+    np.testing.assert_allclose(np.abs(got), np.abs(expected), atol=1e-2)

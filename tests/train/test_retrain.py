@@ -19,7 +19,7 @@ import pytest
 pytest.importorskip("torch")
 
 from fake_stores import assert_index_is_the_catalogue  # noqa: E402
-from painted_store import herd, one_thread, painted_store  # noqa: E402
+from painted_store import QUICK, herd, one_thread, painted_store  # noqa: E402
 
 from reid import config, fit, models, retrain  # noqa: E402
 from reid.config import TrainingConfig  # noqa: E402
@@ -32,6 +32,7 @@ from reid.train import heads, quick, runs  # noqa: E402
 __all__ = ["one_thread"]
 
 ANIMALS, SHOTS = 40, 4
+CONFIG_OF = retrain._quick_config
 RULES = "\n[training]\nepochs = 8\nviews = 2\ntolerance = 0.0\n"
 
 
@@ -42,6 +43,12 @@ def _made(root: Path) -> Path:
     text = settings.read_text().partition("[training]")[0]
     settings.write_text(text + RULES)
     return root / "store"
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A head of sixteen numbers is enough for painted animals."""
+    monkeypatch.setattr(retrain, "_quick_config", lambda store, options: replace(QUICK, seed=options.seed))
 
 
 @pytest.fixture
@@ -74,6 +81,13 @@ def test_a_training_is_judged_on_photos_apart_and_changes_nothing_that_serves(st
     assert card.fingerprint == models.read_card(run / report.model).fingerprint
     metrics = json.loads((run / runs.METRICS).read_text())
     assert metrics["verdict"]["map_at_5_after"]["value"] == found.map_at_5_after.value and len(metrics["losses"]) == 8
+
+
+def test_settings_and_options_say_how_to_train(store: Store) -> None:
+    plain = quick.QuickConfig()
+    said, asked = (CONFIG_OF(store, options) for options in (Options(), Options(epochs=3, views=5, seed=9)))
+    assert [head.epochs for head in said.heads] == [8] * len(plain.heads) and (said.views, said.seed) == (2, 0)
+    assert asked == replace(plain, views=5, seed=9, heads=tuple(replace(head, epochs=3) for head in plain.heads))
 
 
 def test_judges_and_their_sightings_are_not_trained_on(store: Store) -> None:
