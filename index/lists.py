@@ -21,7 +21,7 @@ from reid.errors import SnapshotCorrupt
 
 DIM = 128
 MOST_CELLS = 65_536
-SAMPLES = 48
+SAMPLES = 20
 """Descriptors per cell that the cells are made from."""
 _CHUNK = 65_536  # descriptors turned into floats at a time
 _SEED = 1234
@@ -92,7 +92,7 @@ def trained(arrays: Sequence[Descriptors]) -> Cells | None:
     ]
     sample = np.concatenate(pieces).astype(np.float32)
     kmeans = faiss.Kmeans(
-        DIM, cells, niter=8, seed=_SEED, min_points_per_centroid=1, max_points_per_centroid=SAMPLES, verbose=False
+        DIM, cells, niter=5, seed=_SEED, min_points_per_centroid=1, max_points_per_centroid=SAMPLES, verbose=False
     )
     kmeans.train(sample)
     return Cells(np.asarray(kmeans.centroids, np.float32))

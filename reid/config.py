@@ -15,6 +15,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from reid.errors import ConfigError
 
 Objective = Literal["map_at_5", "balanced", "geometric"]
+OppositeSides = Literal["auto", "never", "always"]
+LocalModel = Literal["homography", "affine", "similarity"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,9 @@ class GalleryConfig:
 
     backend: str = "flat"  # flat (exact), hnsw, ivf, gpu
     neighbours: int = 200  # gallery photos fetched for each query photo; at least 5
+    opposite_sides: OppositeSides = (
+        "auto"  # auto: compared only where this gallery's left-out photos show that it helps
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +45,17 @@ class EmbedderConfig:
     device: str = "cpu"  # cpu (OpenVINO) or cuda (torch)
     threads: int = 0  # 0: all cores
     mirror: bool = False  # True: average each vector with that of the mirrored crop (twice the time)
+
+
+@dataclass(frozen=True, slots=True)
+class LocalConfig:
+    """Local features (RootSIFT), the second source beside the embedder: what patterned animals are told apart by."""
+
+    use: bool = True  # False: the embedder alone; True: as far as it helps on this gallery, which is measured
+    keypoints: int = 1000  # strongest kept of each box; at least 50
+    long_side: int = 320  # pixels to which a larger box is reduced before it is described; at least 64
+    verify: int = 30  # gallery photos whose geometry is compared with a query photo's; 0: none
+    model: LocalModel = "affine"  # what the geometry may be: homography (flat things), affine, similarity
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +102,7 @@ class Config:
     catalogue: CatalogueConfig = field(default_factory=CatalogueConfig)
     gallery: GalleryConfig = field(default_factory=GalleryConfig)
     embedder: EmbedderConfig = field(default_factory=EmbedderConfig)
+    local: LocalConfig = field(default_factory=LocalConfig)
     photos: PhotosConfig = field(default_factory=PhotosConfig)
     encounters: EncountersConfig = field(default_factory=EncountersConfig)
     decision: DecisionConfig = field(default_factory=DecisionConfig)
@@ -102,12 +119,20 @@ url = ""                 # empty: catalogue.sqlite here; or postgresql+psycopg:/
 [gallery]
 backend = "flat"         # flat (exact, up to about a million photos), hnsw, ivf, gpu
 neighbours = 200         # gallery photos fetched for each query photo
+opposite_sides = "auto"  # left against right flanks: auto (where left-out photos show that it helps), never, always
 
 [embedder]
 model = "auto"           # auto: settled at the first enrolment; `reid models list` shows what there is
 device = "cpu"           # cpu or cuda
 threads = 0              # 0: all cores
 mirror = false           # true: mirrored crops averaged in (twice the time)
+
+[local]
+use = true               # local features beside the embedder, as far as they help on this gallery; false: never
+keypoints = 1000         # strongest kept of each box
+long_side = 320          # pixels to which a larger box is reduced before it is described
+verify = 30              # gallery photos whose geometry is compared with a query photo's
+model = "affine"         # what geometry allows: homography (flat things), affine, similarity
 
 [photos]
 copy = false             # true: keep a copy of every photo in the store
@@ -187,6 +212,14 @@ def _check(config: Config, source: str) -> None:
     """Ranges that types cannot say."""
     rules = [
         (config.gallery.neighbours >= 5, "gallery.neighbours must be 5 or more"),
+        (
+            config.gallery.opposite_sides in get_args(OppositeSides),
+            f"gallery.opposite_sides must be one of {', '.join(get_args(OppositeSides))}",
+        ),
+        (config.local.keypoints >= 50, "local.keypoints must be 50 or more"),
+        (config.local.long_side >= 64, "local.long_side must be 64 or more"),
+        (config.local.verify >= 0, "local.verify must be 0 or more"),
+        (config.local.model in get_args(LocalModel), f"local.model must be one of {', '.join(get_args(LocalModel))}"),
         (config.embedder.device in ("cpu", "cuda"), "embedder.device must be cpu or cuda"),
         (config.embedder.threads >= 0, "embedder.threads must be 0 or more"),
         (config.encounters.max_gap_minutes >= 0, "encounters.max_gap_minutes must be 0 or more"),

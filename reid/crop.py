@@ -75,6 +75,12 @@ def cut_views(
     return np.stack([cut(pixels, box, preprocessing, scale=scale, view=view) for view in views])
 
 
+def region(pixels: Pixels, box: Box, *, scale: tuple[float, float] = (1.0, 1.0)) -> Pixels:
+    """What `pixels` show of `box`, at their own size: `(h, w, 3) uint8 RGB`; for local features."""
+    x0, y0, x1, y1 = _window(pixels, box, 0.0, scale, PLAIN)
+    return np.ascontiguousarray(pixels[y0:y1, x0:x1])
+
+
 def _window(
     pixels: Pixels, box: Box, margin: float, scale: tuple[float, float], view: View
 ) -> tuple[int, int, int, int]:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -99,9 +99,10 @@ class LeftOut:
     """What each left-out photo would have been answered; the photos are those handed to `leave_one_out`, (Q,) of them.
 
     With its animal in the gallery, the truth scores `truth_score` (NaN where it is not in the list) at rank
-    `truth_rank`. With its animal taken out, the best others score `other_scores (Q, depth)`, best first, NaN where
-    there are fewer. `known_case` and `unknown_case` (Q,) bool say which photos count as either kind; `n_truncated` is
-    how many were left out because their list ran out before it could tell.
+    `truth_rank`, and the best of all `known_best` (NaN where the list is empty). With its animal taken out, the best
+    others score `other_scores (Q, depth)`, best first, NaN where there are fewer. `known_case` and `unknown_case` (Q,)
+    bool say which photos count as either kind; `n_truncated` is how many were left out because their list ran out
+    before it could tell.
     """
 
     identity: IntArray
@@ -111,11 +112,7 @@ class LeftOut:
     known_case: BoolArray
     unknown_case: BoolArray
     n_truncated: int
-
-    @property
-    def known_best(self) -> FloatArray:
-        """Best score with the animal in the gallery, (Q,); NaN where the list is empty."""
-        return np.fmax(self.truth_score, self.other_scores[:, 0])
+    known_best: FloatArray
 
     @property
     def known_right(self) -> BoolArray:
@@ -179,7 +176,15 @@ def leave_one_out(
     known = named & has_other_photo & (told | (truth_rank > 0))
     unknown = named & told & ~np.isnan(others[:, 0])
     truncated = named & ~told
-    return LeftOut(own, truth_score, truth_rank, others, known, unknown, int(truncated.sum()))
+    best = np.fmax(truth_score, others[:, 0])
+    return LeftOut(own, truth_score, truth_rank, others, known, unknown, int(truncated.sum()), best)
+
+
+def both_cases(known: LeftOut, unknown: LeftOut) -> LeftOut:
+    """Known cases from one list of answers and unknown ones from another, of the same photos: where scores depend on
+    who else is in the list, taking an animal out gives other scores, not just a shorter list.
+    """
+    return replace(known, other_scores=unknown.other_scores, unknown_case=unknown.unknown_case)
 
 
 def _photos_elsewhere(identity: IntArray, encounter: IntArray) -> IntArray:

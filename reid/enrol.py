@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from reid import crop, fit, intake, models
+from reid import crop, fit, intake, local, models
 from reid.catalogue import Added, KnownFile, NewAnnotation, NewPhoto, PhotoInfo
 from reid.embed import Embedder, unit_rows
 from reid.errors import PhotoError, ReidError, StoreBusy, StoreError
@@ -95,7 +95,7 @@ def enrol(store: Store, sightings: Sequence[Sighting], *, who: str, progress: Pr
     progress("enrol", done, total)
     views, card = views_of(store), store.embedder.card
     batch: list[Prepared] = []
-    for one in intake.prepare_all(unread, card.preprocessing, views):
+    for one in intake.prepare_all(unread, card.preprocessing, views, describe=local.description(store)):
         done += 1
         if isinstance(one, Failure):
             report.failures.append(one)
@@ -114,9 +114,10 @@ def enrol(store: Store, sightings: Sequence[Sighting], *, who: str, progress: Pr
     start = report.spent("embed", start)
     settle_encounters(store)
     store.repaired_gallery()
+    report.failures.extend(local.bring_up(store, progress=progress))
     start = report.spent("index", start)
     if fit.is_due(store):
-        fit.fit(store)
+        fit.fit(store, progress=progress)
         report.spent("fit", start)
     return report
 
@@ -251,6 +252,7 @@ def _commit(
             for file in by_hash.get(facts.sha256, ())
             if file.state == "present" and file.path != facts.path and not os.path.lexists(store.resolve(file.path))
         ]
+        local.keep(store, one)
         new.append(_new_photo(store, facts, one.mtime_ns, one.sightings, annotations))
     if gone:
         store.catalogue.mark_missing(gone)

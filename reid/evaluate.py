@@ -30,6 +30,7 @@ from reid.exchange import SightingList, read_sources
 from reid.intervals import bootstrap_interval, group_means
 from reid.pipeline import Identifier, Query
 from reid.records import Answer, Failure, Sighting
+from reid.search import Found
 from reid.store import Store
 
 NEAR_DUPLICATE_BITS = 2
@@ -150,10 +151,12 @@ def _measure(store: Store, sightings: Sequence[Sighting], progress: Progress) ->
     labels = store.catalogue.labels()
     code_of = dict(zip((str(a) for a in labels.annotations.tolist()), labels.individuals.tolist(), strict=True))
 
-    def observe(positions: list[int], vectors: NDArray[np.float32]) -> None:
+    def observe(positions: list[int], vectors: NDArray[np.float32], found: Sequence[Found]) -> None:
         depth = min(MAP_DEPTH, max(1, len(identifier.gallery)))
-        for position, found in zip(positions, identifier.gallery.search(vectors, depth), strict=True):
-            codes = [code_of.get(i, -1) for i in found.ids]
+        behind = identifier.gallery.search(vectors, depth)
+        for position, first, rest in zip(positions, found, behind, strict=True):
+            ids = dict.fromkeys((*first.candidates.ids, *rest.ids))
+            codes = [code_of.get(i, -1) for i in ids][:depth]
             ranked[position] = np.array(codes + [-1] * (depth - len(codes)), np.int64)
 
     answers: list[Answer] = []
@@ -161,7 +164,7 @@ def _measure(store: Store, sightings: Sequence[Sighting], progress: Progress) ->
         part = sightings[at : at + 256]
         answers += identifier.answers(
             [Query((s,)) for s in part],
-            observe=lambda rows, vectors, at=at: observe([at + r for r in rows], vectors),  # type: ignore[misc]
+            observe=lambda rows, vectors, found, at=at: observe([at + r for r in rows], vectors, found),  # type: ignore[misc]
         )
         progress("query", len(answers), len(sightings))
     return _counted(store, sightings, answers, ranked, labels.names, labels.individuals)
@@ -228,7 +231,8 @@ def _counted(
         for a in answers
         if a.status in ("error", "no_detection", "index_stale", "no_candidates")
     )
-    threshold = fitted.get("report", {})
+    kind = (fitted.get("fusion") or {}).get("kind")
+    threshold = fitted.get("report", {}) | {"sources": kind, "opposite_sides": fitted.get("sides")}
     sizes = {k: {b: _number(v) for b, v in d.items()} for k, d in sizes.items()}  # type: ignore[misc]
     return Evaluation(measures, sizes, counts, threshold, store.embedder.card.name, seconds, failures)
 

@@ -1,7 +1,7 @@
-"""What a store learns from its own photos without training: the whitening of its vectors, and where a new animal
-begins.
+"""What a store learns from its own photos without training: the whitening of its vectors, how its sources are fused,
+whether opposite flanks tell anything, and where a new animal begins.
 
-Both are measured on the user's gallery. For the threshold some photos play queries: they are left out of the whitening
+All are measured on the user's gallery. For the threshold some photos play queries: they are left out of the whitening
 and of the gallery, as a real query is, together with their encounter and their near-duplicates (`reid.decide` says how
 known and unknown cases come of that). Renewed when the gallery has grown by half, so the cost stays a constant share of
 enrolling.
@@ -10,37 +10,49 @@ enrolling.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
 from datetime import datetime
-from typing import Any
+from functools import lru_cache
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from reid import calibrate, decide, duplicates, whiten
+from reid import calibrate, decide, duplicates, fusion, local, measure, whiten
 from reid.calibrate import Calibration
 from reid.catalogue import Catalogue, Labels
 from reid.decide import LeftOut, Neighbours, NewThreshold
 from reid.embed import unit_rows
+from reid.fusion import Fusion
+from reid.intervals import bootstrap_interval
+from reid.keypoints import LocalFeatures
 from reid.store import CALIBRATION, Store
 
 CURVES = ("curve", "curve_new")
 GROWTH = 1.5  # times the photos of the last fit, at which a new one is due
 LEAST_GROWTH = 50  # photos that must have been added all the same
 MOST_QUERIES = 1000
+MOST_FUSED = 500  # left-out photos that go through local features and geometry too
+FEATURES_HELD = 2000  # photos whose local features are held in memory while measuring (about 150 kB each)
 EARLIER = 3  # fits of earlier galleries that are kept, in case the new gallery never comes into force
 MOST_GALLERY = 30_000  # photos held in memory for the measurement; a random sample of a larger gallery
 
 IntArray = NDArray[np.int64]
+Progress = Callable[[str, int, int], None]
+Sides = Literal["separate", "together"]
 
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """What the last fit found. `threshold` is the score at which the new-individual label stands; `gallery` the
-    fingerprint it holds for.
+    """What the last fit found. `threshold` is the score at which the new-individual label stands; `gallery` and `local`
+    are the fingerprints it holds for; `sides` says whether opposite flanks are compared.
     """
 
     gallery: str
+    local: str
+    fusion: Fusion
+    sides: Sides
     photos: int
     threshold: float
     basis: str
@@ -54,10 +66,12 @@ class Fit:
 def read(store: Store, gallery_fingerprint: str) -> Fit | None:
     """The fit of this gallery, or None where there is none (or one of another model)."""
     for raw in _kept(store):
-        if raw.get("gallery") == gallery_fingerprint:
+        if raw.get("gallery") == gallery_fingerprint and raw.get("local") == local.fingerprint(store):
             try:
-                curves = {name: Calibration.from_dict(raw[name]) if raw[name] else None for name in CURVES}
-                return Fit(**(raw | curves))
+                parts: dict[str, Any] = {
+                    name: Calibration.from_dict(raw[name]) if raw[name] else None for name in CURVES
+                }
+                return Fit(**(raw | parts | {"fusion": Fusion.from_dict(raw["fusion"])}))
             except (AttributeError, KeyError, TypeError, ValueError):
                 return None
     return None
@@ -79,21 +93,27 @@ def is_due(store: Store) -> bool:
     return len(gallery) >= max(GROWTH * last.photos, last.photos + LEAST_GROWTH)
 
 
-def fit(store: Store) -> Fit:
-    """Whiten, measure the threshold, write it down, and build the gallery anew.
+def fit(store: Store, *, progress: Progress = local.quiet) -> Fit:
+    """Whiten, measure, write it down, and build the gallery anew.
 
     In this order, with earlier fits kept beside the new one: whenever it is killed, the gallery in force has its fit.
     """
     labels, vectors = gathered(store.catalogue, store.fingerprint)
-    whitening = whiten.fit(vectors)
-    cases = left_out(store, labels, vectors, whitened=whitening is not None)
+    whitening = whiten.fit(vectors, labels.individuals)
+    sides = sides_policy(store, labels, vectors, whitened=whitening is not None)
+    kind, cases = measured(store, labels, vectors, whitened=whitening is not None, sides=sides, progress=progress)
     settings = store.config.decision
-    default = store.embedder.card.extra.get("threshold", decide.DEFAULT_THRESHOLD)
+    default = fusion.PRIOR_THRESHOLD
+    if kind.kind == "embedding":
+        default = store.embedder.card.extra.get("threshold", decide.DEFAULT_THRESHOLD)
     found = decide.choose_threshold(cases, objective=settings.objective, new_share=settings.share_new, default=default)
     if found.basis == "default":
-        whitening = None  # the default holds for raw vectors
+        whitening = None  # the defaults hold for raw vectors
     result = Fit(
         gallery=store.fingerprint if whitening is None else f"{store.fingerprint}/{whitening.name}",
+        local=local.fingerprint(store),
+        fusion=kind,
+        sides=sides,
         photos=store.catalogue.counts().annotations - len(store.catalogue.lacking_embeddings(store.fingerprint)),
         threshold=found.value,
         basis=found.basis,
@@ -103,11 +123,110 @@ def fit(store: Store) -> Fit:
         report={k: v for k, v in asdict(found).items() if not (isinstance(v, float) and math.isnan(v))},
         made=datetime.now().isoformat(timespec="seconds"),
     )
-    earlier = [one for one in _kept(store) if one.get("gallery") not in (None, result.gallery)][:EARLIER]
-    curves = {name: curve.to_dict() if (curve := getattr(result, name)) else None for name in CURVES}
-    store.write_json(CALIBRATION, asdict(result) | curves | {"earlier": earlier})
+    write(store, result)
     store.rebuild(whitening)
     return result
+
+
+def write(store: Store, result: Fit) -> None:
+    """Put a fit on file, those of other galleries kept behind it."""
+    earlier = [one for one in _kept(store) if one.get("gallery") not in (None, result.gallery)][:EARLIER]
+    plain = {name: curve.to_dict() if (curve := getattr(result, name)) else None for name in CURVES}
+    plain["fusion"] = result.fusion.to_dict()
+    rest = {f.name: getattr(result, f.name) for f in fields(result) if f.name not in plain}
+    store.write_json(CALIBRATION, rest | plain | {"earlier": earlier})
+
+
+def sides_policy(store: Store, labels: Labels, vectors: NDArray[np.float32], *, whitened: bool) -> Sides:
+    """Whether opposite flanks are compared: as the settings say, or where left-out photos find their animal better by
+    it, surely (lower end of the 95 % bootstrap interval over animals above 0).
+    """
+    wanted = store.config.gallery.opposite_sides
+    if wanted != "auto":
+        return "together" if wanted == "always" else "separate"
+    flanks = [store.catalogue.annotations_of(sides=[side]) for side in ("left", "right")]
+    if not all(flanks):
+        return "separate"
+    cases = {
+        sides: left_out(store, labels, vectors, whitened=whitened, sides=sides) for sides in ("separate", "together")
+    }
+    known = cases["separate"].known_case & cases["together"].known_case
+    if known.sum() < decide.MIN_CASES:
+        return "separate"
+    worth = {sides: _worth(one.truth_rank[known]) for sides, one in cases.items()}
+    gain = bootstrap_interval(worth["together"] - worth["separate"], cases["separate"].identity[known])
+    return "together" if gain.low > 0 else "separate"
+
+
+def _worth(ranks: IntArray) -> NDArray[np.float64]:
+    return np.where((ranks > 0) & (ranks <= decide.LABELS), 1 / np.maximum(ranks, 1), 0.0)
+
+
+def measured(
+    store: Store,
+    labels: Labels,
+    vectors: NDArray[np.float32],
+    *,
+    whitened: bool,
+    sides: Sides,
+    progress: Progress = local.quiet,
+) -> tuple[Fusion, LeftOut]:
+    """The fusion that finds most of the left-out photos' animals, and how it answers them.
+
+    The embedding alone where the settings or the photos leave nothing else, or nothing else does better; weights
+    fitted elsewhere where the store has too few cases to choose by.
+    """
+    alone = left_out(store, labels, vectors, whitened=whitened, sides=sides)
+    source = local_of(store, labels)
+    if source is None:
+        return fusion.EMBEDDING, alone
+    groups = sightings_of(store.catalogue, labels)
+    queries = chosen_queries(labels.individuals, groups, most=MOST_FUSED)
+    if not len(queries):
+        return fusion.PRIOR_FUSION, alone
+    rest = np.setdiff1d(np.arange(len(groups)), queries)
+    whitening = whiten.fit(vectors[rest], labels.individuals[rest], least=2) if whitened else None
+    rows = vectors if whitening is None else whitening.apply(vectors)
+    gallery = measure.Gallery(tuple(map(str, labels.annotations.tolist())), rows, labels.individuals, groups)
+    opposite = _opposite(store, labels) if sides == "separate" else lambda row: frozenset[int]()
+    asked = measure.ask(
+        gallery, queries, opposite, source, neighbours=store.config.gallery.neighbours, progress=progress
+    )
+    method = store.config.decision.aggregate
+    plain, prior = (measure.fused(gallery, asked, kind, method) for kind in (fusion.EMBEDDING, fusion.PRIOR_FUSION))
+    if int(plain.cases.known_case.sum()) < decide.MIN_CASES:
+        return fusion.PRIOR_FUSION, prior.cases
+    trees = measure.fitted(gallery, asked, method)
+    best = max((one for one in (plain, prior, trees) if one is not None), key=lambda one: one.map_at_5)
+    return best.fusion, best.cases
+
+
+def local_of(store: Store, labels: Labels) -> measure.Local | None:
+    """The store's local features opened for measuring; None where it does without or has none."""
+    if local.description(store) is None:
+        return None
+    source = local.LocalSource.open(store)
+    if not source.index.descriptors:
+        return None
+    keys = local.keys(store, labels.annotations.tolist())
+
+    @lru_cache(maxsize=FEATURES_HELD)
+    def features_of(id: str) -> LocalFeatures | None:
+        return source.features_of(keys, id)
+
+    names = source.index.names(local.names_of(labels))
+    return measure.Local(source.index, names, features_of, source.verify, store.config.local.verify)
+
+
+def _opposite(store: Store, labels: Labels) -> Callable[[int], frozenset[int]]:
+    """Row → the rows that show the other flank."""
+    flank: dict[int, str] = {}
+    rows: dict[str, frozenset[int]] = {"": frozenset()}
+    for side, other in (("left", "right"), ("right", "left")):
+        mine = np.isin(labels.annotations, store.catalogue.annotations_of(sides=[side]))  # type: ignore[list-item]
+        rows[side] = frozenset(np.flatnonzero(mine).tolist())
+        flank |= dict.fromkeys(rows[side], other)
+    return lambda row: rows[flank.get(row, "")]
 
 
 def gathered(
@@ -133,21 +252,25 @@ def gathered(
     return some, unit_rows(np.concatenate(parts))
 
 
-def left_out(store: Store, labels: Labels, vectors: NDArray[np.float32], *, whitened: bool) -> LeftOut:
-    """Photos of the gallery answered as if they were queries: unseen by the whitening, apart from their encounter and
+def left_out(
+    store: Store, labels: Labels, vectors: NDArray[np.float32], *, whitened: bool, sides: Sides = "separate"
+) -> LeftOut:
+    """By the embedding alone: photos of the gallery answered as if they were queries: unseen by the whitening, apart from their encounter and
     near-duplicates.
     """
     groups = sightings_of(store.catalogue, labels)
     queries = chosen_queries(labels.individuals, groups)
     rest = np.setdiff1d(np.arange(len(groups)), queries)
-    whitening = whiten.fit(vectors[rest], least=2) if whitened else None
+    whitening = whiten.fit(vectors[rest], labels.individuals[rest], least=2) if whitened else None
     rows = vectors if whitening is None else whitening.apply(vectors)
     k = min(len(rest), store.config.gallery.neighbours + int(np.bincount(groups).max(initial=1)))
     near = np.full((len(queries), max(k, 1)), -1, np.int64)
     scores = np.zeros((len(queries), max(k, 1)))
     for at in range(0, len(queries), 256):
         part = queries[at : at + 256]
-        matrix = _sided(store, labels, rows[part] @ rows[rest].T, part, rest)
+        matrix = rows[part] @ rows[rest].T
+        if sides == "separate":
+            matrix = _sided(store, labels, matrix, part, rest)
         if k:
             found = decide.nearest(matrix, k)
             near[at : at + 256], scores[at : at + 256] = rest[found.rows], found.scores

@@ -17,9 +17,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from reid import crop, images
+from reid import crop, images, keypoints
 from reid.errors import ReidError
 from reid.exchange import failure_of, fit_box
+from reid.keypoints import KeypointConfig, LocalFeatures
 from reid.models import Preprocessing
 from reid.records import Box, Failure, PhotoFacts, Sighting
 
@@ -31,8 +32,8 @@ class Prepared:
     """A photo ready to embed: one box for each sighting that could be placed, `crops (boxes · views, H, W, 3) uint8
     RGB`.
 
-    `facts` carry the perceptual hash, and the table's time and place where it gave them. `failures` are the sightings
-    whose box could not be placed.
+    `facts` carry the perceptual hash, and the table's time and place where it gave them. `local` are the local features
+    of each box, empty where none were asked for. `failures` are the sightings whose box could not be placed.
     """
 
     facts: PhotoFacts
@@ -41,6 +42,7 @@ class Prepared:
     boxes: tuple[Box, ...]
     crops: NDArray[np.uint8]
     failures: tuple[Failure, ...] = ()
+    local: tuple[LocalFeatures, ...] = ()
 
 
 def by_photo(sightings: Sequence[Sighting]) -> list[tuple[Sighting, ...]]:
@@ -70,9 +72,12 @@ def place_boxes(
 
 
 def prepare(
-    sightings: Sequence[Sighting], preprocessing: Preprocessing, views: tuple[crop.View, ...] = (crop.PLAIN,)
+    sightings: Sequence[Sighting],
+    preprocessing: Preprocessing,
+    views: tuple[crop.View, ...] = (crop.PLAIN,),
+    describe: KeypointConfig | None = None,
 ) -> Prepared:
-    """Read one photo and cut its animals; all `sightings` are of that file.
+    """Read one photo and cut its animals; all `sightings` are of that file. With `describe`, local features as well.
 
     Raises:
         PhotoError: the photo cannot be used.
@@ -83,9 +88,14 @@ def prepare(
     facts = loaded.facts
     kept, boxes, failures = place_boxes(sightings, facts.width, facts.height)
     smallest = min(boxes, key=lambda box: box.width * box.height) if boxes else None
-    decoded = images.read(loaded, box=smallest, target=(preprocessing.width, preprocessing.height))
+    target = (preprocessing.width, preprocessing.height)
+    if describe is not None:
+        tall = smallest is not None and smallest.height > smallest.width
+        long = describe.long_side
+        target = (target[0], max(target[1], long)) if tall else (max(target[0], long), target[1])
+    decoded = images.read(loaded, box=smallest, target=target)
     scale = (decoded.scale, decoded.scale)
-    cut = [crop.cut_views(decoded.pixels, box, preprocessing, views, scale=scale) for box in boxes]
+    cut = [crop.cut_views(decoded.pixels, box, preprocessing, views, scale=scale) for box in boxes if views]
     empty = np.empty((0, preprocessing.height, preprocessing.width, 3), np.uint8)
     first = sightings[0]
     facts = replace(
@@ -97,7 +107,11 @@ def prepare(
         latitude=facts.latitude if first.latitude is None else first.latitude,
         longitude=facts.longitude if first.longitude is None else first.longitude,
     )
-    return Prepared(facts, mtime, tuple(kept), tuple(boxes), np.concatenate([empty, *cut]), tuple(failures))
+    local: tuple[LocalFeatures, ...] = ()
+    if describe is not None:
+        regions = (crop.region(decoded.pixels, box, scale=scale) for box in boxes)
+        local = tuple(keypoints.describe(pixels, None, describe) for pixels in regions)
+    return Prepared(facts, mtime, tuple(kept), tuple(boxes), np.concatenate([empty, *cut]), tuple(failures), local)
 
 
 def prepare_all(
@@ -106,13 +120,14 @@ def prepare_all(
     views: tuple[crop.View, ...],
     *,
     workers: int = 0,
+    describe: KeypointConfig | None = None,
 ) -> Iterator[Prepared | Failure]:
     """`prepare` for each photo, in order; one that cannot be used becomes a Failure. `workers` 0: one a processor."""
     with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
         waiting: deque[Future[Prepared | Failure]] = deque()
         try:
             for group in photos:
-                waiting.append(pool.submit(_attempt, group, preprocessing, views))
+                waiting.append(pool.submit(_attempt, group, preprocessing, views, describe))
                 if len(waiting) >= AHEAD:
                     yield waiting.popleft().result()
             while waiting:
@@ -123,10 +138,13 @@ def prepare_all(
 
 
 def _attempt(
-    sightings: Sequence[Sighting], preprocessing: Preprocessing, views: tuple[crop.View, ...]
+    sightings: Sequence[Sighting],
+    preprocessing: Preprocessing,
+    views: tuple[crop.View, ...],
+    describe: KeypointConfig | None,
 ) -> Prepared | Failure:
     try:
-        return prepare(sightings, preprocessing, views)
+        return prepare(sightings, preprocessing, views, describe)
     except ReidError as error:
         return failure_of(error)
 

@@ -1,7 +1,7 @@
 """`identify`: photos of a sighting → the five best identities, the new individual among them where no known one fits.
 
-One photo's way: `intake` (read, place the box, cut) → `embed` → gallery search → identity scores → fused over the
-sighting's photos → the new individual inserted at the store's threshold → `Answer`. Many queries go through the same
+One photo's way: `intake` (read, place the box, cut, describe) → `embed` → `search` (all sources, fused) → identity
+scores → fused over the sighting's photos → the new individual inserted at the store's threshold → `Answer`. Many queries go through the same
 steps together; an evaluation and a nightly run use exactly this path. Reads the store, writes nothing but an index that
 was behind.
 """
@@ -17,26 +17,24 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from reid import aggregate, decide, fit, intake
+from reid import aggregate, decide, intake, local
 from reid.aggregate import Ranking
-from reid.catalogue import AnnotationInfo
-from reid.config import DecisionConfig
 from reid.enrol import embed_views, views_of
 from reid.errors import IndexStale, ReidError, SnapshotCorrupt
 from reid.fit import Fit
 from reid.images import hamming, printable
-from reid.index import Gallery, IdSet
+from reid.index import Gallery
 from reid.intake import Prepared
-from reid.records import Answer, Box, Candidates, Compared, Failure, IdentityScore, Side, Sighting
-from reid.store import CALIBRATION, Store
+from reid.keypoints import KeypointConfig
+from reid.records import Answer, Box, Compared, Failure, IdentityScore, Side, Sighting
+from reid.search import OPPOSITE, Found, Probe, Searcher
+from reid.store import Store
 
-OPPOSITE: dict[Side, Side] = {"left": "right", "right": "left"}
 BURST_BITS = 8  # perceptual hashes closer than this are frames of one burst, and have one vote
-DEEPER = 4  # times as many neighbours, where the nearest show too few animals
 BATCH = 64  # queries embedded and searched together
 
 
-Observe = Callable[[list[int], NDArray[np.float32]], None]
+Observe = Callable[[list[int], NDArray[np.float32], Sequence[Found]], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,28 +64,28 @@ class _Asked:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Identifier:
-    """A store opened for answering: gallery and fit, once for many queries."""
+    """A store opened for answering: once for many queries."""
 
     store: Store
-    gallery: Gallery
-    fit: Fit | None
-    identities: int
+    search: Searcher
     photos: int
     k: int = decide.LABELS
 
     @classmethod
     def open(cls, store: Store, *, k: int = decide.LABELS) -> Identifier:
         """For answers of `k` labels. Raises IndexStale, SnapshotCorrupt and what the catalogue raises."""
-        gallery = store.gallery()
-        counts = store.catalogue.counts()
-        found = fit.read(store, gallery.fingerprint)
-        if found is None and store.whitening(gallery) is not None and store.config.decision.threshold < 0:
-            raise IndexStale(
-                "nobody knows where a new animal begins among these whitened vectors",
-                source=str(store.root / CALIBRATION),
-                next_step="reid reindex",
-            )
-        return cls(store, gallery, found, counts.individuals, len(gallery), k)
+        search = Searcher.open(store, k=k)
+        return cls(store, search, len(search.gallery), k)
+
+    @property
+    def gallery(self) -> Gallery:
+        """The gallery that is searched."""
+        return self.search.gallery
+
+    @property
+    def fit(self) -> Fit | None:
+        """What was measured on it."""
+        return self.search.fit
 
     @property
     def threshold(self) -> float:
@@ -102,8 +100,8 @@ class Identifier:
     def answers(self, queries: Sequence[Query], *, observe: Observe | None = None) -> list[Answer]:
         """An answer for each query; a query's own trouble becomes its status, never an exception.
 
-        `observe`, for evaluations, is called with the positions of the queries that every vector row belongs to, and
-        the rows.
+        `observe`, for evaluations, is called with the positions of the queries that every box belongs to, the boxes'
+        vectors and what was found for them.
         """
         out: list[Answer] = []
         for at in range(0, len(queries), BATCH):
@@ -111,28 +109,21 @@ class Identifier:
         return out
 
     def _batch(self, queries: Sequence[Query], first: int, observe: Observe | None) -> list[Answer]:
-        clock = {"read": time.perf_counter()}
-        asked = _read(self.store, queries)
-        start = clock["read"]
-        clock["read"] = time.perf_counter() - start
-        start = time.perf_counter()
-        photos = [photo for one in asked for photo in one.prepared]
-        vectors = self._vectors(photos)
-        clock["embed"] = time.perf_counter() - start
+        start, clock = time.perf_counter(), {}
+        asked = _read(self.store, queries, None if self.search.local is None else local.description(self.store))
+        clock["read"], start = time.perf_counter() - start, time.perf_counter()
+        vectors = self._vectors([photo for one in asked for photo in one.prepared])
+        clock["embed"], start = time.perf_counter() - start, time.perf_counter()
+        found = self.search.find(_probes(asked, vectors))
+        clock["search"], start = time.perf_counter() - start, time.perf_counter()
         if observe is not None:
-            observe([first + i for i, one in enumerate(asked) for _ in range(_boxes(one))], vectors)
-        start = time.perf_counter()
-        found, infos = self._search(asked, vectors)
-        clock["search"] = time.perf_counter() - start
-        start = time.perf_counter()
+            observe([first + i for i, one in enumerate(asked) for _ in range(_boxes(one))], vectors, found)
         answers, at = [], 0
         for one in asked:
-            mine = found[at : at + _boxes(one)]
+            answers.append(self._answer(one, found[at : at + _boxes(one)]))
             at += _boxes(one)
-            answers.append(self._answer(one, mine, infos))
         clock["decide"] = time.perf_counter() - start
         share = {stage: seconds / max(1, len(queries)) for stage, seconds in clock.items()}
-
         return [replace(answer, seconds=share) for answer in answers]
 
     def _vectors(self, photos: Sequence[Prepared]) -> NDArray[np.float32]:
@@ -142,56 +133,23 @@ class Identifier:
         raw = embed_views(self.store.embedder, crops, len(views_of(self.store)))
         return self.store.project(raw, self.gallery)
 
-    def _search(
-        self, asked: Sequence[_Asked], vectors: NDArray[np.float32]
-    ) -> tuple[list[Candidates], dict[int, AnnotationInfo]]:
-        """The nearest gallery annotations of every box, opposite flanks and other species left out, and what is known
-        of them.
-        """
-        kinds = [(s.side, one.query.species) for one in asked for p in one.prepared for s in p.sightings]
-        found = [Candidates((), ())] * len(kinds)
-        infos: dict[int, AnnotationInfo] = {}
-        if not len(self.gallery):
-            return found, infos
-        for side, species in sorted(set(kinds)):
-            rows = [i for i, kind in enumerate(kinds) if kind == (side, species)]
-            allow = exclude = None
-            if species:
-                allow = _ids(self.store.catalogue.annotations_of(species=[species]))
-            if side in OPPOSITE:
-                exclude = _ids(self.store.catalogue.annotations_of(sides=[OPPOSITE[side]]))
-            k = self.store.config.gallery.neighbours
-            while rows:
-                hits = self.gallery.search(vectors[rows], k, allow=allow, exclude=exclude)
-                infos |= self.store.catalogue.annotations({int(i) for c in hits for i in c.ids} - infos.keys())
-                for row, candidates in zip(rows, hits, strict=True):
-                    found[row] = candidates
-                rows = [row for row in rows if len(found[row].ids) == k and self._too_few(found[row], infos)]
-                k *= DEEPER
-        return found, infos
-
-    def _too_few(self, candidates: Candidates, infos: dict[int, AnnotationInfo]) -> bool:
-        """Whether the gallery has animals for more labels than these neighbours show."""
-        known = {code for i in candidates.ids if (code := _code(infos.get(int(i)), self._new_label)) >= 0}
-        return len(known) < min(self.k, self.identities)
-
     @property
     def _new_label(self) -> str:
         return self.store.config.decision.new_label
 
-    def _answer(self, one: _Asked, found: Sequence[Candidates], infos: dict[int, AnnotationInfo]) -> Answer:
+    def _answer(self, one: _Asked, found: Sequence[Found]) -> Answer:
         photos = tuple(printable(s.path) for s in one.query.sightings)
         base = Answer("error", photos, model=self.store.embedder.card.name, threshold=self.threshold)
         trouble = "; ".join(f"{f.source}: {f.message}" for f in one.failures)
         boxes = tuple(box for photo in one.prepared for box in photo.boxes)
-
-        base = replace(base, boxes=boxes, compared=self._compared(one), message=trouble)
+        skipped = tuple(dict.fromkeys(text for each in found for text in each.skipped))
+        base = replace(base, boxes=boxes, compared=self._compared(one), message=trouble, stages_skipped=skipped)
         if not one.prepared:
             step = one.failures[0].next_step if one.failures else "name at least one photo"
             return replace(base, message=f"{trouble or 'no photos were given'}; {step}")
         if not boxes:
             return replace(base, status="no_detection", message=trouble or "no animal was found in the photo")
-        ranking, codes = _ranking(one, found, infos, self.store.config.decision, self.k)
+        ranking = self._ranking(one, found)
         if not len(ranking.codes):
             step = (
                 "enrol named photos first"
@@ -199,25 +157,34 @@ class Identifier:
                 else "no named photo is left to compare with: widen the filters or name some"
             )
             return replace(base, status="no_candidates", message=f"{trouble + '; ' if trouble else ''}{step}")
-        labels = self._labels(ranking, codes, infos, found)
+        labels = self._labels(ranking, found)
         status = decide.status_of([label.label for label in labels], self._new_label)
         return replace(base, status=status, labels=labels, message=trouble)
+
+    def _ranking(self, one: _Asked, found: Sequence[Found]) -> Ranking:
+        """Animals best first over all photos of the sighting."""
+        method = self.store.config.decision.aggregate
+        rankings = [
+            aggregate.identity_scores(
+                each.candidates.scores, [self.search.code(i) for i in each.candidates.ids], method
+            )
+            for each in found
+        ]
+        hashes = [photo.facts.phash or 0 for photo in one.prepared for _ in photo.boxes]
+        return rankings[0] if len(rankings) == 1 else aggregate.fuse_photos(rankings, _bursts(hashes))
 
     def _compared(self, one: _Asked) -> Compared:
         filters = {"species": one.query.species} if one.query.species else {}
         sides = {s.side for s in one.query.sightings} & set(OPPOSITE)
-        if sides:
+        if sides and self.fit is not None and self.fit.sides == "separate":
             filters["side"] = f"not {', '.join(sorted(OPPOSITE[s] for s in sides))}"
-        return Compared(self.photos, self.identities, filters)
+        return Compared(self.photos, self.search.identities, filters)
 
-    def _labels(
-        self,
-        ranking: Ranking,
-        best: list[AnnotationInfo],
-        infos: dict[int, AnnotationInfo],
-        found: Sequence[Candidates],
-    ) -> tuple[IdentityScore, ...]:
+    def _labels(self, ranking: Ranking, found: Sequence[Found]) -> tuple[IdentityScore, ...]:
         """Five labels, the new individual among them."""
+        few = range(min(self.k, len(ranking.codes)))
+        ids = [found[int(ranking.query[i])].candidates.ids[int(ranking.best[i])] for i in few]
+        best = [self.search.info(id) for id in ids]
         names = [info.identity or "" for info in best]
         scores = ranking.scores[: len(names)]
         new_label = self._new_label
@@ -231,8 +198,9 @@ class Identifier:
                 float(scores[i]),
                 None if chances is None else float(chances[i]),
                 printable(self.store.resolve(best[i].path)),
-                str(best[i].id),
+                ids[i],
                 counts.get(best[i].individual or -1, 0),
+                evidence=found[int(ranking.query[i])].evidence(ids[i]),
             )
             for i, name in enumerate(names)
         }
@@ -256,13 +224,15 @@ def _failed(status: str, query: Query, error: ReidError) -> Answer:
     return Answer(status, tuple(printable(s.path) for s in query.sightings), message=str(error))  # type: ignore[arg-type]
 
 
-def _read(store: Store, queries: Sequence[Query]) -> list[_Asked]:
+def _read(store: Store, queries: Sequence[Query], describe: KeypointConfig | None) -> list[_Asked]:
     """All photos of all queries, read on several threads, back in their queries."""
     groups = [(number, group) for number, query in enumerate(queries) for group in intake.by_photo(query.sightings)]
     asked = [_Asked(query) for query in queries]
     card = store.embedder.card
     workers = min(os.cpu_count() or 1, max(1, len(groups)))
-    prepared = intake.prepare_all([group for _, group in groups], card.preprocessing, views_of(store), workers=workers)
+    prepared = intake.prepare_all(
+        [group for _, group in groups], card.preprocessing, views_of(store), workers=workers, describe=describe
+    )
     for (number, _), one in zip(groups, prepared, strict=True):
         if isinstance(one, Failure):
             asked[number].failures.append(one)
@@ -272,38 +242,21 @@ def _read(store: Store, queries: Sequence[Query]) -> list[_Asked]:
     return asked
 
 
+def _probes(asked: Sequence[_Asked], vectors: NDArray[np.float32]) -> list[Probe]:
+    """One probe a box, in order."""
+    boxes = [
+        (one.query.species, sighting.side, photo.local[i] if photo.local else None)
+        for one in asked
+        for photo in one.prepared
+        for i, sighting in enumerate(photo.sightings)
+    ]
+    return [
+        Probe(vector, features, side, species) for vector, (species, side, features) in zip(vectors, boxes, strict=True)
+    ]
+
+
 def _boxes(one: _Asked) -> int:
     return sum(len(photo.boxes) for photo in one.prepared)
-
-
-def _ids(annotations: Sequence[int]) -> IdSet:
-    return IdSet({str(a) for a in annotations})
-
-
-def _ranking(
-    one: _Asked, found: Sequence[Candidates], infos: dict[int, AnnotationInfo], settings: DecisionConfig, k: int
-) -> tuple[Ranking, list[AnnotationInfo]]:
-    """Animals best first over all photos of the sighting, and the gallery annotation that speaks most for each of the
-    first five.
-    """
-    rankings = []
-    for candidates in found:
-        codes = [_code(infos.get(int(i)), settings.new_label) for i in candidates.ids]
-        rankings.append(aggregate.identity_scores(candidates.scores, codes, settings.aggregate))
-    hashes = [photo.facts.phash or 0 for photo in one.prepared for _ in photo.boxes]
-    ranking = rankings[0] if len(rankings) == 1 else aggregate.fuse_photos(rankings, _bursts(hashes))
-    best = []
-    for i in range(min(k, len(ranking.codes))):
-        photo = int(ranking.query[i])
-        best.append(infos[int(found[photo].ids[int(ranking.best[i])])])
-    return ranking, best
-
-
-def _code(info: AnnotationInfo | None, new_label: str) -> int:
-    """The animal of a gallery annotation; −1 where nobody knows it, or knows only that it was new."""
-    if info is None or info.individual is None or info.identity == new_label:
-        return -1
-    return info.individual
 
 
 def _bursts(hashes: Sequence[int]) -> list[int]:

@@ -108,7 +108,7 @@ class IdentityScore:
     """One label of an answer. `probability` is calibrated P(same animal) where a calibration exists, else None.
 
     `photo` and `annotation` name the best-scoring gallery photo, None for the new-individual label. `n_photos` is how many photos of that
-    identity the gallery holds.
+    identity the gallery holds. `evidence` says what spoke for that photo: cosine, and votes and inliers of local features.
     """
 
     label: str
@@ -118,6 +118,7 @@ class IdentityScore:
     annotation: str | None = None
     n_photos: int = 0
     is_new: bool = False
+    evidence: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reid import decide, fit
+from reid import decide, fit, local
 from reid.aggregate import identity_scores
 from reid.catalogue import KnownFile
 from reid.enrol import EnrolReport, Progress, embed_lacking, enrol, quiet, settle_encounters
@@ -24,6 +24,7 @@ from reid.exchange import failure_of, read_sources
 from reid.images import printable
 from reid.pipeline import Identifier
 from reid.records import Failure, Sighting
+from reid.search import Probe
 from reid.store import Store
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 SOURCES = "sources.json"
 UNKNOWNS = "unknowns.json"
+ASKED = 64  # unknowns asked together
 MOST_REPORTED = 1000  # unknowns listed in one report
 
 
@@ -110,9 +112,10 @@ def reindex(
             report.rebuilt = "a new model"
     progress("index", 0, 1)
     report.rebuilt = report.rebuilt or ("asked for" if force else "")
+    report.failures = list(dict.fromkeys([*report.failures, *local.bring_up(store, check=True, progress=progress)]))
     if report.rebuilt or fit.is_due(store):
         report.rebuilt = report.rebuilt or "the gallery has outgrown its last fit"
-        fit.fit(store)
+        fit.fit(store, progress=progress)
     gallery = store.gallery()
     gallery.check()
     gallery.compact()
@@ -221,32 +224,38 @@ def _ask_unknowns(store: Store, progress: Progress) -> list[UnknownMatch]:
     identifier = Identifier.open(store)
     labels = store.catalogue.labels()
     unnamed = labels.annotations[labels.individuals < 0].tolist()
-    individual_of = dict(zip(labels.annotations.tolist(), labels.individuals.tolist(), strict=True))
     before = set((store.read_json(UNKNOWNS) or {}).get("matched", []))
     matched: list[UnknownMatch] = []
-    for at in range(0, len(unnamed), 512):
-        part = [a for a in unnamed[at : at + 512] if str(a) in identifier.gallery]
+    for at in range(0, len(unnamed), ASKED):
+        part = [a for a in unnamed[at : at + ASKED] if str(a) in identifier.gallery]
         if part:
-            matched.extend(_match(identifier, part, individual_of))
-        progress("unknowns", min(at + 512, len(unnamed)), len(unnamed))
+            matched.extend(_match(identifier, part))
+        progress("unknowns", min(at + ASKED, len(unnamed)), len(unnamed))
     store.write_json(UNKNOWNS, {"matched": sorted(f"{m.annotation}:{m.identity}" for m in matched)})
     fresh = [m for m in matched if f"{m.annotation}:{m.identity}" not in before]
     return sorted(fresh, key=lambda m: -m.score)[:MOST_REPORTED]
 
 
-def _match(identifier: Identifier, annotations: list[int], individual_of: dict[int, int]) -> list[UnknownMatch]:
-    store = identifier.store
+def _match(identifier: Identifier, annotations: list[int]) -> list[UnknownMatch]:
+    store, search = identifier.store, identifier.search
     infos = store.catalogue.annotations(annotations)
-    encounter_mates = _mates(store, annotations)
     vectors = identifier.gallery.vectors([str(a) for a in annotations])
-    found = identifier.gallery.search(vectors, store.config.gallery.neighbours, exclude=encounter_mates)
+    keys = local.keys(store, annotations) if search.local else {}
+    probes = [
+        Probe(
+            vector,
+            search.local.features_of(keys, str(a)) if search.local else None,
+            infos[a].side,
+            exclude=frozenset(mates),
+        )
+        for a, vector, mates in zip(annotations, vectors, _mates(store, annotations), strict=True)
+    ]
     out = []
-    for annotation, candidates in zip(annotations, found, strict=True):
-        codes = [individual_of.get(int(i), -1) for i in candidates.ids]
-        ranking = identity_scores(candidates.scores, codes, store.config.decision.aggregate)
+    for annotation, found in zip(annotations, search.find(probes), strict=True):
+        ids, scores = found.candidates.ids, found.candidates.scores
+        ranking = identity_scores(scores, [search.code(i) for i in ids], store.config.decision.aggregate)
         if len(ranking.codes) and decide.place_of_new(ranking.scores[:1], identifier.threshold):
-            best = store.catalogue.annotations([int(candidates.ids[int(ranking.best[0])])])
-            name = next(iter(best.values())).identity or ""
+            name = search.info(ids[int(ranking.best[0])]).identity or ""
             curve = identifier.fit.curve if identifier.fit else None
             chance = float(curve.probability(ranking.scores[:1])[0]) if curve else None
             path = printable(store.resolve(infos[annotation].path))

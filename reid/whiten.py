@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 from reid.errors import SnapshotCorrupt
 
 LEAST_PHOTOS = 400  # fewer gave no sure gain on any set tried
+LEAST_WITHIN = 100  # photos beyond the first of their animal, from which on it counts how an animal's photos differ
+WITHIN_SHRINK = 0.3  # share of the mean variance within animals that is added in every direction
 MOST_PHOTOS = 20_000  # a random sample of so many is as good as all
 DIMENSIONS = 512
 SHRINK = 0.5  # share of the mean variance mixed into each axis'; 0 whitens fully, 1 only rotates
@@ -52,6 +54,7 @@ class Whitening:
 
 def fit(
     vectors: Vectors,
+    individuals: NDArray[np.int64] | None = None,
     *,
     least: int = LEAST_PHOTOS,
     dimensions: int = DIMENSIONS,
@@ -60,11 +63,16 @@ def fit(
 ) -> Whitening | None:
     """The whitening of unit rows `vectors (N, D)`, or None where N is below `least`. At most `MOST_PHOTOS` of
     them are used.
+
+    With `individuals (N,)` (−1 unknown), directions in which photos of one animal differ are turned down as well, as
+    far as there are photos enough to see them.
     """
     if len(vectors) < least:
         return None
     if len(vectors) > MOST_PHOTOS:
-        vectors = vectors[np.sort(np.random.default_rng(seed).choice(len(vectors), MOST_PHOTOS, replace=False))]
+        chosen = np.sort(np.random.default_rng(seed).choice(len(vectors), MOST_PHOTOS, replace=False))
+        vectors = vectors[chosen]
+        individuals = None if individuals is None else individuals[chosen]
     mean = vectors.mean(0, dtype=np.float64).astype(np.float32)
     centred = vectors - mean
     d = min(dimensions, len(vectors) - 1, vectors.shape[1])
@@ -77,7 +85,30 @@ def fit(
         values, axes = np.maximum(values, 1e-12), right.astype(np.float32)
     variances = values / (len(vectors) - 1)
     scale = np.sqrt((1 - shrink) * variances + shrink * variances.mean())
-    return Whitening(mean, np.ascontiguousarray(axes / scale.astype(np.float32)))
+    axes = axes / scale.astype(np.float32)
+    if individuals is not None:
+        axes = axes @ _within(centred @ axes, individuals)
+    return Whitening(mean, np.ascontiguousarray(axes, np.float32))
+
+
+def _within(rows: Vectors, individuals: NDArray[np.int64]) -> Vectors:
+    """`(d, d)`: turns and scales `rows (N, d)` so that photos of one animal differ alike in all directions; the
+    identity where too few animals have two photos.
+    """
+    d = rows.shape[1]
+    _, code, counts = np.unique(individuals, return_inverse=True, return_counts=True)
+    several = (individuals >= 0) & (counts[code] > 1)
+    animals, code = np.unique(code[several], return_inverse=True)
+    free = int(several.sum()) - len(animals)
+    if free < LEAST_WITHIN:
+        return np.eye(d, dtype=np.float32)
+    sums = np.zeros((len(animals), d))
+    np.add.at(sums, code, rows[several])
+    rest = rows[several] - (sums / np.bincount(code)[:, None])[code]
+    scatter = (rest.T @ rest).astype(np.float64) / free
+    scatter += WITHIN_SHRINK * np.trace(scatter) / d * np.eye(d)
+    values, turn = np.linalg.eigh(scatter)
+    return np.asarray(turn / np.sqrt(values), np.float32)
 
 
 def _largest(symmetric: Vectors, d: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -44,9 +44,11 @@ class ColourEmbedder:
 
 
 def fake_store(root: Path, *, embedder: ColourEmbedder | None = None, settings: str = "", **create: str) -> Store:
-    """A new store with that embedder; `settings` are lines `old → new` of its reid.toml, one a line."""
+    """A new store with that embedder, without local features (painted squares have none); `settings` are lines
+    `old → new` of its reid.toml, one a line.
+    """
     made = Store.create(root, model="colours", **create)
-    for line in settings.splitlines():
+    for line in ("use = true → use = false", *settings.splitlines()):
         old, new = line.split(" → ")
         text = (root / "reid.toml").read_text()
         assert old in text

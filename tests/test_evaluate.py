@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from rendered_store import PHOTOS, QUERIES, enrolled, flukes, reid, reid_json, r
 from reid.exchange import read_sources
 from reid.pipeline import Query, identify
 from reid.records import Answer
+from reid.search import Found
 from reid.store import Store
 
 __all__ = ["enrolled", "flukes"]
@@ -113,23 +115,27 @@ def test_map_equals_average_precision_over_all_gallery_photos(
     from reid import pipeline
 
     sightings = read_sources([flukes / "queries.csv"]).sightings
-    rows: dict[int, np.ndarray] = {}
+    listed: dict[int, list[str]] = {}
     with Store.open(enrolled) as opened:
         identifier = pipeline.Identifier.open(opened)
-        identifier.answers(
-            [Query((s,)) for s in sightings], observe=lambda at, vectors: rows.update(zip(at, vectors, strict=True))
-        )
+
+        def observe(at: list[int], vectors: np.ndarray, found: Sequence[Found]) -> None:
+            for i, vector, one in zip(at, vectors, found, strict=True):
+                behind = sorted(cosines := dict(zip(ids, gallery @ vector, strict=True)), key=lambda id: -cosines[id])
+                listed[i] = list(dict.fromkeys([*one.candidates.ids, *behind]))
+
         infos = opened.catalogue.annotations(opened.catalogue.labels().annotations.tolist())
-        gallery = identifier.gallery.vectors([str(a) for a in infos])
-        names = [info.identity for info in infos.values()]
+        ids = [str(a) for a in infos]
+        gallery = identifier.gallery.vectors(ids)
+        identifier.answers([Query((s,)) for s in sightings], observe=observe)
+        name = {str(a): info.identity for a, info in infos.items()}
     precisions = []
     for i, sighting in enumerate(sightings):
-        if sighting.identity not in names:
+        if sighting.identity not in name.values():
             continue
-        order = sorted(range(len(names)), key=lambda j: -float(gallery[j] @ rows[i]))
         hits, total = 0, 0.0
-        for place, j in enumerate(order, 1):
-            if names[j] == sighting.identity:
+        for place, id in enumerate(listed[i], 1):
+            if name[id] == sighting.identity:
                 hits += 1
                 total += hits / place
         precisions.append(total / hits)

@@ -334,6 +334,11 @@ class Catalogue:
         with reading(self._engine) as connection:
             return vectors.fetch(connection, fingerprint, ids)
 
+    def embedded_since(self, fingerprint: str, after_revision: int) -> list[int]:
+        """The annotations that `embeddings` would give with this `after_revision`, without their vectors, ascending."""
+        with reading(self._engine) as connection:
+            return vectors.changed_since(connection, fingerprint, after_revision)
+
     def withdrawn(self, after_revision: int = -1) -> list[int]:
         """Annotations that ceased to serve after a revision, ascending: an index must drop them."""
         with reading(self._engine) as connection:

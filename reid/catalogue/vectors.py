@@ -114,6 +114,15 @@ def chunks_of_vectors(
             yield VectorChunk(numbers, bytes_to_vectors([row.vector for row in kept], dim))
 
 
+def changed_since(connection: Connection, fingerprint: str, after_revision: int) -> list[int]:
+    """Annotations that serve and whose vector was written, or that began to serve, after a revision; ascending."""
+    found = _model(connection, fingerprint)
+    if found is None:
+        return []
+    idle = out_of_service(connection)
+    return [i for i in _changed(connection, found[0], after_revision) if i not in idle]
+
+
 def out_of_service(connection: Connection, after_revision: int = -1) -> set[int]:
     """Annotations that ceased to serve after a revision, and do not serve now."""
     superseded = select(Annotation.id).where(

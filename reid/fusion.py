@@ -1,0 +1,165 @@
+"""What the sources say of a pair of photos → P(same animal): cosine of embeddings, votes of local features, geometry.
+
+`pair_features` lines the sources up for all candidates of one query, each beside the best of its rivals, since what is
+a good score differs from photo to photo. A `Fusion` turns a row into a probability: by boosted trees fitted on the
+store's own left-out photos (`trees`), by three weights that were fitted on rendered flukes where a store is too small
+for that (`prior`), or not at all (`embedding`: the cosine stays what it is).
+
+Pure functions on arrays; knows no photos, stores or identities. Sources: score-level fusion of calibrated matchers,
+WildFusion (Cermak et al. 2024); boosted trees over match features, fourth place of Humpback Whale Identification 2019.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from reid import calibrate, score
+from reid.calibrate import Calibration
+from reid.score import Trees, ValidatorConfig
+from reid.verify import FEATURE_NAMES, Verification
+
+Floats = NDArray[np.float32]
+Kind = Literal["embedding", "prior", "trees"]
+
+SOURCE_NAMES = (
+    "cosine",
+    "cosine_behind_best",
+    "cosine_standing",
+    "log_votes",
+    "log_votes_behind_best",
+    "votes_share",
+    "log_weight",
+    "log_weight_behind_best",
+    "log_inliers",
+    "log_query_keypoints",
+)
+NAMES = (*SOURCE_NAMES, *FEATURE_NAMES)
+"""Columns of `pair_features`."""
+_STANDING, _VOTES, _WEIGHT = (SOURCE_NAMES.index(n) for n in ("cosine_standing", "log_votes", "log_weight"))
+
+PRIOR = (-5.86, 0.045, 1.41, 3.71)
+"""Logit = first + cosine_standing, log_votes and log_weight times the others; see `bench/prior.py` for their origin."""
+PRIOR_THRESHOLD = 0.25
+"""P(same) at which the new individual stands where nothing could be measured: nine in ten strangers stay below."""
+
+
+def pair_features(
+    cosines: ArrayLike,
+    listed: ArrayLike,
+    votes: ArrayLike,
+    verifications: Sequence[Verification | None],
+    keypoints: int,
+) -> Floats:
+    """`(C, F) float32`, columns `NAMES`, of one query's C candidates.
+
+    `cosines (C,)`; `listed (K,)` the cosines of the query's nearest neighbours, by which a cosine's standing is judged;
+    `votes (C,)` of the local index, 0 for none; a verification None was not made (its columns are NaN, its weight 0);
+    `keypoints` of the query.
+    """
+    cosine, near = np.asarray(cosines, np.float64), np.asarray(listed, np.float64)
+    vote = np.asarray(votes, np.float64)
+    weight = np.array([v.weight if v else 0.0 for v in verifications], np.float64)
+    inliers = np.array([v.inliers if v else 0.0 for v in verifications], np.float64)
+    spread = max(float(near.std()), 1e-6) if len(near) else 1.0
+    middle = float(near.mean()) if len(near) else 0.0
+    best = float(near.max()) if len(near) else 0.0
+    logs = [np.log1p(np.maximum(values, 0.0)) for values in (vote, weight, inliers)]
+    own = np.stack(
+        [
+            cosine,
+            cosine - best,
+            (cosine - middle) / spread,
+            logs[0],
+            logs[0] - logs[0].max(initial=0.0),
+            vote / (vote.sum() + 1.0),
+            logs[1],
+            logs[1] - logs[1].max(initial=0.0),
+            logs[2],
+            np.full(len(cosine), np.log1p(keypoints)),
+        ],
+        axis=1,
+    )
+    nothing = np.full(len(FEATURE_NAMES), np.nan, np.float32)
+    geometry = np.stack([v.features if v else nothing for v in verifications]) if verifications else np.empty((0, 0))
+    if not len(cosine):
+        return np.empty((0, len(NAMES)), np.float32)
+    return np.concatenate([own, geometry], axis=1).astype(np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class Fusion:
+    """Row of `pair_features` → P(same animal). `trees` and their `curve` (margin → probability) are there for the kind
+    `trees` alone; `pairs` and `same` are what they were fitted on.
+    """
+
+    kind: Kind
+    trees: Trees | None = field(default=None, compare=False)  # they are the booster's
+    curve: Calibration | None = None
+    booster: Mapping[str, Any] | None = None
+    pairs: int = 0
+    same: int = 0
+
+    def scores(self, features: Floats) -> NDArray[np.float64]:
+        """`(C, F) → (C,)`: P(same animal); the bare cosine for the kind `embedding`."""
+        if self.kind == "embedding" or not len(features):
+            return np.asarray(features[:, 0], np.float64)
+        if self.trees is None or self.curve is None:
+            return prior(features)
+        return self.curve.probability(self.trees.margin(features))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        curve = self.curve.to_dict() if self.curve else None
+        names = list(NAMES) if self.kind == "trees" else []
+        return {
+            "kind": self.kind, "names": names, "curve": curve, "booster": self.booster, "pairs": self.pairs,
+            "same": self.same,
+        }  # fmt: skip
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> Fusion:
+        """Inverse of `to_dict`. ValueError for what it cannot have written, or for trees over other columns."""
+        if raw["kind"] not in ("embedding", "prior", "trees"):
+            raise ValueError(f"not a fusion: kind '{raw['kind']}'")
+        if raw["kind"] != "trees":
+            return cls(raw["kind"])
+        if tuple(raw["names"]) != NAMES:
+            raise ValueError("the fusion was fitted on other features")
+        booster = raw["booster"]
+        curve = Calibration.from_dict(raw["curve"])
+        return cls("trees", score.read_trees(booster), curve, booster, int(raw["pairs"]), int(raw["same"]))
+
+
+EMBEDDING = Fusion("embedding")
+PRIOR_FUSION = Fusion("prior")
+
+
+def prior(features: Floats) -> NDArray[np.float64]:
+    """P(same animal) `(C,)` by the three weights of `PRIOR`."""
+    offset, standing, votes, weight = PRIOR
+    columns = np.asarray(features[:, [_STANDING, _VOTES, _WEIGHT]], np.float64)
+    return np.asarray(1 / (1 + np.exp(-(offset + columns @ np.array([standing, votes, weight])))), np.float64)
+
+
+def fit_trees(
+    features: Floats, same: ArrayLike, animals: ArrayLike, config: ValidatorConfig | None = None
+) -> tuple[Fusion, NDArray[np.float64]]:
+    """Trees for pairs `features (N, F)`, `same (N,) bool`, `animals (N, 2)` codes of query and candidate; and the
+    out-of-fold P(same) `(N,)` of each pair, by trees that saw none of its animals.
+
+    Raises:
+        InputError: fewer than `score.FEWEST` pairs of either kind, or one animal only.
+    """
+    y = np.asarray(same, np.bool_)
+    trained = score.train_validator(features, y, animals, NAMES, config)
+    odds = np.clip(trained.out_of_fold, 1e-9, 1 - 1e-9)
+    margins = np.log(odds / (1 - odds))
+    curve = calibrate.fit_platt(margins, y)
+    validator = trained.validator
+    fusion = Fusion("trees", validator.trees, curve, validator.booster, validator.pairs, validator.same)
+    return fusion, curve.probability(margins)

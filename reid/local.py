@@ -1,0 +1,200 @@
+"""A store's local features: every box in service described once, kept by content hash, and indexed for voting.
+
+    <store>/features/…   what was described, by the photo's sha256 and the box
+    <store>/local/       the index of it (`reid.index.local`), brought up to the catalogue at the cost of what changed
+
+Both are derived and can be made again from the photos. Knows a store's photos and boxes; no identities.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from reid import intake
+from reid.catalogue import AnnotationInfo, Labels
+from reid.errors import GalleryError, IndexStale, SnapshotCorrupt
+from reid.images import printable
+from reid.index import LocalIndex
+from reid.intake import Prepared
+from reid.keypoints import FeatureStore, KeypointConfig, LocalFeatures
+from reid.models import Preprocessing
+from reid.records import Box, Failure, Sighting
+from reid.store import Store
+from reid.verify import VerifyConfig
+
+FOLDER = "local"
+_BATCH = 256  # boxes indexed in one commit while describing
+_NO_CROP = Preprocessing(8, 8, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))  # where only local features are wanted
+
+BoxKey = tuple[float, float, float, float]
+Progress = Callable[[str, int, int], None]  # stage, done, total
+
+
+def quiet(stage: str, done: int, total: int) -> None:
+    """No progress shown."""
+
+
+def description(store: Store) -> KeypointConfig | None:
+    """How boxes are described in this store; None where its settings do without."""
+    settings = store.config.local
+    if not settings.use:
+        return None
+    return KeypointConfig(max_keypoints=settings.keypoints, long_side=settings.long_side)
+
+
+def verification(store: Store) -> VerifyConfig:
+    """How this store's settings compare two boxes."""
+    return VerifyConfig(model=store.config.local.model)
+
+
+def fingerprint(store: Store) -> str:
+    """Of description and geometry together, empty without: what a fusion was fitted for."""
+    config = description(store)
+    return "" if config is None else f"{config.fingerprint}-{store.config.local.verify}-{store.config.local.model}"
+
+
+def key_of(box: Box) -> BoxKey:
+    """A box as its features are filed."""
+    return (box.x0, box.y0, box.x1, box.y1)
+
+
+def keep(store: Store, photo: Prepared) -> None:
+    """File what was described of a photo."""
+    features = _features(store)
+    for box, found in zip(photo.boxes, photo.local, strict=False):
+        features.put(photo.facts.sha256, key_of(box), found)
+
+
+def _features(store: Store) -> FeatureStore:
+    return FeatureStore(store.root / "features", description(store) or KeypointConfig())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LocalSource:
+    """A store's local features opened for asking: the index, and the features behind it."""
+
+    index: LocalIndex
+    features: FeatureStore
+    verify: VerifyConfig
+
+    @classmethod
+    def open(cls, store: Store) -> LocalSource:
+        """Brought up to the catalogue as far as features are at hand; nothing is described here.
+
+        Raises:
+            IndexStale, SnapshotCorrupt: the index is of another description or damaged: `bring_up` mends it.
+        """
+        source = cls(_index(store), _features(store), verification(store))
+        if source.index.revision < store.catalogue.vectors_revision:
+            with source.index.writing():
+                since, now = source.index.revision, store.catalogue.revision
+                source.index.remove([str(a) for a in store.catalogue.withdrawn(since)])
+                source._add_described(store, store.catalogue.embedded_since(store.fingerprint, since))
+                source.index.commit(revision=now)
+        return source
+
+    def features_of(self, keys: Mapping[str, tuple[str, BoxKey]], id: str) -> LocalFeatures | None:
+        """The features filed for an annotation whose photo and box `keys` names; None where there are none."""
+        return self.features.get(*keys[id]) if id in keys else None
+
+    def _add_described(self, store: Store, annotations: Sequence[int]) -> list[int]:
+        """Index the annotations whose features are at hand and not indexed yet; those that lack features."""
+        there = set(self.index.ids())
+        fresh = [a for a in annotations if str(a) not in there]
+        lacking = []
+        for at in range(0, len(fresh), _BATCH):
+            for id, key in keys(store, fresh[at : at + _BATCH]).items():
+                found = self.features.get(*key)
+                if found is None:
+                    lacking.append(int(id))
+                else:
+                    self.index.add([id], [found.descriptors])
+            if at and at % (8 * _BATCH) == 0:  # what waits is held in memory
+                self.index.commit(revision=self.index.revision)
+        return lacking
+
+
+def keys(store: Store, annotations: Collection[int]) -> dict[str, tuple[str, BoxKey]]:
+    """Annotation id → the photo's sha256 and the box: where its features are filed."""
+    infos = store.catalogue.annotations(annotations)
+    photos = store.catalogue.photos({info.photo for info in infos.values()})
+    return {str(id): (photos[info.photo].sha256, key_of(info.box)) for id, info in infos.items()}
+
+
+def names_of(labels: Labels) -> dict[str, str]:
+    """Annotation id → its animal's code as text, for those that have one."""
+    pairs = zip(labels.annotations.tolist(), labels.individuals.tolist(), strict=True)
+    return {str(annotation): str(animal) for annotation, animal in pairs if animal >= 0}
+
+
+def bring_up(store: Store, *, check: bool = False, progress: Progress = quiet) -> list[Failure]:
+    """Index every annotation in service, describing what was not described yet; an index that is of another
+    description or damaged (`check`: by checksums, reading all of it) is made anew. Where the settings do without local features nothing is done.
+    """
+    if description(store) is None:
+        return []
+    try:
+        source = LocalSource(_index(store), _features(store), verification(store))
+        if check:
+            source.index.check()
+    except (IndexStale, SnapshotCorrupt):
+        shutil.rmtree(store.root / FOLDER, ignore_errors=True)
+        source = LocalSource(_index(store), _features(store), verification(store))
+    now = store.catalogue.revision
+    serving = store.catalogue.labels().annotations.tolist()
+    with source.index.writing():
+        source.index.remove(set(source.index.ids()) - {str(a) for a in serving})
+        lacking = source._add_described(store, serving)
+        source.index.commit(revision=now)
+    failures: list[Failure] = []
+    done = 0
+    for ids, photo in _described(store, lacking):
+        done += len(ids)
+        progress("describe", done, len(lacking))
+        if isinstance(photo, Failure):
+            failures.append(photo)
+            continue
+        keep(store, photo)
+        source.index.add([str(a) for a in ids], [features.descriptors for features in photo.local])
+        if done % _BATCH < len(ids):
+            source.index.commit(revision=now)
+    source.index.commit(revision=now)
+    return failures
+
+
+def _described(store: Store, annotations: Sequence[int]) -> Iterator[tuple[list[int], Prepared | Failure]]:
+    """Photos read again for their local features, with the annotations in the order of the boxes."""
+    infos = store.catalogue.annotations(annotations)
+    hashes = {id: photo.sha256 for id, photo in store.catalogue.photos({i.photo for i in infos.values()}).items()}
+    by_path: dict[Path, list[int]] = {}
+    for annotation, info in infos.items():
+        by_path.setdefault(store.resolve(info.path), []).append(annotation)
+    groups = [_sightings(path, ids, infos) for path, ids in by_path.items()]
+    prepared = intake.prepare_all(groups, _NO_CROP, (), describe=description(store))
+    for ids, one in zip(by_path.values(), prepared, strict=True):
+        if isinstance(one, Prepared) and one.facts.sha256 != hashes[infos[ids[0]].photo]:
+            name = printable(one.facts.path)
+            yield ids, Failure(name, "bad_photo", "the file holds another photo now", "reid reindex")
+        elif isinstance(one, Prepared) and len(one.local) != len(ids):
+            yield ids, one.failures[0]
+        else:
+            yield ids, one
+
+
+def _sightings(path: Path, ids: Sequence[int], infos: Mapping[int, AnnotationInfo]) -> tuple[Sighting, ...]:
+    return tuple(Sighting(path, printable(path), box=infos[a].box) for a in ids)
+
+
+def _index(store: Store) -> LocalIndex:
+    config = description(store) or KeypointConfig()
+    folder = store.root / FOLDER
+    if not (folder / "MANIFEST.json").exists():
+        try:
+            return LocalIndex.create(folder, fingerprint=config.fingerprint)
+        except GalleryError:
+            if not (folder / "MANIFEST.json").exists():  # else another process made it first
+                raise
+    return LocalIndex.open(folder, fingerprint=config.fingerprint)

@@ -1,0 +1,192 @@
+"""Left-out photos answered with all sources, as a query is: what fusion learns from and thresholds are measured on.
+
+Each photo that plays a query is asked twice: with its animal in the gallery, and with the whole animal taken out (so
+that rivals are judged as they are when a new animal comes). Candidates come from the rest of the gallery, never from
+the photo's own sighting. Knows arrays, a local index and features by id; no catalogue, no thresholds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reid import decide, fusion, shortlist
+from reid.decide import LeftOut, Neighbours
+from reid.errors import InputError
+from reid.fusion import Fusion
+from reid.index import LocalIndex, Names
+from reid.keypoints import LocalFeatures
+from reid.shortlist import Shortlist
+from reid.verify import VerifyConfig
+
+IntArray = NDArray[np.int64]
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Gallery:
+    """All photos of a measurement, N of them: `ids` in both indexes, whitened `rows (N, d)`, `individuals` and
+    `groups` (N,) (codes of animals, −1 unknown, and of sightings).
+    """
+
+    ids: tuple[str, ...]
+    rows: NDArray[np.float32]
+    individuals: IntArray
+    groups: IntArray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Local:
+    """Where the local features of the gallery are."""
+
+    index: LocalIndex
+    names: Names
+    features_of: Callable[[str], LocalFeatures | None]
+    verify: VerifyConfig
+    checked: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Asked:
+    """One left-out photo: its row, and the candidates (`rows` of the gallery) with and without its own animal."""
+
+    row: int
+    rows: IntArray
+    known: NDArray[np.float32]
+    others: IntArray
+    unknown: NDArray[np.float32]
+
+
+def ask(
+    gallery: Gallery,
+    queries: IntArray,
+    excluded: Callable[[int], AbstractSet[int]],
+    local: Local,
+    *,
+    neighbours: int,
+    progress: Progress,
+) -> list[Asked]:
+    """Every query (a row of the gallery) against the rest: `excluded(row)` names further rows it is not compared with."""
+    played = set(queries.tolist())
+    rest = np.setdiff1d(np.arange(len(gallery.ids)), queries)
+    row_of = {id: row for row, id in enumerate(gallery.ids)}
+
+    def one(query: int) -> Asked | None:
+        features = local.features_of(gallery.ids[query])
+        if features is None:
+            return None
+        barred = set(excluded(query)) | set(np.flatnonzero(gallery.groups == gallery.groups[query]).tolist())
+        open_rows = rest[~np.isin(rest, np.fromiter(barred, np.int64, len(barred)))]
+        cosines = gallery.rows[open_rows] @ gallery.rows[query]
+        near = open_rows[np.argsort(-cosines, kind="stable")[:neighbours]]
+        found = local.index.search(
+            features.descriptors,
+            names=local.names,
+            exclude={gallery.ids[r] for r in barred | played},
+            top=shortlist.VOTED,
+        )
+        votes = {id: v for id, v in zip(found.photos, found.votes, strict=True) if id in row_of}
+        listed = shortlist.gather(
+            [gallery.ids[r] for r in near],
+            gallery.rows[near] @ gallery.rows[query],
+            votes,
+            lambda ids: gallery.rows[[row_of[i] for i in ids]] @ gallery.rows[query],
+            features,
+            local.features_of,
+            listed=neighbours,
+            checked=local.checked,
+            config=local.verify,
+        )
+        return _asked(gallery, query, listed, np.array([row_of[i] for i in listed.ids], np.int64), neighbours, features)
+
+    asked: list[Asked] = []
+    for done, query in enumerate(queries.tolist()):
+        answer = one(query)
+        if answer is not None:
+            asked.append(answer)
+        progress("measure", done + 1, len(queries))
+    return asked
+
+
+def _asked(
+    gallery: Gallery, query: int, listed: Shortlist, rows: IntArray, neighbours: int, features: LocalFeatures
+) -> Asked:
+    """The same candidates judged again as if the animal were not in the gallery."""
+    other = np.flatnonzero(gallery.individuals[rows] != gallery.individuals[query])
+    near = np.sort(listed.cosines[other])[::-1][:neighbours]
+    unknown = fusion.pair_features(
+        listed.cosines[other], near, listed.votes[other], [listed.verifications[i] for i in other], len(features)
+    )
+    return Asked(query, rows, listed.features, rows[other], unknown)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fused:
+    """A way to fuse, and the left-out photos as it answers them (out of fold where it was fitted on them)."""
+
+    fusion: Fusion
+    cases: LeftOut
+
+    @property
+    def map_at_5(self) -> float:
+        """Of known cases, known animals alone being ranked; 0 where there are none."""
+        ranks = self.cases.truth_rank[self.cases.known_case]
+        worth = np.where((ranks > 0) & (ranks <= decide.LABELS), 1 / np.maximum(ranks, 1), 0.0)
+        return float(worth.mean()) if len(worth) else 0.0
+
+
+def fused(gallery: Gallery, asked: Sequence[Asked], fusion_kind: Fusion, method: str) -> Fused:
+    """The answers of a fusion that was fitted elsewhere."""
+    known = [fusion_kind.scores(one.known) for one in asked]
+    unknown = [fusion_kind.scores(one.unknown) for one in asked]
+    return Fused(fusion_kind, _cases(gallery, asked, known, unknown, method))
+
+
+def fitted(gallery: Gallery, asked: Sequence[Asked], method: str) -> Fused | None:
+    """Trees fitted on all pairs of named animals, and the answers out of fold; None where there are too few pairs."""
+    blocks, animals, same = [], [], []
+    for one in asked:
+        own = gallery.individuals[one.row]
+        for rows, features in ((one.rows, one.known), (one.others, one.unknown)):
+            codes = gallery.individuals[rows]
+            blocks.append(features)
+            animals.append(np.stack([np.full(len(codes), own), codes], axis=1))
+            same.append((codes == own) & (own >= 0))
+    named = [(pair >= 0).all(axis=1) for pair in animals]
+    if not named:
+        return None
+    keep, features = np.concatenate(named), np.concatenate(blocks)
+    try:
+        found, scores = fusion.fit_trees(features[keep], np.concatenate(same)[keep], np.concatenate(animals)[keep])
+    except InputError:
+        return None
+    spread = np.full(len(keep), np.nan)
+    spread[keep] = scores
+    spread[~keep] = found.scores(features[~keep])
+    parts = np.split(spread, np.cumsum([len(block) for block in blocks])[:-1])
+    return Fused(found, _cases(gallery, asked, parts[0::2], parts[1::2], method))
+
+
+def _cases(
+    gallery: Gallery,
+    asked: Sequence[Asked],
+    known: Sequence[NDArray[np.float64]],
+    unknown: Sequence[NDArray[np.float64]],
+    method: str,
+) -> LeftOut:
+    """Both kinds of case from both lists of scores."""
+    photos = np.array([one.row for one in asked], np.int64)
+    kinds = []
+    for rows, scores in (([one.rows for one in asked], known), ([one.others for one in asked], unknown)):
+        width = max((len(r) for r in rows), default=0) + 1  # a −1 at the end says that nothing was cut off
+        near = np.full((len(asked), width), -1, np.int64)
+        value = np.zeros((len(asked), width))
+        for i, (row, score) in enumerate(zip(rows, scores, strict=True)):
+            order = np.argsort(-score, kind="stable")
+            near[i, : len(row)], value[i, : len(row)] = row[order], score[order]
+        kinds.append(decide.leave_one_out(photos, Neighbours(near, value), gallery.individuals, gallery.groups, method))
+    return decide.both_cases(kinds[0], kinds[1])

@@ -1,0 +1,221 @@
+"""A store's gallery searched by all its sources: vectors and local features of boxes → candidates, best first.
+
+One way for queries, evaluations and the nightly look at unknowns: nearest neighbours by the embedder, votes of the local
+index, geometry for the best of both, and the fusion that the store's fit chose. Reads the store, writes nothing but an
+index that was behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reid import fit, fusion, local, shortlist
+from reid.catalogue import AnnotationInfo
+from reid.errors import IndexStale
+from reid.fit import Fit
+from reid.fusion import Fusion
+from reid.index import Gallery, IdSet, Names
+from reid.index.local import Votes
+from reid.keypoints import LocalFeatures
+from reid.local import LocalSource
+from reid.records import Candidates, Side
+from reid.shortlist import Shortlist
+from reid.store import CALIBRATION, Store
+
+OPPOSITE: dict[Side, Side] = {"left": "right", "right": "left"}
+DEEPER = 4  # times as many neighbours, where the nearest show too few animals
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Probe:
+    """One box to be found again: `vector (d,)` as the gallery holds them, `features` of the box where there are any.
+
+    `species` restricts the gallery, empty for all; annotations in `exclude` are not compared with.
+    """
+
+    vector: NDArray[np.float32]
+    features: LocalFeatures | None = None
+    side: Side = "unknown"
+    species: str = ""
+    exclude: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Found:
+    """What the gallery has for a probe: candidates best first, what each source says of them (None by the embedder
+    alone), and what was left out on the way.
+    """
+
+    candidates: Candidates
+    shortlist: Shortlist | None = None
+    skipped: tuple[str, ...] = ()
+
+    def evidence(self, id: str) -> dict[str, float]:
+        """What spoke for one candidate: cosine and, where local features were asked, votes and inliers."""
+        if self.shortlist is None or id not in self.shortlist.ids:
+            return {}
+        row = self.shortlist.ids.index(id)
+        made = self.shortlist.verifications[row]
+        said = {"cosine": float(self.shortlist.cosines[row]), "votes": float(self.shortlist.votes[row])}
+        return said | ({"inliers": float(made.inliers)} if made else {})
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Searcher:
+    """A store opened for searching, once for many probes. `k` animals at least are looked for."""
+
+    store: Store
+    gallery: Gallery
+    fit: Fit | None
+    identities: int
+    k: int
+    local: LocalSource | None
+    names: Names | None
+    infos: dict[int, AnnotationInfo] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, store: Store, *, k: int) -> Searcher:
+        """Raises IndexStale, SnapshotCorrupt and what the catalogue raises."""
+        gallery = store.gallery()
+        found = fit.read(store, gallery.fingerprint)
+        if found is None and store.whitening(gallery) is not None and store.config.decision.threshold < 0:
+            raise IndexStale(
+                "nobody has measured where a new animal begins in this gallery, with these settings",
+                source=str(store.root / CALIBRATION),
+                next_step="reid reindex",
+            )
+        source, names = None, None
+        if found is not None and found.fusion.kind != "embedding":
+            source = LocalSource.open(store)
+            names = source.index.names(local.names_of(store.catalogue.labels()))
+        return cls(store, gallery, found, store.catalogue.counts().individuals, k, source, names)
+
+    @property
+    def fusion(self) -> Fusion:
+        """How the sources are fused: as the fit found best."""
+        return self.fit.fusion if self.fit else fusion.EMBEDDING
+
+    def find(self, probes: Sequence[Probe]) -> list[Found]:
+        """Candidates of each probe. What is known of them is in `infos` afterwards."""
+        found = [Found(Candidates((), ()))] * len(probes)
+        if not len(self.gallery):
+            return found
+        kinds = [(p.side, p.species) for p in probes]
+        for kind in sorted(set(kinds)):
+            rows = [i for i, one in enumerate(kinds) if one == kind]
+            some = [probes[i] for i in rows]
+            allow, exclude = self._filters(*kind)
+            near = self._nearest(some, allow, exclude)
+            answers = [Found(one) for one in near]
+            if self.local is not None and self.names is not None:
+                answers = self._fused(some, near, allow, exclude)
+            for row, answer in zip(rows, answers, strict=True):
+                found[row] = answer
+        return found
+
+    def info(self, id: str) -> AnnotationInfo:
+        """What is known of a candidate that was found."""
+        return self.infos[int(id)]
+
+    def code(self, id: str) -> int:
+        """The animal of a candidate; −1 where nobody knows it, or knows only that it was new."""
+        info = self.infos.get(int(id))
+        if info is None or info.individual is None or info.identity == self.store.config.decision.new_label:
+            return -1
+        return info.individual
+
+    def _filters(self, side: Side, species: str) -> tuple[set[str] | None, set[str]]:
+        """The annotations a query of this flank and species is compared with (None: all), and those it is not."""
+        catalogue = self.store.catalogue
+        allow = {str(a) for a in catalogue.annotations_of(species=[species])} if species else None
+        apart = side in OPPOSITE and (self.fit is None or self.fit.sides == "separate")
+        exclude = {str(a) for a in catalogue.annotations_of(sides=[OPPOSITE[side]])} if apart else set()
+        return allow, exclude
+
+    def _nearest(self, probes: Sequence[Probe], allow: set[str] | None, exclude: set[str]) -> list[Candidates]:
+        """By the embedder: as many neighbours as it takes to see enough animals."""
+        vectors = np.stack([p.vector for p in probes])
+        found = [Candidates((), ())] * len(probes)
+        allowed = None if allow is None else IdSet(allow)
+        own = any(p.exclude for p in probes)
+        barred = IdSet(exclude) if exclude else None
+        rows, k = list(range(len(probes))), self.store.config.gallery.neighbours
+        while rows:
+            without = [probes[i].exclude | exclude for i in rows] if own else barred
+            hits = self.gallery.search(vectors[rows], k, allow=allowed, exclude=without)
+            self._learn({int(i) for c in hits for i in c.ids})
+            for row, candidates in zip(rows, hits, strict=True):
+                found[row] = candidates
+            rows = [row for row in rows if len(found[row].ids) == k and self._too_few(found[row])]
+            k *= DEEPER
+        return found
+
+    def _learn(self, annotations: set[int]) -> None:
+        self.infos.update(self.store.catalogue.annotations(annotations - self.infos.keys()))
+
+    def _too_few(self, candidates: Candidates) -> bool:
+        """Whether the gallery has animals for more labels than these neighbours show."""
+        known = {code for i in candidates.ids if (code := self.code(i)) >= 0}
+        return len(known) < min(self.k, self.identities)
+
+    def _fused(
+        self, probes: Sequence[Probe], near: Sequence[Candidates], allow: set[str] | None, exclude: set[str]
+    ) -> list[Found]:
+        """The embedder's neighbours and the local index's votes, checked and fused."""
+        votes = self._votes(probes, allow, exclude)
+        self._learn({int(i) for one in votes for i in one.photos})
+        settings = self.store.config
+        listed = settings.gallery.neighbours
+        checked = [
+            shortlist.in_turn(one.ids, vote.photos, settings.local.verify)
+            for one, vote in zip(near, votes, strict=True)
+        ]
+        keys = local.keys(self.store, {int(i) for ids in checked for i in ids})
+        source = self.local
+        assert source is not None  # or this would not have been called
+
+        def one(at: int) -> Found:
+            probe, candidates, vote = probes[at], near[at], votes[at]
+            if probe.features is None:
+                return Found(candidates, None, ("local features: the box has none on file",))
+            gathered = shortlist.gather(
+                candidates.ids,
+                candidates.scores,
+                dict(zip(vote.photos, vote.votes, strict=True)),
+                lambda ids: self.gallery.vectors(list(ids)) @ probe.vector,
+                probe.features,
+                lambda id: source.features_of(keys, id),
+                listed=listed,
+                checked=settings.local.verify,
+                config=source.verify,
+            )
+            ids, scores = shortlist.ranked(gathered, self.fusion)
+            lacking = sum(1 for i in checked[at] if i in keys and not source.features.path(*keys[i]).exists())
+            skipped = (f"geometry: {lacking} of {len(checked[at])} gallery photos have no local features",)
+            return Found(Candidates(ids, scores), gathered, skipped if lacking else ())
+
+        return [one(at) for at in range(len(probes))]  # the libraries below use all processors by themselves
+
+    def _votes(self, probes: Sequence[Probe], allow: set[str] | None, exclude: set[str]) -> list[Votes]:
+        """The photos that each probe's descriptors vote for, as far as the gallery holds them, too."""
+        assert self.local is not None
+        index = self.local.index
+        out = []
+        for probe in probes:
+            if probe.features is None or not len(probe.features):
+                out.append(Votes((), ()))
+                continue
+            found = index.search(
+                probe.features.descriptors,
+                names=self.names,
+                allow=allow,
+                exclude=exclude | probe.exclude,
+                top=shortlist.VOTED,
+            )
+            there = [(p, v) for p, v in zip(found.photos, found.votes, strict=True) if p in self.gallery]
+            out.append(Votes(tuple(p for p, _ in there), tuple(v for _, v in there)))
+        return out

@@ -1,0 +1,101 @@
+"""One query's candidates from both sources → one list with P(same animal): union, geometry for the best, fusion.
+
+Pure orchestration of arrays and local features: the caller says where vectors and features come from, so that a query,
+the nightly look at unknowns and the measurement on left-out photos go exactly the same way. Knows annotation ids and
+features; no stores, no identities.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from reid import fusion, verify
+from reid.fusion import Fusion
+from reid.keypoints import LocalFeatures
+from reid.verify import Verification, VerifyConfig
+
+VOTED = 50
+"""Photos taken from the local index's list; those behind have next to no votes."""
+
+FeaturesOf = Callable[[str], LocalFeatures | None]
+CosinesOf = Callable[[Sequence[str]], ArrayLike]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Shortlist:
+    """Candidates of one query: `ids`, and rows of all that is known of each: `cosines`, `votes` (C,), verifications
+    (None where none was made), `features (C, F)` as in `reid.fusion.NAMES`.
+    """
+
+    ids: tuple[str, ...]
+    cosines: NDArray[np.float64]
+    votes: NDArray[np.float64]
+    verifications: tuple[Verification | None, ...]
+    features: NDArray[np.float32]
+
+
+def gather(
+    near: Sequence[str],
+    cosines: ArrayLike,
+    votes: Mapping[str, float],
+    cosines_of: CosinesOf,
+    query: LocalFeatures,
+    features_of: FeaturesOf,
+    *,
+    listed: int,
+    checked: int,
+    config: VerifyConfig,
+) -> Shortlist:
+    """The union of `near` (best first, with `cosines`) and `votes` (best first), the best of each checked by geometry.
+
+    `listed` is how many of `near` are the yardstick of a cosine's standing (the same at fitting and asking); `checked`
+    pairs at most are verified, taken from both lists in turn.
+    """
+    voted = [id for id in list(votes)[:VOTED] if id not in set(near)]
+    own = np.asarray(cosines, np.float64)
+    further = np.asarray(cosines_of(voted), np.float64).reshape(-1) if voted else np.empty(0)
+    ids = (*near, *voted)
+    every = np.concatenate([own, further])
+    vote = np.array([votes.get(id, 0.0) for id in ids], np.float64)
+    chosen = in_turn(near, list(votes), checked)
+    made = verified(query, chosen, features_of, config)
+    verifications = tuple(made.get(id) for id in ids)
+    rows = fusion.pair_features(every, own[:listed], vote, verifications, len(query))
+    return Shortlist(ids, every, vote, verifications, rows)
+
+
+def in_turn(first: Sequence[str], second: Sequence[str], most: int) -> list[str]:
+    """At most `most` different ids, taken from both lists in turn, best first."""
+    chosen: dict[str, None] = {}
+    for place in range(max(len(first), len(second))):
+        for ids in (first, second):
+            if place < len(ids) and len(chosen) < most:
+                chosen.setdefault(ids[place])
+        if len(chosen) >= most:
+            break
+    return list(chosen)
+
+
+def verified(
+    query: LocalFeatures, ids: Sequence[str], features_of: FeaturesOf, config: VerifyConfig
+) -> dict[str, Verification]:
+    """Geometry of the query against each candidate whose features are at hand."""
+    if not len(query):
+        return {}
+    there = [(id, features) for id in ids if (features := features_of(id)) is not None]
+    return dict(
+        zip(
+            [id for id, _ in there], verify.verify_many(query, [features for _, features in there], config), strict=True
+        )
+    )
+
+
+def ranked(shortlist: Shortlist, fused: Fusion) -> tuple[tuple[str, ...], tuple[float, ...]]:
+    """Ids and scores, best first; equal scores by cosine, then in the order given."""
+    scores = fused.scores(shortlist.features)
+    order = np.lexsort((-shortlist.cosines, -scores))
+    return tuple(shortlist.ids[i] for i in order), tuple(scores[order].tolist())
