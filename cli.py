@@ -37,7 +37,7 @@ networks = typer.Typer(
 app.add_typer(people, name="individuals")
 app.add_typer(networks, name="models")
 
-EXITS = {"match": 0, "new": 0, "error": 1, "no_candidates": 4, "no_detection": 5, "index_stale": 6}
+EXITS = {"match": 0, "new": 0, "review": 0, "error": 1, "no_candidates": 4, "no_detection": 5, "index_stale": 6}
 LEFT_OUT = 3
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
@@ -401,7 +401,48 @@ def status(context: typer.Context, json: Json = False) -> None:
     if json:
         console.as_json(found)
         return
-    console.table(("", ""), [(k.replace("_", " "), v) for k, v in asdict(found).items()])
+    rows = asdict(found) | {
+        "promise": "; ".join(console.promises(found.promise)),
+        "warnings": "; ".join(found.warnings),
+    }
+    console.table(("", ""), [(k.replace("_", " "), v) for k, v in rows.items()])
+
+
+@app.command()
+def calibrate(
+    context: typer.Context,
+    false_match: Annotated[
+        float, typer.Option(help="Of the answers given as matches, the share that may be wrong.")
+    ] = 0.01,
+    false_new: Annotated[float, typer.Option(help="Of the animals called new, the share that may be known.")] = 0.05,
+    confidence: Annotated[float, typer.Option(help="How sure to be of that, over the choice of photos.")] = 0.95,
+    off: Annotated[bool, typer.Option("--off", help="Promise nothing any more: match or new, never review.")] = False,
+    json: Json = False,
+) -> None:
+    """Let queries answer match or new only at an error rate measured on this gallery; the rest is for a person to review.
+
+    Photos of the gallery that were left out, with their animal and without it, say what the rates cost and whether there are
+    enough of them to promise any; a rate that they cannot support is refused, with the number that would do.
+
+    Example: reid calibrate --false-match 0.01 && reid query new.jpg
+    """
+    from reid import console, fit
+
+    for name, value in (("--false-match", false_match), ("--false-new", false_new), ("--confidence", confidence)):
+        if not 0 < value < 1:
+            raise typer.BadParameter(f"{value} is not between 0 and 1", param_hint=name)
+    with _store(context) as store:
+        if off:
+            fit.forget_rates(store)
+            found = {}
+        else:
+            made = fit.calibrate_rates(store, false_match=false_match, false_new=false_new, confidence=confidence)
+            found = made.policy.to_dict() if made.policy else {}
+    if json:
+        console.as_json(found)
+        return
+    for line in console.promises(found) or ["nothing is promised: queries answer match or new by one threshold"]:
+        typer.echo(line)
 
 
 @app.command()

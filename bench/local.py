@@ -41,7 +41,9 @@ def main() -> None:
     parser.add_argument("--grow", default="5000,20000", help="photos to grow to, separated by commas; empty for none")
     parser.add_argument("--probes", default=str(PROBES), help="cells looked into; several, separated by commas")
     parser.add_argument("--rendered", action="store_true", help="rendered flukes even where real photos are")
-    parser.add_argument("--keep", type=Path, default=ROOT / ".bench" / "local", help="where descriptors are kept between runs")
+    parser.add_argument(
+        "--keep", type=Path, default=ROOT / ".bench" / "local", help="where descriptors are kept between runs"
+    )
     options = parser.parse_args()
     gallery, animals, what = described(options.photos, options.rendered, options.keep)
     ids = [f"p{number:05d}" for number in range(len(gallery))]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from datetime import datetime
@@ -101,8 +101,9 @@ def answers(given: Sequence[Answer], truth: Sequence[str] = ()) -> None:
             out.print(Text(f"{names}: {answer.status}{said}. {answer.message}", style="bold"))
             continue
         table = Table(title=Text(f"{names}: {answer.status}{said}"), title_justify="left", title_style="bold")
-        for heading in ("", "individual", "score", "P(same)", "photos", "best photo"):
-            table.add_column(heading, justify="right" if heading in ("", "score", "P(same)", "photos") else "left")
+        checked = any("inliers" in label.evidence for label in answer.labels)
+        for heading in ("", "individual", "score", "P(same)", *(["points"] if checked else []), "photos", "best photo"):
+            table.add_column(heading, justify="left" if heading in ("individual", "best photo") else "right")
         for rank, label in enumerate(answer.labels, 1):
             chance = "–" if label.probability is None else f"{label.probability:.0%}"
             row = (
@@ -110,6 +111,7 @@ def answers(given: Sequence[Answer], truth: Sequence[str] = ()) -> None:
                 label.label,
                 f"{label.score:.3f}",
                 chance,
+                *([f"{label.evidence['inliers']:.0f}" if "inliers" in label.evidence else "–"] if checked else []),
                 str(label.n_photos or "–"),
                 Path(label.photo or "–").name,
             )
@@ -121,8 +123,32 @@ def answers(given: Sequence[Answer], truth: Sequence[str] = ()) -> None:
                 f"compared with {answer.compared.photos} photos of {answer.compared.identities} individuals{filters}; model {answer.model}"
             )
         )
-        if answer.message:
-            out.print(Text(answer.message, style="yellow"))
+        if answer.status == "review":
+            out.print(
+                Text("a person should look: the promised error rate allows neither match nor new", style="yellow")
+            )
+        for text in (*answer.stages_skipped, answer.message):
+            if text:
+                out.print(Text(text, style="yellow"))
+
+
+def promises(policy: Mapping[str, Any]) -> list[str]:
+    """In words what a policy (`reid.promise.Policy.to_dict`) promises or refuses; nothing for an empty one."""
+    lines = []
+    for kind, name in (("matches", "match"), ("new", "new")):
+        one = policy.get(kind)
+        if one is None:
+            continue
+        if one["threshold"] is None:
+            lines.append(f"{name}: refused; {one['reason']}")
+            continue
+        side = "from" if kind == "matches" else "below"
+        lines.append(
+            f"{name} {side} score {one['threshold']:.3f}: {one['reason']}; measured {one['measured']:.1%}, at most "
+            f"{one['upper']:.1%}; decides {one['automatic']:.0%} [{one['automatic_low']:.0%}, {one['automatic_high']:.0%}] "
+            f"of queries; {one['photos']} photos of {one['animals']} animals behind it"
+        )
+    return lines
 
 
 def explained(explanation: Explanation) -> None:

@@ -262,9 +262,11 @@ def _explained(found: Comparison, a: str, b: str, label: str, written: dict[str,
 
 def _verdict(answer: Answer) -> str:
     if answer.labels:
-        return {"match": f"match: {answer.labels[0].label}", "new": "a new individual"}.get(
-            answer.status, answer.status
-        )
+        return {
+            "match": f"match: {answer.labels[0].label}",
+            "new": "a new individual",
+            "review": "for a person to review",
+        }.get(answer.status, answer.status)
     return answer.status.replace("_", " ")
 
 

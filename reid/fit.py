@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime
 from functools import lru_cache
 from typing import Any, Literal
@@ -19,14 +19,17 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from reid import calibrate, decide, duplicates, fusion, local, measure, whiten
+from reid import calibrate, decide, duplicates, fusion, local, measure, promise, whiten
 from reid.calibrate import Calibration
 from reid.catalogue import Catalogue, Labels
 from reid.decide import LeftOut, Neighbours, NewThreshold
 from reid.embed import unit_rows
+from reid.errors import InputError
 from reid.fusion import Fusion
 from reid.intervals import bootstrap_interval
 from reid.keypoints import LocalFeatures
+from reid.promise import Policy
+from reid.risk import Cases
 from reid.store import CALIBRATION, Store
 
 CURVES = ("curve", "curve_new")
@@ -46,7 +49,8 @@ Sides = Literal["separate", "together"]
 @dataclass(frozen=True, slots=True)
 class Fit:
     """What the last fit found. `threshold` is the score at which the new-individual label stands; `gallery` and `local`
-    are the fingerprints it holds for; `sides` says whether opposite flanks are compared.
+    are the fingerprints it holds for; `sides` says whether opposite flanks are compared. `cases` are the left-out
+    photos' scores, on which a `policy` of stated error rates can be measured at any time.
     """
 
     gallery: str
@@ -61,6 +65,8 @@ class Fit:
     curve_new: Calibration | None
     report: dict[str, Any]
     made: str
+    cases: Cases
+    policy: Policy | None = None
 
 
 def read(store: Store, gallery_fingerprint: str) -> Fit | None:
@@ -71,7 +77,9 @@ def read(store: Store, gallery_fingerprint: str) -> Fit | None:
                 parts: dict[str, Any] = {
                     name: Calibration.from_dict(raw[name]) if raw[name] else None for name in CURVES
                 }
-                return Fit(**(raw | parts | {"fusion": Fusion.from_dict(raw["fusion"])}))
+                parts["policy"] = Policy.from_dict(raw["policy"]) if raw["policy"] else None
+                parts |= {"fusion": Fusion.from_dict(raw["fusion"]), "cases": Cases.from_dict(raw["cases"])}
+                return Fit(**(raw | parts))
             except (AttributeError, KeyError, TypeError, ValueError):
                 return None
     return None
@@ -109,6 +117,7 @@ def fit(store: Store, *, progress: Progress = local.quiet) -> Fit:
     found = decide.choose_threshold(cases, objective=settings.objective, new_share=settings.share_new, default=default)
     if found.basis == "default":
         whitening = None  # the defaults hold for raw vectors
+    gathered_cases = Cases.of(cases)
     result = Fit(
         gallery=store.fingerprint if whitening is None else f"{store.fingerprint}/{whitening.name}",
         local=local.fingerprint(store),
@@ -122,6 +131,8 @@ def fit(store: Store, *, progress: Progress = local.quiet) -> Fit:
         curve_new=_curve(cases, found, of_new=True),
         report={k: v for k, v in asdict(found).items() if not (isinstance(v, float) and math.isnan(v))},
         made=datetime.now().isoformat(timespec="seconds"),
+        cases=gathered_cases,
+        policy=_renewed(store, gathered_cases),
     )
     write(store, result)
     store.rebuild(whitening)
@@ -132,9 +143,45 @@ def write(store: Store, result: Fit) -> None:
     """Put a fit on file, those of other galleries kept behind it."""
     earlier = [one for one in _kept(store) if one.get("gallery") not in (None, result.gallery)][:EARLIER]
     plain = {name: curve.to_dict() if (curve := getattr(result, name)) else None for name in CURVES}
-    plain["fusion"] = result.fusion.to_dict()
+    plain |= {"fusion": result.fusion.to_dict(), "cases": result.cases.to_dict()}
+    plain["policy"] = result.policy.to_dict() if result.policy else None
     rest = {f.name: getattr(result, f.name) for f in fields(result) if f.name not in plain}
     store.write_json(CALIBRATION, rest | plain | {"earlier": earlier})
+
+
+def calibrate_rates(store: Store, *, false_match: float, false_new: float, confidence: float) -> Fit:
+    """Thresholds that keep these error rates, measured on the left-out photos of the present fit, and put in force.
+
+    Raises:
+        InputError: there is no fit of this gallery, or it was measured on nothing.
+    """
+    found = read(store, store.gallery().fingerprint)
+    if found is None or not (len(found.cases.known_score) and len(found.cases.unknown_score)):
+        raise InputError(
+            "there are no left-out photos to measure on", source=str(store.root), next_step="enrol named photos first"
+        )
+    share = store.config.decision.share_new
+    policy = promise.choose_policy(found.cases, false_match, false_new, confidence, share)
+    changed = replace(found, policy=policy)
+    write(store, changed)
+    return changed
+
+
+def forget_rates(store: Store) -> None:
+    """Back to the one threshold: nothing is promised any more."""
+    found = read(store, store.gallery().fingerprint)
+    if found is not None:
+        write(store, replace(found, policy=None))
+
+
+def _renewed(store: Store, cases: Cases) -> Policy | None:
+    """The promise that is in force, measured again on these cases."""
+    for raw in _kept(store)[:1]:
+        if raw.get("policy"):
+            old = Policy.from_dict(raw["policy"])
+            share = store.config.decision.share_new
+            return promise.choose_policy(cases, old.matches.rate, old.new.rate, old.matches.confidence, share)
+    return None
 
 
 def sides_policy(store: Store, labels: Labels, vectors: NDArray[np.float32], *, whitened: bool) -> Sides:

@@ -26,7 +26,8 @@ from reid.images import hamming, printable
 from reid.index import Gallery
 from reid.intake import Prepared
 from reid.keypoints import KeypointConfig
-from reid.records import Answer, Box, Compared, Failure, IdentityScore, Side, Sighting
+from reid.promise import Policy
+from reid.records import Answer, Box, Compared, Failure, IdentityScore, Side, Sighting, Status
 from reid.search import OPPOSITE, Found, Probe, Searcher
 from reid.store import Store
 
@@ -94,7 +95,7 @@ class Identifier:
         if fixed >= 0:
             return fixed
         if self.fit:
-            return self.fit.threshold
+            return self.fit.policy.within(self.fit.threshold) if self.fit.policy else self.fit.threshold
         return float(self.store.embedder.card.extra.get("threshold", decide.DEFAULT_THRESHOLD))
 
     def answers(self, queries: Sequence[Query], *, observe: Observe | None = None) -> list[Answer]:
@@ -158,7 +159,11 @@ class Identifier:
             )
             return replace(base, status="no_candidates", message=f"{trouble + '; ' if trouble else ''}{step}")
         labels = self._labels(ranking, found)
-        status = decide.status_of([label.label for label in labels], self._new_label)
+        status: Status = decide.status_of([label.label for label in labels], self._new_label)
+        policy = self.fit.policy if self.fit else None
+        if policy is not None:
+            status = policy.verdict(float(ranking.scores[0]))
+            base = replace(base, promise=_promised(policy))
         return replace(base, status=status, labels=labels, message=trouble)
 
     def _ranking(self, one: _Asked, found: Sequence[Found]) -> Ranking:
@@ -208,6 +213,16 @@ class Identifier:
         chance_new = float(curve_new.probability(-scores[:1])[0]) if curve_new else None
         new = IdentityScore(new_label, self.threshold, chance_new, is_new=True)
         return tuple(new if label == new_label else known[label] for label in order)
+
+
+def _promised(policy: Policy) -> dict[str, float | None]:
+    return {
+        "match_at": policy.matches.threshold,
+        "new_at": policy.new.threshold,
+        "false_match": policy.matches.rate,
+        "false_new": policy.new.rate,
+        "confidence": policy.matches.confidence,
+    }
 
 
 def identify(store: Store, queries: Sequence[Query]) -> list[Answer]:

@@ -14,8 +14,9 @@ Learn then Test, 2021), each test by the exact binomial (Clopper & Pearson 1934)
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -227,6 +228,32 @@ class Policy:
     def automatic(self) -> float:
         """Expected share of queries that no person has to look at."""
         return self.matches.automatic + self.new.automatic
+
+    def within(self, threshold: float) -> float:
+        """`threshold` moved between `new_at` and `match_at`, so that the order of labels agrees with the verdict."""
+        if self.new.threshold is not None:
+            threshold = max(threshold, self.new.threshold)
+        return threshold if self.matches.threshold is None else min(threshold, self.matches.threshold)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; what is not a number becomes null."""
+        return {name: _plain(asdict(one)) for name, one in (("matches", self.matches), ("new", self.new))}
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> Policy:
+        """Inverse of `to_dict`. KeyError or TypeError for what it cannot have written."""
+        return cls(Promise(**_numbers(raw["matches"])), Promise(**_numbers(raw["new"])))
+
+
+_MAY_LACK = ("threshold", "needed")  # None means something there; elsewhere it stands for "not a number"
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in values.items()}
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: math.nan if v is None and k not in _MAY_LACK else v for k, v in values.items()}
 
 
 def choose_policy(

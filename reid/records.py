@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 Side = Literal["left", "right", "front", "back", "top", "bottom", "unknown"]
-Status = Literal["match", "new", "no_candidates", "no_detection", "index_stale", "error"]
+Status = Literal["match", "new", "review", "no_candidates", "no_detection", "index_stale", "error"]
 BoxOrigin = Literal["table", "detector", "whole", "user"]
 
 
@@ -134,9 +134,11 @@ class Compared:
 class Answer:
     """The reply to one query (a photo, or all photos of an encounter).
 
-    `labels` best first, at most five, the new-individual label among them where its threshold puts it; empty unless `status`
-    is `match` or `new`. `threshold` is the score at which the new-individual label stands. `message` says in words what
-    happened and, where something is wrong, the next step. `seconds` per stage.
+    `labels` best first, at most five, the new-individual label among them where its threshold puts it; empty unless
+    `status` is `match`, `new` or `review` (a promised error rate does not allow to decide: a person should look).
+    `threshold` is the score at which the new-individual label stands. `message` says in words what happened and, where
+    something is wrong, the next step. `seconds` per stage; `stages_skipped` what was left out on the way and why.
+    `promise` has the thresholds `match_at` and `new_at` (None: refused) and the rates they keep, where there is one.
     """
 
     status: Status
@@ -149,3 +151,4 @@ class Answer:
     boxes: tuple[Box, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
     stages_skipped: tuple[str, ...] = ()
+    promise: dict[str, float | None] = field(default_factory=dict)

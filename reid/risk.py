@@ -14,8 +14,9 @@ design effect 1 + (b − 1)ρ, b the photos an animal has in the mixture, averag
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -61,6 +62,33 @@ class Cases:
             left_out.other_scores[unknown, 0],
             left_out.identity[unknown],
         )
+
+    def to_dict(self) -> dict[str, list[float]]:
+        """Plain values for JSON, scores to six digits; −∞ (nothing to match with) becomes null."""
+        return {
+            "known_score": [round(x, 6) if math.isfinite(x) else None for x in self.known_score.tolist()],
+            "known_wrong": self.known_wrong.astype(int).tolist(),
+            "known_animal": self.known_animal.tolist(),
+            "unknown_score": [round(x, 6) for x in self.unknown_score.tolist()],
+            "unknown_animal": self.unknown_animal.tolist(),
+        }
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> Cases:
+        """Inverse of `to_dict`. KeyError, TypeError or ValueError for what it cannot have written."""
+        known = np.array([-np.inf if x is None else x for x in raw["known_score"]], np.float64)
+        found = cls(
+            known,
+            np.array(raw["known_wrong"], np.bool_),
+            np.array(raw["known_animal"], np.int64),
+            np.array(raw["unknown_score"], np.float64),
+            np.array(raw["unknown_animal"], np.int64),
+        )
+        if not len(known) == len(found.known_wrong) == len(found.known_animal):
+            raise ValueError("known cases of different lengths")
+        if len(found.unknown_score) != len(found.unknown_animal):
+            raise ValueError("unknown cases of different lengths")
+        return found
 
 
 # How much the cases are worth ----------------------------------------------------------------------

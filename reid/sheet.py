@@ -28,7 +28,11 @@ def write_sheet(store: Store, answer: Answer, target: Path) -> Path:
     candidates = [_candidate(store, rank, label) for rank, label in enumerate(answer.labels, 1)]
     photos, animals = answer.compared.photos, answer.compared.identities
     heading = (
-        {"match": f"match: {answer.labels[0].label}", "new": "a new individual"}.get(answer.status, answer.status)
+        {
+            "match": f"match: {answer.labels[0].label}",
+            "new": "a new individual",
+            "review": "for a person to review",
+        }.get(answer.status, answer.status)
         if answer.labels
         else answer.status
     )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from reid import fit
+from reid import fit, risk
 from reid.errors import IndexStale, SnapshotCorrupt
 from reid.index import Gallery
 from reid.store import Store
@@ -12,7 +13,11 @@ from reid.store import Store
 
 @dataclass(frozen=True, slots=True)
 class StoreStatus:
-    """Counts of the catalogue and the state of the index; `index` is `current`, `behind`, `stale`, `corrupt` or `none`."""
+    """Counts of the catalogue and the state of the index; `index` is `current`, `behind`, `stale`, `corrupt` or `none`.
+
+    `sources` is what answers rest on (`embedding`, or with local features `prior` or `trees`), `opposite_sides` whether
+    left and right flanks are compared (`together`, `separate`), `promise` the error rates that were measured.
+    """
 
     store: str
     model: str
@@ -29,6 +34,10 @@ class StoreStatus:
     index_revision: int
     threshold: float | None
     threshold_basis: str
+    sources: str
+    opposite_sides: str
+    promise: dict[str, Any]
+    warnings: tuple[str, ...]
 
 
 def status(store: Store) -> StoreStatus:
@@ -68,4 +77,15 @@ def status(store: Store) -> StoreStatus:
         index_revision,
         fitted.threshold if fitted else None,
         fitted.basis if fitted else "",
+        fitted.fusion.kind if fitted else "",
+        fitted.sides if fitted else "",
+        fitted.policy.to_dict() if fitted and fitted.policy else {},
+        _warnings(fitted, indexed),
     )
+
+
+def _warnings(fitted: fit.Fit | None, photos: int) -> tuple[str, ...]:
+    """What has changed so much since the last measurement that its error rates may no longer hold."""
+    if fitted is None or fitted.policy is None:
+        return ()
+    return risk.drift((), (), fitted.photos, photos).reasons
