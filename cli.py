@@ -438,11 +438,15 @@ def calibrate(
         else:
             made = fit.calibrate_rates(store, false_match=false_match, false_new=false_new, confidence=confidence)
             found = made.policy.to_dict() if made.policy else {}
+    refused = bool(found) and all(one["threshold"] is None for one in found.values())
     if json:
         console.as_json(found)
-        return
-    for line in console.promises(found) or ["nothing is promised: queries answer match or new by one threshold"]:
-        typer.echo(line)
+    else:
+        for line in console.promises(found) or ["nothing is promised: queries answer match or new by one threshold"]:
+            typer.echo(line)
+    if refused:
+        typer.echo("error: nothing can be promised from these photos; nothing was changed", err=True)
+        raise typer.Exit(1)
 
 
 @app.command()

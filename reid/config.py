@@ -16,6 +16,7 @@ from reid.errors import ConfigError
 
 Objective = Literal["map_at_5", "balanced", "geometric"]
 OppositeSides = Literal["auto", "never", "always"]
+ViewSet = Literal["one", "scales", "boxes"]
 LocalModel = Literal["homography", "affine", "similarity"]
 
 
@@ -45,6 +46,7 @@ class EmbedderConfig:
     device: str = "cpu"  # cpu (OpenVINO) or cuda (torch)
     threads: int = 0  # 0: all cores
     mirror: bool = False  # True: average each vector with that of the mirrored crop (twice the time)
+    views: ViewSet = "one"  # one box; scales: also 10 and 20 % wider; boxes: also shifted by 5 % four ways
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +128,7 @@ model = "auto"           # auto: settled at the first enrolment; `reid models li
 device = "cpu"           # cpu or cuda
 threads = 0              # 0: all cores
 mirror = false           # true: mirrored crops averaged in (twice the time)
+views = "one"            # scales: boxes 10 and 20 % wider averaged in; boxes: shifted by 5 % four ways (3 and 5 times)
 
 [local]
 use = true               # local features beside the embedder, as far as they help on this gallery; false: never
@@ -221,6 +224,10 @@ def _check(config: Config, source: str) -> None:
         (config.local.verify >= 0, "local.verify must be 0 or more"),
         (config.local.model in get_args(LocalModel), f"local.model must be one of {', '.join(get_args(LocalModel))}"),
         (config.embedder.device in ("cpu", "cuda"), "embedder.device must be cpu or cuda"),
+        (
+            config.embedder.views in get_args(ViewSet),
+            f"embedder.views must be one of {', '.join(get_args(ViewSet))}",
+        ),
         (config.embedder.threads >= 0, "embedder.threads must be 0 or more"),
         (config.encounters.max_gap_minutes >= 0, "encounters.max_gap_minutes must be 0 or more"),
         (config.encounters.max_km >= 0, "encounters.max_km must be 0 or more"),

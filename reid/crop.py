@@ -8,7 +8,7 @@ Knows pixels, boxes and preprocessing; no files, no identities.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -34,6 +34,18 @@ class View:
 
 
 PLAIN = View()
+VIEWS: dict[str, tuple[View, ...]] = {
+    "one": (PLAIN,),
+    "scales": (PLAIN, View(widen=0.1), View(widen=0.2)),
+    "boxes": (PLAIN, View(shift_x=0.05), View(shift_x=-0.05), View(shift_y=0.05), View(shift_y=-0.05)),
+}
+"""Views whose vectors are averaged, by the name that settings give them."""
+
+
+def views_named(name: str, *, mirror: bool) -> tuple[View, ...]:
+    """A set of `VIEWS`, with `mirror` each of them mirrored as well."""
+    plain = VIEWS[name]
+    return (*plain, *(replace(view, mirror=True) for view in plain)) if mirror else plain
 
 
 def whole(width: int, height: int) -> Box:

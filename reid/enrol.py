@@ -59,7 +59,7 @@ class EnrolReport:
 
 def views_of(store: Store) -> tuple[crop.View, ...]:
     """The views whose vectors are averaged, as the settings ask."""
-    return (crop.PLAIN, crop.View(mirror=True)) if store.config.embedder.mirror else (crop.PLAIN,)
+    return crop.views_named(store.config.embedder.views, mirror=store.config.embedder.mirror)
 
 
 def embed_views(embedder: Embedder, crops: NDArray[np.uint8], views: int) -> NDArray[np.float32]:

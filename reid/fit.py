@@ -150,7 +150,8 @@ def write(store: Store, result: Fit) -> None:
 
 
 def calibrate_rates(store: Store, *, false_match: float, false_new: float, confidence: float) -> Fit:
-    """Thresholds that keep these error rates, measured on the left-out photos of the present fit, and put in force.
+    """Thresholds that keep these error rates, measured on the left-out photos of the present fit, and put in force;
+    where both are refused, all stays as it was.
 
     Raises:
         InputError: there is no fit of this gallery, or it was measured on nothing.
@@ -163,7 +164,8 @@ def calibrate_rates(store: Store, *, false_match: float, false_new: float, confi
     share = store.config.decision.share_new
     policy = promise.choose_policy(found.cases, false_match, false_new, confidence, share)
     changed = replace(found, policy=policy)
-    write(store, changed)
+    if policy.matches.threshold is not None or policy.new.threshold is not None:
+        write(store, changed)
     return changed
 
 

@@ -235,7 +235,7 @@ def adopt(store: Store, candidate: Candidate) -> None:
     Raises:
         StoreError, CatalogueError: what was before is in force.
     """
-    fingerprint = models.read_card(candidate.folder).fingerprint + ("+mirror" if store.config.embedder.mirror else "")
+    fingerprint = store.fingerprint_with(models.read_card(candidate.folder))
     for at in range(0, len(candidate.annotations), 512):
         part = slice(at, at + 512)
         store.catalogue.put_embeddings(fingerprint, candidate.annotations[part].tolist(), candidate.vectors[part])

@@ -133,9 +133,14 @@ class Store:
 
     @property
     def fingerprint(self) -> str:
-        """Of the raw vectors that this store makes now: the model's, and whether mirrored crops are averaged in."""
-        own = self.embedder.card.fingerprint
-        return f"{own}+mirror" if self.config.embedder.mirror else own
+        """Of the raw vectors that this store makes now: the model's, and which views are averaged in."""
+        return self.fingerprint_with(self.embedder.card)
+
+    def fingerprint_with(self, card: models.ModelCard) -> str:
+        """Of the vectors that another model would make with these settings."""
+        settings = self.config.embedder
+        views = f"+{settings.views}" if settings.views != "one" else ""
+        return f"{card.fingerprint}{views}{'+mirror' if settings.mirror else ''}"
 
     @property
     def index_folder(self) -> Path:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from reid.crop import View, cut, cut_views, whole
+from reid.crop import PLAIN, View, cut, cut_views, views_named, whole
 from reid.models import Preprocessing
 from reid.records import Box
 
@@ -62,3 +62,13 @@ def test_no_box_gives_an_empty_crop(box: Box) -> None:
 
 def test_the_whole_photos_box_says_so() -> None:
     assert whole(640, 480) == Box(0.0, 0.0, 640.0, 480.0, confidence=0.0, origin="whole")
+
+
+def test_named_views_are_those_that_settings_promise() -> None:
+    assert views_named("one", mirror=False) == (PLAIN,)
+    assert [view.widen for view in views_named("scales", mirror=False)] == [0.0, 0.1, 0.2]
+    moved = {(view.shift_x, view.shift_y) for view in views_named("boxes", mirror=False)}
+    assert moved == {(0.0, 0.0), (0.05, 0.0), (-0.05, 0.0), (0.0, 0.05), (0.0, -0.05)}
+    both = views_named("scales", mirror=True)
+    assert [view.mirror for view in both] == [False] * 3 + [True] * 3
+    assert {view.widen for view in both if view.mirror} == {0.0, 0.1, 0.2}
