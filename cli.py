@@ -454,6 +454,7 @@ def evaluate(
     gallery: Annotated[Path, typer.Argument(help="Table of known photos.")],
     queries: Annotated[Path, typer.Argument(help="Table of query photos with their true identities.")],
     model: Annotated[Path | None, typer.Option(help="A model directory; else the default model.")] = None,
+    settings: Annotated[Path | None, typer.Option(help="A reid.toml to measure; else the default settings.")] = None,
     dedup: Annotated[bool, typer.Option(help="Drop queries that are near-duplicates of gallery photos.")] = False,
     root: Root = None,
     json: Json = False,
@@ -466,7 +467,7 @@ def evaluate(
     from reid.evaluate import evaluate as run
 
     with _errors(), console.progress(json) as show:
-        found = run(gallery, queries, model=model, dedup=dedup, root=root, progress=show)
+        found = run(gallery, queries, model=model, settings=settings, dedup=dedup, root=root, progress=show)
     if json:
         console.as_json(found.to_json())
         return

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from reid import duplicates, enrol, images, intake, metrics
+from reid import config, duplicates, enrol, images, intake, metrics
 from reid.enrol import Progress, quiet
 from reid.errors import InputError, ReidError
 from reid.exchange import SightingList, read_sources
@@ -31,7 +31,7 @@ from reid.intervals import bootstrap_interval, group_means
 from reid.pipeline import Identifier, Query
 from reid.records import Answer, Failure, Sighting
 from reid.search import Found
-from reid.store import Store
+from reid.store import SETTINGS, Store
 
 NEAR_DUPLICATE_BITS = 2
 MAP_DEPTH = 2000  # gallery photos ranked for mAP; what lies deeper counts as not found
@@ -78,12 +78,14 @@ def evaluate(
     queries: Path,
     *,
     model: Path | None = None,
+    settings: Path | None = None,
     dedup: bool = False,
     root: Path | None = None,
     progress: Progress = quiet,
 ) -> Evaluation:
-    """Measure on two tables (wildlife-datasets columns, or any other that enrolment reads). `model` is a model directory; `dedup` drops queries
-    whose photo is a near-duplicate of a gallery photo.
+    """Measure on two tables (wildlife-datasets columns, or any other that enrolment reads). `model` is a model
+    directory, `settings` a `reid.toml` other than the default; `dedup` drops queries whose photo is a near-duplicate of
+    a gallery photo.
 
     Raises:
         TableError: a table cannot be read. InputError: no named gallery photo, or no query, is left.
@@ -91,7 +93,7 @@ def evaluate(
     begun = time.perf_counter()
     known = read_sources([gallery], root=root, keep_boxless=True)
     asked = read_sources([queries], root=root, keep_boxless=True)
-    with tempfile.TemporaryDirectory(prefix="reid-evaluate-") as folder, _store(Path(folder), model) as store:
+    with tempfile.TemporaryDirectory(prefix="reid-evaluate-") as folder, _store(Path(folder), model, settings) as store:
         taken = enrol.enrol(store, known.sightings, who="evaluate", progress=progress)
         enrolled = time.perf_counter()
         sightings, dropped, lost = _queries(store, asked, dedup)
@@ -111,9 +113,15 @@ def evaluate(
     )
 
 
-def _store(folder: Path, model: Path | None) -> Store:
-    """A fresh store, using the model directory `model` where one is given."""
+def _store(folder: Path, model: Path | None, settings: Path | None) -> Store:
+    """A fresh store, using the model directory `model` and the `settings` where they are given."""
     store = Store.create(folder / "store", model=model.name if model else "")
+    if settings is not None:
+        config.load(settings)  # raises for what is wrong, naming the user's own file
+        text = settings.read_text(encoding="utf-8")
+        (store.root / SETTINGS).write_text(text, encoding="utf-8")
+        store.close()
+        store = Store.open(store.root)
     if model is not None:
         store.models_folder.mkdir(exist_ok=True)
         (store.models_folder / model.name).symlink_to(model.resolve(), target_is_directory=True)

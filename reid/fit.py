@@ -36,7 +36,7 @@ CURVES = ("curve", "curve_new")
 GROWTH = 1.5  # times the photos of the last fit, at which a new one is due
 LEAST_GROWTH = 50  # photos that must have been added all the same
 MOST_QUERIES = 1000
-MOST_FUSED = 500  # left-out photos that go through local features and geometry too
+MOST_FUSED = 1000  # left-out photos that go through local features and geometry too
 FEATURES_HELD = 2000  # photos whose local features are held in memory while measuring (about 150 kB each)
 EARLIER = 3  # fits of earlier galleries that are kept, in case the new gallery never comes into force
 MOST_GALLERY = 30_000  # photos held in memory for the measurement; a random sample of a larger gallery
@@ -50,7 +50,7 @@ Sides = Literal["separate", "together"]
 class Fit:
     """What the last fit found. `threshold` is the score at which the new-individual label stands; `gallery` and `local`
     are the fingerprints it holds for; `sides` says whether opposite flanks are compared. `cases` are the left-out
-    photos' scores, on which a `policy` of stated error rates can be measured at any time.
+    photos' scores (`risk.Cases.to_dict`), on which a `policy` of stated error rates can be measured at any time.
     """
 
     gallery: str
@@ -65,7 +65,7 @@ class Fit:
     curve_new: Calibration | None
     report: dict[str, Any]
     made: str
-    cases: Cases
+    cases: dict[str, list[Any]]
     policy: Policy | None = None
 
 
@@ -78,7 +78,7 @@ def read(store: Store, gallery_fingerprint: str) -> Fit | None:
                     name: Calibration.from_dict(raw[name]) if raw[name] else None for name in CURVES
                 }
                 parts["policy"] = Policy.from_dict(raw["policy"]) if raw["policy"] else None
-                parts |= {"fusion": Fusion.from_dict(raw["fusion"]), "cases": Cases.from_dict(raw["cases"])}
+                parts["fusion"] = Fusion.from_dict(raw["fusion"])
                 return Fit(**(raw | parts))
             except (AttributeError, KeyError, TypeError, ValueError):
                 return None
@@ -131,7 +131,7 @@ def fit(store: Store, *, progress: Progress = local.quiet) -> Fit:
         curve_new=_curve(cases, found, of_new=True),
         report={k: v for k, v in asdict(found).items() if not (isinstance(v, float) and math.isnan(v))},
         made=datetime.now().isoformat(timespec="seconds"),
-        cases=gathered_cases,
+        cases=gathered_cases.to_dict(),
         policy=_renewed(store, gathered_cases),
     )
     write(store, result)
@@ -143,7 +143,7 @@ def write(store: Store, result: Fit) -> None:
     """Put a fit on file, those of other galleries kept behind it."""
     earlier = [one for one in _kept(store) if one.get("gallery") not in (None, result.gallery)][:EARLIER]
     plain = {name: curve.to_dict() if (curve := getattr(result, name)) else None for name in CURVES}
-    plain |= {"fusion": result.fusion.to_dict(), "cases": result.cases.to_dict()}
+    plain["fusion"] = result.fusion.to_dict()
     plain["policy"] = result.policy.to_dict() if result.policy else None
     rest = {f.name: getattr(result, f.name) for f in fields(result) if f.name not in plain}
     store.write_json(CALIBRATION, rest | plain | {"earlier": earlier})
@@ -157,12 +157,13 @@ def calibrate_rates(store: Store, *, false_match: float, false_new: float, confi
         InputError: there is no fit of this gallery, or it was measured on nothing.
     """
     found = read(store, store.gallery().fingerprint)
-    if found is None or not (len(found.cases.known_score) and len(found.cases.unknown_score)):
+    cases = Cases.from_dict(found.cases) if found else None
+    if found is None or cases is None or not (len(cases.known_score) and len(cases.unknown_score)):
         raise InputError(
             "there are no left-out photos to measure on", source=str(store.root), next_step="enrol named photos first"
         )
     share = store.config.decision.share_new
-    policy = promise.choose_policy(found.cases, false_match, false_new, confidence, share)
+    policy = promise.choose_policy(cases, false_match, false_new, confidence, share)
     changed = replace(found, policy=policy)
     if policy.matches.threshold is not None or policy.new.threshold is not None:
         write(store, changed)
@@ -230,7 +231,7 @@ def measured(
     if source is None:
         return fusion.EMBEDDING, alone
     groups = sightings_of(store.catalogue, labels)
-    queries = chosen_queries(labels.individuals, groups, most=MOST_FUSED)
+    queries = chosen_queries(labels.individuals, groups, most=MOST_FUSED, each=2)
     if not len(queries):
         return fusion.PRIOR_FUSION, alone
     rest = np.setdiff1d(np.arange(len(groups)), queries)
@@ -391,24 +392,32 @@ def _root(parent: IntArray, i: int) -> int:
     return i
 
 
-def chosen_queries(individuals: IntArray, groups: IntArray, *, most: int = MOST_QUERIES, seed: int = 0) -> IntArray:
-    """Rows that play queries: one photo of each of a random choice of animals, at most a quarter of the gallery.
+def chosen_queries(
+    individuals: IntArray, groups: IntArray, *, most: int = MOST_QUERIES, each: int = 1, seed: int = 0
+) -> IntArray:
+    """Rows that play queries: at most `each` photos (of different sightings) of each of a random choice of animals, at
+    most `most` and a quarter of the gallery.
 
-    Animals with a second sighting come first (they give known cases), the others fill up to as many again.
+    Animals with a sighting more than they give come first (they give known cases), the others fill up to as many
+    again.
     """
     rng = np.random.default_rng(seed)
     order = rng.permutation(np.flatnonzero(individuals >= 0))
-    _, first = np.unique(individuals[order], return_index=True)
-    one_each = order[np.sort(first)]
-    sightings: dict[int, set[int]] = {int(i): set() for i in individuals[one_each]}
-    for individual, group in zip(individuals.tolist(), groups.tolist(), strict=True):
-        if individual >= 0:
-            sightings[individual].add(group)
-    often = np.array([len(sightings[int(i)]) > 1 for i in individuals[one_each]], bool)
+    seen: dict[int, set[int]] = {}
+    rounds: list[list[int]] = [[] for _ in range(each)]
+    for row in order.tolist():
+        sightings = seen.setdefault(int(individuals[row]), set())
+        if len(sightings) < each and int(groups[row]) not in sightings:
+            rounds[len(sightings)].append(row)
+        sightings.add(int(groups[row]))
     limit = min(most, len(individuals) // 4)
-    known = one_each[often][:limit]
-    rest = one_each[~often][: min(limit - len(known), max(len(known), decide.MIN_CASES))]
-    return np.sort(np.concatenate([known, rest])).astype(np.int64)
+    known: list[int] = []
+    for turn, rows in enumerate(rounds):  # a second photo of an animal only where a third sighting is left to find
+        known += [row for row in rows if len(seen[int(individuals[row])]) > turn + 1]
+    known = known[:limit]
+    rest = [row for row in rounds[0] if len(seen[int(individuals[row])]) == 1]
+    rest = rest[: min(limit - len(known), max(len(known), decide.MIN_CASES))]
+    return np.sort(np.array([*known, *rest], np.int64))
 
 
 def _curve(cases: LeftOut, found: NewThreshold, *, of_new: bool) -> Calibration | None:

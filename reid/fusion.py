@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from reid import calibrate, score
 from reid.calibrate import Calibration
+from reid.errors import ModelError
 from reid.score import Trees, ValidatorConfig
 from reid.verify import FEATURE_NAMES, Verification
 
@@ -124,15 +125,20 @@ class Fusion:
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Fusion:
         """Inverse of `to_dict`. ValueError for what it cannot have written, or for trees over other columns."""
-        if raw["kind"] not in ("embedding", "prior", "trees"):
-            raise ValueError(f"not a fusion: kind '{raw['kind']}'")
-        if raw["kind"] != "trees":
-            return cls(raw["kind"])
-        if tuple(raw["names"]) != NAMES:
-            raise ValueError("the fusion was fitted on other features")
-        booster = raw["booster"]
-        curve = Calibration.from_dict(raw["curve"])
-        return cls("trees", score.read_trees(booster), curve, booster, int(raw["pairs"]), int(raw["same"]))
+        try:
+            if raw["kind"] not in ("embedding", "prior", "trees"):
+                raise ValueError(f"not a fusion: kind '{raw['kind']}'")
+            if raw["kind"] != "trees":
+                return cls(raw["kind"])
+            if tuple(raw["names"]) != NAMES:
+                raise ValueError("the fusion was fitted on other features")
+            booster = raw["booster"]
+            trees, curve = score.read_trees(booster), Calibration.from_dict(raw["curve"])
+            if trees.feature.max(initial=-1) >= len(NAMES):
+                raise ValueError("its trees ask for features that are not there")
+            return cls("trees", trees, curve, booster, int(raw["pairs"]), int(raw["same"]))
+        except (AttributeError, KeyError, IndexError, TypeError, ModelError) as error:
+            raise ValueError(f"not a fusion: {error}") from error
 
 
 EMBEDDING = Fusion("embedding")
@@ -143,7 +149,8 @@ def prior(features: Floats) -> NDArray[np.float64]:
     """P(same animal) `(C,)` by the three weights of `PRIOR`."""
     offset, standing, votes, weight = PRIOR
     columns = np.asarray(features[:, [_STANDING, _VOTES, _WEIGHT]], np.float64)
-    return np.asarray(1 / (1 + np.exp(-(offset + columns @ np.array([standing, votes, weight])))), np.float64)
+    logit = np.clip(offset + columns @ np.array([standing, votes, weight]), -500, 500)  # beyond, exp would overflow
+    return np.asarray(1 / (1 + np.exp(-logit)), np.float64)
 
 
 def fit_trees(

@@ -132,7 +132,8 @@ def names_of(labels: Labels) -> dict[str, str]:
 
 def bring_up(store: Store, *, check: bool = False, progress: Progress = quiet) -> list[Failure]:
     """Index every annotation in service, describing what was not described yet; an index that is of another
-    description or damaged (`check`: by checksums, reading all of it) is made anew. Where the settings do without local features nothing is done.
+    description or damaged is made anew. `check` reads all of it, compares checksums, and describes again what is filed
+    no more or was damaged. Where the settings do without local features nothing is done.
     """
     if description(store) is None:
         return []
@@ -149,6 +150,8 @@ def bring_up(store: Store, *, check: bool = False, progress: Progress = quiet) -
         source.index.remove(set(source.index.ids()) - {str(a) for a in serving})
         lacking = source._add_described(store, serving)
         source.index.commit(revision=now)
+    if check:
+        lacking = sorted({*lacking, *_damaged(store, source, serving)})
     failures: list[Failure] = []
     done = 0
     for ids, photo in _described(store, lacking):
@@ -163,6 +166,14 @@ def bring_up(store: Store, *, check: bool = False, progress: Progress = quiet) -
             source.index.commit(revision=now)
     source.index.commit(revision=now)
     return failures
+
+
+def _damaged(store: Store, source: LocalSource, annotations: Sequence[int]) -> Iterator[int]:
+    """Annotations whose features are gone or cannot be read; reads all that are filed."""
+    for at in range(0, len(annotations), _BATCH):
+        for id, key in keys(store, annotations[at : at + _BATCH]).items():
+            if source.features.get(*key) is None:
+                yield int(id)
 
 
 def _described(store: Store, annotations: Sequence[int]) -> Iterator[tuple[list[int], Prepared | Failure]]:

@@ -63,7 +63,7 @@ class Cases:
             left_out.identity[unknown],
         )
 
-    def to_dict(self) -> dict[str, list[float]]:
+    def to_dict(self) -> dict[str, list[Any]]:
         """Plain values for JSON, scores to six digits; −∞ (nothing to match with) becomes null."""
         return {
             "known_score": [round(x, 6) if math.isfinite(x) else None for x in self.known_score.tolist()],

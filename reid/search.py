@@ -20,7 +20,7 @@ from reid.fit import Fit
 from reid.fusion import Fusion
 from reid.index import Gallery, IdSet, Names
 from reid.index.local import Votes
-from reid.keypoints import LocalFeatures
+from reid.keypoints import LocalFeatures, empty_features
 from reid.local import LocalSource
 from reid.records import Candidates, Side
 from reid.shortlist import Shortlist
@@ -110,12 +110,18 @@ class Searcher:
             some = [probes[i] for i in rows]
             allow, exclude = self._filters(*kind)
             near = self._nearest(some, allow, exclude)
-            answers = [Found(one) for one in near]
+            answers = [Found(one, None, self._unmeasured()) for one in near]
             if self.local is not None and self.names is not None:
                 answers = self._fused(some, near, allow, exclude)
             for row, answer in zip(rows, answers, strict=True):
                 found[row] = answer
         return found
+
+    def _unmeasured(self) -> tuple[str, ...]:
+        """What to say where the store would have local features asked, but no fit says how they are weighed."""
+        if self.fit is not None or local.description(self.store) is None:
+            return ()
+        return ("local features: nothing was measured with the present settings; reid reindex",)
 
     def info(self, id: str) -> AnnotationInfo:
         """What is known of a candidate that was found."""
@@ -180,23 +186,20 @@ class Searcher:
 
         def one(at: int) -> Found:
             probe, candidates, vote = probes[at], near[at], votes[at]
-            if probe.features is None:
-                return Found(candidates, None, ("local features: the box has none on file",))
+            own = probe.features if probe.features is not None else empty_features(0, 0)
             gathered = shortlist.gather(
                 candidates.ids,
                 candidates.scores,
                 dict(zip(vote.photos, vote.votes, strict=True)),
                 lambda ids: self.gallery.vectors(list(ids)) @ probe.vector,
-                probe.features,
+                own,
                 lambda id: source.features_of(keys, id),
                 listed=listed,
                 checked=settings.local.verify,
                 config=source.verify,
             )
             ids, scores = shortlist.ranked(gathered, self.fusion)
-            lacking = sum(1 for i in checked[at] if i in keys and not source.features.path(*keys[i]).exists())
-            skipped = (f"geometry: {lacking} of {len(checked[at])} gallery photos have no local features",)
-            return Found(Candidates(ids, scores), gathered, skipped if lacking else ())
+            return Found(Candidates(ids, scores), gathered, _left_undone(probe.features, gathered, checked[at]))
 
         return [one(at) for at in range(len(probes))]  # the libraries below use all processors by themselves
 
@@ -219,3 +222,14 @@ class Searcher:
             there = [(p, v) for p, v in zip(found.photos, found.votes, strict=True) if p in self.gallery]
             out.append(Votes(tuple(p for p, _ in there), tuple(v for _, v in there)))
         return out
+
+
+def _left_undone(features: LocalFeatures | None, gathered: Shortlist, checked: Sequence[str]) -> tuple[str, ...]:
+    """What local features could not say of a probe, in words: a low score may be owed to that alone."""
+    if features is None:
+        return ("local features: the box has none on file",)
+    if not len(features):
+        return ("local features: none were found in the box",)
+    made = {id for id, one in zip(gathered.ids, gathered.verifications, strict=True) if one is not None}
+    lacking = len(set(checked) - made)
+    return (f"geometry: {lacking} of {len(checked)} gallery photos have no local features",) if lacking else ()

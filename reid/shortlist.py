@@ -55,13 +55,14 @@ def gather(
     `listed` is how many of `near` are the yardstick of a cosine's standing (the same at fitting and asking); `checked`
     pairs at most are verified, taken from both lists in turn.
     """
-    voted = [id for id in list(votes)[:VOTED] if id not in set(near)]
+    by_votes, there = list(votes)[:VOTED], set(near)
+    voted = [id for id in by_votes if id not in there]
     own = np.asarray(cosines, np.float64)
     further = np.asarray(cosines_of(voted), np.float64).reshape(-1) if voted else np.empty(0)
     ids = (*near, *voted)
     every = np.concatenate([own, further])
     vote = np.array([votes.get(id, 0.0) for id in ids], np.float64)
-    chosen = in_turn(near, list(votes), checked)
+    chosen = in_turn(near, by_votes, checked)
     made = verified(query, chosen, features_of, config)
     verifications = tuple(made.get(id) for id in ids)
     rows = fusion.pair_features(every, own[:listed], vote, verifications, len(query))
