@@ -157,7 +157,8 @@ def fit_trees(
     features: Floats, same: ArrayLike, animals: ArrayLike, config: ValidatorConfig | None = None
 ) -> tuple[Fusion, NDArray[np.float64]]:
     """Trees for pairs `features (N, F)`, `same (N,) bool`, `animals (N, 2)` codes of query and candidate; and the
-    out-of-fold P(same) `(N,)` of each pair, by trees that saw none of its animals.
+    out-of-fold P(same) `(N,)` of each pair, by trees that saw no pair with its query's animal on either side (of the
+    candidate's, only pairs with others).
 
     Raises:
         InputError: fewer than `score.FEWEST` pairs of either kind, or one animal only.
