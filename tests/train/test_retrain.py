@@ -31,7 +31,7 @@ from reid.train import heads, quick, runs  # noqa: E402
 
 __all__ = ["one_thread"]
 
-ANIMALS, SHOTS = 40, 4
+ANIMALS, SHOTS = 24, 4
 CONFIG_OF = retrain._quick_config
 RULES = "\n[training]\nepochs = 8\nviews = 2\ntolerance = 0.0\n"
 
@@ -70,7 +70,7 @@ def test_a_training_is_judged_on_photos_apart_and_changes_nothing_that_serves(st
     report = done.report
     assert report.model.endswith("-night") and not report.swapped and report.base == "colours" == report.present
     found = report.verdict
-    assert found.photos == found.animals == 40 and report.photos == 120 and report.animals == 40 and found.lost == 0
+    assert found.photos == found.animals == 24 and report.photos == 72 and report.animals == 24 and found.lost == 0
     assert found.map_at_5_after.value > found.map_at_5_before.value + 0.1
     assert found.gain.value == pytest.approx(found.map_at_5_after.value - found.map_at_5_before.value)
     assert found.gain.low <= found.gain.value <= found.gain.high
@@ -96,7 +96,7 @@ def test_judges_and_their_sightings_are_not_trained_on(store: Store) -> None:
     judges = fit.chosen_queries(labels.individuals, groups)
     report = retrain.train(store, Options()).report
     seen = json.loads((Path(report.run) / retrain.TRAINED_ON).read_text())["annotations"]
-    assert len(judges) == 40 and len(seen) == report.photos
+    assert len(judges) == 24 and len(seen) == report.photos
     assert not set(groups[np.isin(labels.annotations, seen)]) & set(groups[judges])
 
 
@@ -126,14 +126,14 @@ def test_a_nightly_run_puts_a_better_model_in_force(store: Store) -> None:
     old = store.gallery().fingerprint
     done = reindex(store, who="t", train=retrain.night)
     assert isinstance(done.training, Report) and done.training.swapped
-    assert (done.rebuilt, done.photos_before, done.photos_now) == ("a new model", 160, 160)
+    assert (done.rebuilt, done.photos_before, done.photos_now) == ("a new model", 96, 96)
     assert "not worse, the new model is in force" in done.training.reason
     fresh = Store.open(store.root)
     assert fresh.config.embedder.model == done.training.model
     assert fresh.gallery().fingerprint.partition("/")[0] == fresh.fingerprint != old.partition("/")[0]
     assert_index_is_the_catalogue(fresh)
     again = reindex(fresh, who="t")
-    assert (again.embedded, again.rebuilt, again.photos_now) == (0, "", 160)
+    assert (again.embedded, again.rebuilt, again.photos_now) == (0, "", 96)
 
 
 def test_the_next_training_starts_from_the_same_network_and_spares_the_older_models_photos(store: Store) -> None:
@@ -141,7 +141,7 @@ def test_the_next_training_starts_from_the_same_network_and_spares_the_older_mod
     second = retrain.night(store)
     assert isinstance(first, Report) and isinstance(second, Report)
     assert second.base == "colours" and second.present == first.model and second.model == f"{first.model}-2"
-    assert second.verdict.photos == 40  # the same judges: the older model has not seen them
+    assert second.verdict.photos == 24  # the same judges: the older model has not seen them
     record = Path(first.run) / retrain.TRAINED_ON
     everything = store.catalogue.labels().annotations.tolist()
     record.write_text(json.dumps({"annotations": everything}))
@@ -200,7 +200,7 @@ def stopped_at(stage: str) -> Any:
     return progress
 
 
-@pytest.mark.parametrize("stage", ["photos to whiten by", "views", "head", "judge"])
+@pytest.mark.parametrize("stage", ["views", "judge"])
 def test_a_training_that_was_interrupted_leaves_the_index_alone_and_is_resumed(store: Store, stage: str) -> None:
     before = live(store)
     with pytest.raises(KeyboardInterrupt):
@@ -239,7 +239,7 @@ def test_a_full_disk_or_a_lost_loss_is_reported_and_the_nightly_run_goes_on(
         patched.setattr(module, name, spoilt)
         done = reindex(store, who="t", train=retrain.night)
     assert isinstance(done.training, Refused) and not done.training.swapped
-    assert done.training.code == code and message in done.training.reason and done.photos_now == 160
+    assert done.training.code == code and message in done.training.reason and done.photos_now == 96
     assert live(store) == before
     (run,) = [p for p in (store.root / "training").iterdir() if p.name != retrain.KEPT]
     assert runs.read_state(run).startswith("failed: ")
