@@ -143,5 +143,5 @@ def _forbidden_keys(
     for part in parts:
         rows = find(part.segment.ids, wanted)
         keys.append((query * total + rows + part.first)[rows >= 0])
-    found = np.concatenate(keys)
+    found = np.concatenate([np.empty(0, np.int64), *keys])  # no part is left where a filter allows nothing
     return found, int(np.bincount(found // total).max()) if len(found) else 0

@@ -22,7 +22,7 @@ def texture(seed: int) -> LocalFeatures:
     import cv2
 
     coarse = np.random.default_rng(seed).integers(0, 256, (24, 32), np.uint8)
-    return describe(cv2.resize(coarse, (160, 120), interpolation=cv2.INTER_CUBIC))
+    return describe(np.asarray(cv2.resize(coarse, (160, 120), interpolation=cv2.INTER_CUBIC), np.uint8))
 
 
 FEATURES = {name: texture(seed) for seed, name in enumerate("abcdefgh")}

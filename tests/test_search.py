@@ -1,0 +1,253 @@
+"""The gallery searched by all sources: what local features find, what is left out, and that nothing is left out in
+silence.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fake_stores import fake_store, reopened, taken_in
+from local_store import WITH_LOCAL, changed_settings, described, local_store, sightings
+from rendered_store import PHOTOS, flukes
+from sqlalchemy import text
+
+from reid import fit, fusion, local
+from reid.keypoints import empty_features
+from reid.local import LocalSource
+from reid.pipeline import Query, identify
+from reid.records import Answer, Sighting
+from reid.search import Found, Probe, Searcher
+from reid.store import CALIBRATION, Store
+
+__all__ = ["described", "flukes", "local_store"]
+
+NEW = "new_whale"
+
+
+def known_queries(flukes: Path) -> list[Sighting]:
+    enrolled = {s.identity for s in sightings(flukes)}
+    return [s for s in sightings(flukes, "queries.csv") if s.identity in enrolled]
+
+
+def asked(store: Store, queries: list[Sighting], **more: str) -> list[Answer]:
+    return identify(store, [Query((replace(s, identity=None),), **more) for s in queries])
+
+
+def of_gallery(store: Store, *, exclude: frozenset[str] = frozenset(), at: int = 0, **more: object) -> Probe:
+    """An enrolled box as a probe."""
+    [id, *_] = sorted(LocalSource.open(store).index.ids(), key=int)[at:]
+    source = LocalSource.open(store)
+    features = source.features_of(local.keys(store, [int(id)]), id)
+    vector = store.gallery().vectors([id])[0]
+    return Probe(vector, features, exclude=exclude | {id}, **more)  # type: ignore[arg-type]
+
+
+def one(store: Store, probe: Probe) -> tuple[Searcher, Found]:
+    searcher = Searcher.open(store, k=5)
+    return searcher, searcher.find([probe])[0]
+
+
+def turned(store: Store, annotations: list[int], side: str) -> None:
+    """Say which flank these show, as an edit of the catalogue would."""
+    with store.catalogue._engine.begin() as connection:
+        for number in annotations:
+            connection.execute(text("UPDATE annotation SET side = :side WHERE id = :id"), {"side": side, "id": number})
+
+
+def test_local_features_find_whales_that_the_embedder_alone_misses(local_store: Store, flukes: Path) -> None:
+    queries = known_queries(flukes)
+    alone = changed_settings(
+        reopened(Path(shutil.copytree(local_store.root, local_store.root.parent / "alone"))),
+        "use = true → use = false",
+    )
+    fit.fit(alone)
+    with_local, without = asked(local_store, queries), asked(alone, queries)
+
+    def found(answers: list[Answer]) -> set[str | None]:
+        return {
+            s.identity
+            for s, a in zip(queries, answers, strict=True)
+            if next(x for x in a.labels if not x.is_new).label == s.identity
+        }
+
+    assert len(found(with_local) - found(without)) >= 2 and len(found(with_local)) >= len(found(without)) + 2
+    fitted = fit.read(local_store, local_store.gallery().fingerprint)
+    assert fitted is not None and fitted.fusion.kind == "prior"
+    for answer in with_local:
+        assert answer.stages_skipped == () and (answer.status == "match") == (not answer.labels[0].is_new)
+        for label in answer.labels:
+            assert label.is_new or {"cosine", "votes"} <= label.evidence.keys()
+    best = [a.labels[0] for a in with_local if a.status == "match"]
+    assert best and all(label.evidence["inliers"] > 3 and label.evidence["votes"] > 0 for label in best)
+    assert all(label.evidence == {} for a in without for label in a.labels)
+
+
+def test_several_probes_are_answered_as_if_asked_one_by_one(local_store: Store) -> None:
+    probes = [of_gallery(local_store, at=n, side=side) for n, side in enumerate(["left", "unknown", "right"])]
+    searcher = Searcher.open(local_store, k=5)
+    together, apart = searcher.find(probes), [searcher.find([probe])[0] for probe in probes]
+    assert [f.candidates for f in together] == [f.candidates for f in apart]
+    assert searcher.find([]) == []
+
+
+def test_candidates_are_all_there_once_with_the_scores_of_the_fusion(local_store: Store) -> None:
+    searcher, found = one(local_store, of_gallery(local_store))
+    ids, scores = found.candidates.ids, found.candidates.scores
+    assert found.shortlist is not None and sorted(ids) == sorted(found.shortlist.ids)
+    assert len(set(ids)) == len(ids) == PHOTOS - 1
+    by_id = dict(zip(found.shortlist.ids, searcher.fusion.scores(found.shortlist.features).tolist(), strict=True))
+    assert scores == tuple(by_id[id] for id in ids) == tuple(sorted(scores, reverse=True))
+    vector = local_store.gallery().vectors([ids[3]])[0]
+    row = found.shortlist.ids.index(ids[3])
+    probe = of_gallery(local_store)
+    assert found.evidence(ids[3])["cosine"] == pytest.approx(float(vector @ probe.vector), abs=2e-3)
+    assert found.evidence(ids[3])["votes"] == found.shortlist.votes[row]
+    assert found.evidence("nobody") == {}
+    assert searcher.info(ids[0]).identity is not None
+
+
+def test_what_is_excluded_is_found_by_neither_source(local_store: Store) -> None:
+    _, before = one(local_store, of_gallery(local_store))
+    best = before.candidates.ids[:3]
+    _, after = one(local_store, of_gallery(local_store, exclude=frozenset(best)))
+    assert not set(best) & set(after.candidates.ids) and len(after.candidates.ids) == PHOTOS - 4
+    searcher = Searcher.open(local_store, k=5)
+    pair = searcher.find([of_gallery(local_store), of_gallery(local_store, exclude=frozenset(best))])
+    assert [f.candidates for f in pair] == [before.candidates, after.candidates]  # one probe's are not another's
+
+
+def sided(store: Store) -> tuple[list[int], Probe]:
+    """All photos of the whale that a left probe shows are of its right flank; the probe itself stays out."""
+    searcher, found = one(store, of_gallery(store))
+    whale = searcher.code(found.candidates.ids[0])
+    labels = store.catalogue.labels()
+    others = labels.annotations[labels.individuals == whale].tolist()
+    turned(store, others, "right")
+    return others, of_gallery(store, side="left")
+
+
+def test_opposite_flanks_are_kept_apart_in_both_sources(local_store: Store) -> None:
+    right, probe = sided(local_store)
+    _, found = one(local_store, probe)
+    assert found.candidates.ids and not {str(i) for i in right} & set(found.candidates.ids)
+    _, either = one(local_store, replace(probe, side="unknown"))
+    assert either.candidates.ids[0] in {str(i) for i in right}
+
+
+def test_opposite_flanks_are_compared_where_the_fit_says_that_they_tell_something(local_store: Store) -> None:
+    right, probe = sided(local_store)
+    fitted = fit.read(local_store, local_store.gallery().fingerprint)
+    assert fitted is not None and fitted.sides == "separate"
+    fit.write(local_store, replace(fitted, sides="together"))
+    _, found = one(local_store, probe)
+    assert found.candidates.ids[0] in {str(i) for i in right}
+
+
+def test_another_species_is_found_by_neither_source(local_store: Store, flukes: Path) -> None:
+    species = {i.species for i in local_store.catalogue.annotations(range(1, PHOTOS + 1)).values()}
+    assert len(species) == 1
+    probe = of_gallery(local_store)
+    _, all_of_it = one(local_store, replace(probe, species=str(next(iter(species)))))
+    assert len(all_of_it.candidates.ids) == PHOTOS - 1
+    _, none = one(local_store, replace(probe, species="okapi"))
+    assert none.candidates.ids == ()
+    [answer] = asked(local_store, known_queries(flukes)[:1], species="okapi")
+    assert answer.status == "no_candidates"
+
+
+def test_an_empty_gallery_has_no_candidates(tmp_path: Path) -> None:
+    store = fake_store(tmp_path / "s", settings=WITH_LOCAL)
+    searcher = Searcher.open(store, k=5)
+    [found] = searcher.find([Probe(np.zeros(48, np.float32))])
+    assert (found.candidates.ids, found.skipped) == ((), ())
+
+
+@pytest.mark.parametrize("features", ["none on file", "none were found"])
+def test_a_box_without_local_features_is_said_and_scored_on_the_same_scale(local_store: Store, features: str) -> None:
+    """Bare cosines would all lie above a threshold of probabilities: everything would match."""
+    probe = of_gallery(local_store)
+    bare = replace(probe, features=None if "file" in features else empty_features(9, 9))
+    searcher, found = one(local_store, bare)
+    assert len(found.skipped) == 1 and features in found.skipped[0]
+    assert found.candidates.ids and max(found.candidates.scores) < fusion.PRIOR_THRESHOLD
+    plain = searcher.gallery.search(probe.vector[None], PHOTOS, exclude=[probe.exclude])[0]
+    assert found.candidates.ids == plain.ids  # the embedder's order is kept
+
+
+@pytest.mark.parametrize("damage", ["gone", "changed"])
+def test_gallery_photos_without_features_are_said(local_store: Store, flukes: Path, damage: str) -> None:
+    [query] = known_queries(flukes)[:1]
+    [whole] = asked(local_store, [query])
+    assert whole.stages_skipped == ()
+    source = LocalSource.open(local_store)
+    for path in (local_store.root / "features").rglob("*.rkp"):
+        if damage == "gone":
+            path.unlink()
+        else:
+            path.write_bytes(path.read_bytes()[:-1] + b"\x01\x02")
+    assert len(source.index) == PHOTOS
+    [answer] = asked(local_store, [query])
+    checked = min(PHOTOS, local_store.config.local.verify)
+    assert answer.stages_skipped == (f"geometry: {checked} of {checked} gallery photos have no local features",)
+    assert all("inliers" not in label.evidence for label in answer.labels)
+    assert local.bring_up(local_store, check=True) == []
+    [again] = asked(local_store, [query])
+    assert again.stages_skipped == () and again.labels == whole.labels
+
+
+def test_a_blank_query_is_new_only_with_the_reason_beside_it(local_store: Store, tmp_path: Path) -> None:
+    import cv2
+
+    cv2.imwrite(str(tmp_path / "blank.png"), np.full((120, 200, 3), 128, np.uint8))
+    [answer] = asked(local_store, [Sighting(tmp_path / "blank.png", "blank.png")])
+    assert answer.status == "new" and answer.stages_skipped == ("local features: none were found in the box",)
+
+
+@pytest.mark.parametrize("change", ["settings", "fit gone", "fit damaged"])
+def test_where_nothing_was_measured_it_is_said_that_the_embedder_answers_alone(
+    local_store: Store, flukes: Path, change: str
+) -> None:
+    store = local_store
+    if change == "settings":
+        store = changed_settings(store, "verify = 30 → verify = 5")
+    elif change == "fit gone":
+        (store.root / CALIBRATION).unlink()
+    else:
+        (store.root / CALIBRATION).write_text('{"gallery": "x"')
+    [answer] = asked(store, known_queries(flukes)[:1])
+    assert answer.stages_skipped == ("local features: nothing was measured with the present settings; reid reindex",)
+    fit.fit(store)
+    [after] = asked(store, known_queries(flukes)[:1])
+    assert after.stages_skipped == ()
+
+
+def test_a_store_that_does_without_local_features_has_nothing_to_say_of_them(local_store: Store, flukes: Path) -> None:
+    store = changed_settings(local_store, "use = true → use = false")
+    [answer] = asked(store, known_queries(flukes)[:1])
+    assert answer.stages_skipped == () and answer.labels
+
+
+@pytest.mark.parametrize("damage", ["cut", "manifest"])
+def test_a_damaged_local_index_is_never_mistaken_for_no_match(local_store: Store, flukes: Path, damage: str) -> None:
+    folder = local_store.root / local.FOLDER
+    path = folder / "MANIFEST.json"
+    if damage == "cut":
+        path = max((p for p in folder.iterdir() if p.name.startswith("seg-")), key=lambda p: p.stat().st_size)
+    path.write_bytes(path.read_bytes()[:-5])
+    answers = asked(local_store, known_queries(flukes)[:2])
+    assert [a.status for a in answers] == ["index_stale"] * 2
+    for answer in answers:
+        assert answer.labels == () and "reid reindex" in answer.message and str(folder) in answer.message
+    assert local.bring_up(local_store) == []
+    assert {a.status for a in asked(local_store, known_queries(flukes)[:2])} <= {"match", "new"}
+
+
+def test_a_photo_enrolled_elsewhere_meanwhile_is_found_by_the_next_search(local_store: Store, flukes: Path) -> None:
+    new = next(s for s in sightings(flukes, "queries.csv") if s not in known_queries(flukes))
+    taken_in(reopened(local_store.root), [replace(new, identity="Fresh")])
+    [answer] = asked(reopened(local_store.root), [new])
+    assert answer.labels[0].label == "Fresh" and answer.labels[0].evidence["inliers"] > 50
