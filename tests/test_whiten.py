@@ -21,7 +21,7 @@ def gallery(number: int, dim: int, seed: int = 0) -> Array:
     return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), np.float32)
 
 
-def fitted(vectors: Array, **options: float) -> whiten.Whitening:
+def fitted(vectors: Array, **options: float | NDArray[np.int64]) -> whiten.Whitening:
     found = whiten.fit(vectors, **options)  # type: ignore[arg-type]
     assert found is not None
     return found
@@ -118,6 +118,91 @@ def test_the_name_follows_every_number() -> None:
     names |= {whiten.Whitening(mean, found.axes).name, whiten.Whitening(found.mean, axes).name}
     assert len(names) == 3
     assert all(len(name) == 16 and int(name, 16) >= 0 for name in names)
+
+
+def animals(number: int, shots: int, dim: int = 40, seed: int = 0) -> tuple[Array, NDArray[np.int64]]:
+    """Unit rows whose first axes tell the light, shared by no two photos, and whose last tell animals apart."""
+    rng = np.random.default_rng(seed)
+    own = np.concatenate([np.full(dim // 2, 0.15), np.full(dim - dim // 2, 1.0)])
+    light = np.concatenate([np.full(dim // 2, 1.0), np.full(dim - dim // 2, 0.3)])
+    centres = rng.normal(size=(number, dim)) * own
+    rows = np.repeat(centres, shots, axis=0) + rng.normal(size=(number * shots, dim)) * light
+    rows += 2 / np.sqrt(dim)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows.astype(np.float32), np.repeat(np.arange(number), shots)
+
+
+def by_hand(whitened: NDArray[np.float64], individuals: NDArray[np.int64]) -> NDArray[np.float64]:
+    """The scatter within animals of rows `(N, d)`, one pair of a photo and its animal's mean at a time, shrunk."""
+    d = whitened.shape[1]
+    scatter, free = np.zeros((d, d)), 0
+    for animal in sorted(set(individuals.tolist()) - {-1}):
+        mine = [row for row, who in zip(whitened, individuals.tolist(), strict=True) if who == animal]
+        if len(mine) < 2:
+            continue
+        mean = sum(mine) / len(mine)
+        free += len(mine) - 1
+        for row in mine:
+            scatter += np.outer(row - mean, row - mean)
+    scatter /= free
+    return np.asarray(scatter + whiten.WITHIN_SHRINK * np.trace(scatter) / d * np.eye(d))
+
+
+@pytest.mark.parametrize("unknown", [0, 60])
+def test_with_animals_known_rows_compare_as_the_scatter_within_animals_says(unknown: int) -> None:
+    """x · S⁻¹ · y of whitened rows, whatever way the axes are turned."""
+    vectors, individuals = animals(140, 3)
+    individuals[:unknown] = -1
+    individuals[-3:] = [500, 501, 502]  # animals of one photo say nothing of how photos differ
+    queries = animals(5, 2, seed=9)[0]
+    plain = fitted(vectors)
+    rows = (vectors - plain.mean).astype(np.float64) @ plain.axes
+    asked = (queries - plain.mean).astype(np.float64) @ plain.axes
+    product = asked @ np.linalg.inv(by_hand(rows, individuals)) @ asked.T
+    length = np.sqrt(np.diag(product))
+    found = fitted(vectors, individuals=individuals).apply(queries)
+    np.testing.assert_allclose(found @ found.T, product / np.outer(length, length), atol=2e-3)
+
+
+def standing(rows: Array, individuals: NDArray[np.int64]) -> float:
+    """How far pairs of one animal lie above others, in standard deviations of the others."""
+    scores = rows @ rows.T
+    same = individuals[:, None] == individuals[None, :]
+    pairs = np.triu(np.ones_like(same), 1)
+    others = scores[~same & pairs]
+    return float((scores[same & pairs].mean() - others.mean()) / others.std())
+
+
+def test_photos_of_animals_never_seen_come_closer_to_one_another_than_to_others() -> None:
+    vectors, individuals = animals(200, 3)
+    new, who = animals(60, 3, seed=1)
+    without, known = fitted(vectors).apply(new), fitted(vectors, individuals=individuals).apply(new)
+    assert standing(known, who) > 1.15 * standing(without, who) > 0
+    shuffled = np.random.default_rng(0).permutation(individuals)
+    assert standing(fitted(vectors, individuals=shuffled).apply(new), who) < 1.05 * standing(without, who)
+
+
+@pytest.mark.parametrize("kind", ["nobody known", "one photo each", "one below"])
+def test_too_few_second_photos_leave_the_whitening_as_it_was(kind: str) -> None:
+    vectors, _ = animals(140, 3)
+    individuals = np.full(len(vectors), -1)
+    if kind == "one photo each":
+        individuals = np.arange(len(vectors))
+    elif kind == "one below":
+        pairs = whiten.LEAST_WITHIN - 1
+        individuals[: 2 * pairs] = np.repeat(np.arange(pairs), 2)
+    assert fitted(vectors, individuals=individuals).name == fitted(vectors).name
+    if kind == "one below":
+        individuals[2 * pairs : 2 * pairs + 2] = pairs
+        assert fitted(vectors, individuals=individuals).name != fitted(vectors).name
+
+
+def test_of_a_large_gallery_photos_and_their_animals_are_sampled_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors, individuals = animals(300, 3)
+    monkeypatch.setattr(whiten, "MOST_PHOTOS", 600)
+    chosen = np.sort(np.random.default_rng(0).choice(900, 600, replace=False))
+    expected = fitted(vectors[chosen], individuals=individuals[chosen])
+    assert fitted(vectors, individuals=individuals).name == expected.name
 
 
 def kept(folder: Path, found: whiten.Whitening) -> Path:
