@@ -56,7 +56,7 @@ class LocalConfig:
     use: bool = True  # False: the embedder alone; True: as far as it helps on this gallery, which is measured
     keypoints: int = 1000  # strongest kept of each box; at least 50
     long_side: int = 320  # pixels to which a larger box is reduced before it is described; at least 64
-    verify: int = 30  # gallery photos whose geometry is compared with a query photo's; 0: none
+    verify: int = 20  # gallery photos whose geometry is compared with a query photo's; 0: none
     model: LocalModel = "affine"  # what the geometry may be: homography (flat things), affine, similarity
 
 
@@ -134,7 +134,7 @@ views = "one"            # scales: boxes 10 and 20 % wider averaged in; boxes: s
 use = true               # local features beside the embedder, as far as they help on this gallery; false: never
 keypoints = 1000         # strongest kept of each box
 long_side = 320          # pixels to which a larger box is reduced before it is described
-verify = 30              # gallery photos whose geometry is compared with a query photo's
+verify = 20              # gallery photos whose geometry is compared with a query photo's
 model = "affine"         # what geometry allows: homography (flat things), affine, similarity
 
 [photos]
