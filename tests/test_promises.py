@@ -1,0 +1,325 @@
+"""`reid calibrate`: rates that are kept or refused with a reason, answers that follow them, and when they have aged."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fake_stores import DIM, ColourEmbedder, fake_store, herd, paint, reopened, taken_in, with_vectors
+from numpy.typing import NDArray
+from rendered_store import reid, reid_json
+
+from reid import fit, promise, risk
+from reid.embed import unit_rows
+from reid.fit import Fit
+from reid.store import CALIBRATION, Store
+
+ANIMALS, SHOTS = 450, 4
+RATES = ("--false-match", 0.01, "--false-new", 0.1)
+Vectors = NDArray[np.float32]
+
+
+def vectors(animals: int = ANIMALS, shots: int = SHOTS, seed: int = 0) -> tuple[Vectors, list[str]]:
+    """Photos around the points of their animals, some of them poor: known and new animals overlap."""
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(size=(animals, DIM))
+    poor = rng.choice([0.25, 0.5, 1.6], size=(animals * shots, 1), p=[0.65, 0.25, 0.1])
+    rows = np.repeat(centres, shots, axis=0) + poor * rng.normal(size=(animals * shots, DIM))
+    return rows.astype(np.float32), [f"{seed}-{n // shots:03d}" for n in range(animals * shots)]
+
+
+class Scripted(ColourEmbedder):
+    """Sees in every photo the vector that it was told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sees = np.eye(1, DIM, dtype=np.float32)[0]
+
+    def embed(self, crops: NDArray[np.uint8]) -> Vectors:
+        return np.repeat(self.sees[None], len(crops), axis=0)
+
+
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch) -> Scripted:
+    """The embedder of every store that is opened."""
+    embedder = Scripted()
+    monkeypatch.setattr(Store, "embedder", embedder)
+    return embedder
+
+
+@pytest.fixture(scope="session")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with many left-out photos and no promise; nobody changes it."""
+    root = tmp_path_factory.mktemp("promises") / "store"
+    store = fake_store(root)
+    with_vectors(store, *vectors())
+    assert fit.fit(store).basis == "measured"
+    store.close()
+    return root
+
+
+@pytest.fixture
+def many(measured: Path, tmp_path: Path, scripted: Scripted) -> Path:
+    return Path(shutil.copytree(measured, tmp_path / "store"))
+
+
+def strictly(text: str) -> Any:
+    """JSON as its standard has it: no NaN, no Infinity."""
+
+    def refuse(word: str) -> Any:
+        raise AssertionError(f"{word} in JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def fitted(root: Path) -> Fit:
+    with reopened(root) as store:
+        found = fit.read(store, store.gallery().fingerprint)
+    assert found is not None
+    return found
+
+
+def cases_of(found: Fit) -> risk.Cases:
+    return risk.Cases.from_dict(found.cases)
+
+
+def assert_policy_of(found: Fit, false_match: float, false_new: float, confidence: float) -> None:
+    """The promise in force is that of the fit's own cases, which are kept to six digits."""
+    expected = promise.choose_policy(cases_of(found), false_match, false_new, confidence, 0.3)
+    assert found.policy is not None
+    for mine, other in ((found.policy.matches, expected.matches), (found.policy.new, expected.new)):
+        assert mine.threshold == pytest.approx(other.threshold, abs=2e-6) and mine.threshold is not None
+        assert replace(mine, threshold=0.0) == replace(other, threshold=0.0)
+
+
+def ask(root: Path, scripted: Scripted, sees: Vectors) -> dict[str, Any]:
+    scripted.sees = unit_rows(sees[None])[0]
+    return reid_json("query", paint(root.parent / "q.png", 1), store=root)
+
+
+def asked_all_the_way(root: Path, scripted: Scripted, count: int = 14) -> list[dict[str, Any]]:
+    """From a photo that the gallery knows to one of something else, step by step."""
+    rows, _ = vectors()
+    stranger = np.random.default_rng(77).normal(size=DIM).astype(np.float32)
+    known = unit_rows(rows[:1])[0]
+    away = unit_rows(stranger[None])[0]
+    return [ask(root, scripted, (1 - share) * known + share * away) for share in np.linspace(0, 1, count)]
+
+
+def best_score(answer: dict[str, Any]) -> float:
+    return float(next(one["score"] for one in answer["labels"] if not one["is_new"]))
+
+
+# Refusal -------------------------------------------------------------------------------------------
+
+
+def test_a_small_store_is_refused_with_the_reason_and_the_number_that_would_do(
+    tmp_path: Path, scripted: Scripted
+) -> None:
+    store = fake_store(tmp_path / "s")
+    with_vectors(store, *vectors(30, 4))
+    fit.fit(store)
+    store.close()
+    before = (tmp_path / "s" / CALIBRATION).read_bytes()
+    refused = reid("calibrate", "--json", store=tmp_path / "s")
+    assert refused.exit_code == 1 and "nothing was changed" in refused.stderr
+    found = strictly(refused.stdout)
+    for kind, least in (("matches", 299), ("new", 59)):
+        one = found[kind]
+        assert (one["threshold"], one["measured"], one["upper"], one["automatic"]) == (None, None, None, 0.0)
+        assert str(least) in one["reason"] and 0 < one["photos"] < one["needed"]
+    assert (tmp_path / "s" / CALIBRATION).read_bytes() == before
+    said = reid("calibrate", store=tmp_path / "s")
+    assert [line.split(";")[0] for line in said.stdout.splitlines()] == ["match: refused", "new: refused"]
+    assert found["matches"]["reason"] in said.stdout
+    assert reid_json("status", store=tmp_path / "s")["promise"] == {}
+    assert {a["status"] for a in asked_all_the_way(tmp_path / "s", scripted, 5)} == {"match", "new"}
+
+
+def test_a_store_without_named_photos_says_what_to_do(tmp_path: Path, scripted: Scripted) -> None:
+    fake_store(tmp_path / "s").close()
+    result = reid("calibrate", store=tmp_path / "s")
+    assert result.exit_code != 0 and "enrol named photos first" in result.stderr + result.stdout
+
+
+@pytest.mark.parametrize("option", ["--false-match", "--false-new", "--confidence"])
+@pytest.mark.parametrize("value", ["0", "1", "-0.1", "1.5", "nan"])
+def test_certainty_and_nonsense_are_refused_before_anything_is_read(many: Path, option: str, value: str) -> None:
+    before = (many / CALIBRATION).read_bytes()
+    result = reid("calibrate", f"{option}={value}", store=many)
+    assert result.exit_code == 2 and option in result.stderr
+    assert (many / CALIBRATION).read_bytes() == before
+
+
+# In force ------------------------------------------------------------------------------------------
+
+
+def share(values: NDArray[np.bool_]) -> float:
+    return sum(bool(v) for v in values) / len(values)
+
+
+def test_what_is_promised_was_measured_on_the_left_out_photos(many: Path) -> None:
+    found = reid_json("calibrate", *RATES, store=many)
+    cases = cases_of(fitted(many))
+    match_at, new_at = found["matches"]["threshold"], found["new"]["threshold"]
+    assert new_at < match_at
+    new = 0.3  # `share_new` of the settings
+    right = (1 - new) * share((cases.known_score >= match_at) & ~cases.known_wrong)
+    wrong = (1 - new) * share((cases.known_score >= match_at) & cases.known_wrong)
+    wrong += new * share(cases.unknown_score >= match_at)
+    assert found["matches"]["measured"] == pytest.approx(wrong / (right + wrong), abs=1e-9)
+    assert found["matches"]["automatic"] == pytest.approx(right + wrong, abs=1e-9)
+    known, unknown = (1 - new) * share(cases.known_score < new_at), new * share(cases.unknown_score < new_at)
+    assert found["new"]["measured"] == pytest.approx(known / (known + unknown), abs=1e-9)
+    for one, rate in ((found["matches"], 0.01), (found["new"], 0.1)):
+        assert one["rate"] == rate and one["measured"] < one["upper"] <= rate + 1e-9
+        assert one["automatic_low"] < one["automatic"] < one["automatic_high"]
+        assert one["photos"] == min(len(cases.known_score), len(cases.unknown_score)) and one["animals"] > 100
+    assert reid_json("status", store=many)["promise"] == found
+
+
+def test_answers_follow_the_promise_and_the_labels_agree_with_it(many: Path, scripted: Scripted) -> None:
+    found = reid_json("calibrate", *RATES, store=many)
+    match_at, new_at = found["matches"]["threshold"], found["new"]["threshold"]
+    answers = asked_all_the_way(many, scripted)
+    for answer in answers:
+        score = best_score(answer)
+        expected = "match" if score >= match_at else "new" if score < new_at else "review"
+        assert answer["status"] == expected
+        first_is_new = answer["labels"][0]["is_new"]
+        assert expected == "review" or first_is_new == (expected == "new")
+        assert new_at <= answer["threshold"] <= match_at
+        assert first_is_new == (score < answer["threshold"])
+        assert answer["promise"] == {
+            "match_at": match_at, "new_at": new_at, "false_match": 0.01, "false_new": 0.1, "confidence": 0.95,
+        }  # fmt: skip
+    assert {answer["status"] for answer in answers} == {"match", "review", "new"}
+
+
+def test_a_review_is_said_in_words(many: Path, scripted: Scripted) -> None:
+    reid_json("calibrate", *RATES, store=many)
+    said = {}
+    rows, _ = vectors()
+    for share_of_noise in np.linspace(0, 1, 14):
+        mixed = (1 - share_of_noise) * rows[0] + share_of_noise * 7 * np.random.default_rng(77).normal(size=DIM)
+        answer = ask(many, scripted, mixed.astype(np.float32))
+        said[answer["status"]] = reid("query", many.parent / "q.png", store=many).stdout
+    assert "a person should look" in said["review"]
+    assert not any("a person should look" in said[status] for status in ("match", "new"))
+
+
+@pytest.mark.parametrize("kind", ["matches", "new"])
+def test_the_threshold_itself_counts_as_a_match_and_as_not_new(many: Path, kind: str) -> None:
+    reid_json("calibrate", *RATES, store=many)
+    policy = fitted(many).policy
+    assert policy is not None
+    match_at, new_at = policy.matches.threshold, policy.new.threshold
+    assert match_at is not None and new_at is not None
+    at = match_at if kind == "matches" else new_at
+    above, below = ("match", "review") if kind == "matches" else ("review", "new")
+    assert (policy.verdict(at), policy.verdict(float(np.nextafter(at, -1)))) == (above, below)
+    assert (policy.within(-1), policy.within(2), policy.within((match_at + new_at) / 2)) == (
+        new_at, match_at, (match_at + new_at) / 2,
+    )  # fmt: skip
+
+
+def test_of_one_rate_promised_and_one_refused_the_refused_verdict_is_never_given(
+    many: Path, scripted: Scripted
+) -> None:
+    found = reid_json("calibrate", "--false-match", 0.0005, "--false-new", 0.2, store=many)
+    assert found["matches"]["threshold"] is None and found["matches"]["reason"]
+    new_at = found["new"]["threshold"]
+    assert new_at is not None
+    answers = asked_all_the_way(many, scripted)
+    assert [a["status"] for a in answers] == ["new" if best_score(a) < new_at else "review" for a in answers]
+    assert {a["status"] for a in answers} == {"new", "review"}
+    assert {a["promise"]["match_at"] for a in answers} == {None}
+
+
+def test_a_stricter_rate_that_is_refused_leaves_the_promise_in_force(many: Path) -> None:
+    found = reid_json("calibrate", *RATES, store=many)
+    assert reid("calibrate", "--false-match", 0.0005, "--false-new", 0.0005, store=many).exit_code == 1
+    assert reid_json("status", store=many)["promise"] == found
+
+
+def test_off_goes_back_to_one_threshold(many: Path, scripted: Scripted) -> None:
+    before = [(a["status"], a["threshold"], a["labels"]) for a in asked_all_the_way(many, scripted, 5)]
+    reid_json("calibrate", *RATES, store=many)
+    assert reid_json("calibrate", "--off", store=many) == {}
+    assert reid_json("status", store=many)["promise"] == {}
+    after = asked_all_the_way(many, scripted, 5)
+    assert [(a["status"], a["threshold"], a["labels"]) for a in after] == before
+    assert all(a["promise"] == {} for a in after) and {a["status"] for a in after} <= {"match", "new"}
+    assert "nothing is promised" in reid("calibrate", "--off", store=many).stdout
+
+
+def test_nothing_that_is_kept_or_printed_holds_nan(many: Path, scripted: Scripted) -> None:
+    for rates in (RATES, ("--false-match", 0.0005, "--false-new", 0.1)):
+        strictly(reid("calibrate", *rates, "--json", store=many).stdout)
+        strictly((many / CALIBRATION).read_text())
+        strictly(reid("status", "--json", store=many).stdout)
+        scripted.sees = np.eye(1, DIM, dtype=np.float32)[0]
+        strictly(reid("query", paint(many.parent / "q.png", 1), "--json", store=many).stdout)
+
+
+# Ageing --------------------------------------------------------------------------------------------
+
+
+def test_status_warns_when_the_gallery_has_outgrown_its_measurement_and_the_next_fit_renews_the_rates(
+    many: Path,
+) -> None:
+    reid_json("calibrate", *RATES, store=many)
+    before = fitted(many)
+    assert reid_json("status", store=many)["warnings"] == []
+    with reopened(many) as store:
+        rows, names = vectors(582)
+        with_vectors(store, rows, names)  # the first of them are there already
+        store.gallery()
+    [warning] = reid_json("status", store=many)["warnings"]
+    assert "has grown from 1800 to 2328 photos" in warning
+    with reopened(many) as store:
+        fit.fit(store)
+    after = fitted(many)
+    assert after.policy is not None and before.policy is not None and after.gallery != before.gallery
+    assert_policy_of(after, 0.01, 0.1, 0.95)
+    assert after.policy.matches.threshold != before.policy.matches.threshold
+    assert reid_json("status", store=many)["warnings"] == []
+    assert reid_json("status", store=many)["promise"] == after.policy.to_dict()
+
+
+def test_a_store_that_promises_nothing_is_never_warned_of_its_growth(many: Path) -> None:
+    with reopened(many) as store:
+        with_vectors(store, *vectors(ANIMALS * 2))
+        store.gallery()
+    assert reid_json("status", store=many)["warnings"] == []
+
+
+def test_a_fit_after_off_promises_nothing(many: Path) -> None:
+    reid_json("calibrate", *RATES, store=many)
+    reid_json("calibrate", "--off", store=many)
+    with reopened(many) as store:
+        assert fit.fit(store).policy is None
+
+
+def test_an_enrolment_that_fits_anew_keeps_the_promise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Store, "embedder", ColourEmbedder())
+    taken: Callable[..., Any] = taken_in
+    store = fake_store(tmp_path / "s")
+    taken(store, herd(tmp_path / "p", 70, 3))
+    store.close()
+    found = reid_json("calibrate", "--false-match", 0.2, "--false-new", 0.3, "--confidence", 0.8, store=tmp_path / "s")
+    assert found["matches"]["threshold"] is not None
+    before = fitted(tmp_path / "s")
+    with reopened(tmp_path / "s") as store:
+        taken(store, herd(tmp_path / "p", 40, 3, first=70))
+    after = fitted(tmp_path / "s")
+    assert after.photos == 330 > before.photos == 210
+    assert after.policy is not None
+    assert (after.policy.matches.rate, after.policy.new.rate, after.policy.matches.confidence) == (0.2, 0.3, 0.8)
+    assert_policy_of(after, 0.2, 0.3, 0.8)
