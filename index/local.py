@@ -103,6 +103,11 @@ class LocalIndex:
         return index
 
     @property
+    def folder(self) -> Path:
+        """Where it is."""
+        return self._folder
+
+    @property
     def fingerprint(self) -> str:
         """Of the description that made the descriptors."""
         return self._view.manifest.fingerprint

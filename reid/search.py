@@ -91,6 +91,12 @@ class Searcher:
         source, names = None, None
         if found is not None and found.fusion.kind != "embedding":
             source = LocalSource.open(store)
+            if len(source.index) < len(gallery) / 2:
+                raise IndexStale(
+                    f"local features of {len(gallery) - len(source.index)} of {len(gallery)} gallery photos are missing",
+                    source=str(source.index.folder),
+                    next_step="reid reindex",
+                )
             names = source.index.names(local.names_of(store.catalogue.labels()))
         return cls(store, gallery, found, store.catalogue.counts().individuals, k, source, names)
 
@@ -183,6 +189,11 @@ class Searcher:
         keys = local.keys(self.store, {int(i) for ids in checked for i in ids})
         source = self.local
         assert source is not None  # or this would not have been called
+
+        missing = len(self.gallery) - len(source.index)
+        absent = (
+            (f"votes: {missing} of {len(self.gallery)} gallery photos have no local features",) if missing > 0 else ()
+        )
 
         def one(at: int) -> Found:
             probe, candidates, vote = probes[at], near[at], votes[at]
