@@ -210,7 +210,8 @@ class Searcher:
                 config=source.verify,
             )
             ids, scores = shortlist.ranked(gathered, self.fusion)
-            return Found(Candidates(ids, scores), gathered, _left_undone(probe.features, gathered, checked[at]))
+            undone = _left_undone(probe.features, gathered, checked[at])
+            return Found(Candidates(ids, scores), gathered, (*absent, *undone))
 
         return [one(at) for at in range(len(probes))]  # the libraries below use all processors by themselves
 
