@@ -178,12 +178,14 @@ def forget_rates(store: Store) -> None:
 
 
 def _renewed(store: Store, cases: Cases) -> Policy | None:
-    """The promise that is in force, measured again on these cases."""
+    """The promise that is in force, measured again on these cases; a damaged one is as none."""
     for raw in _kept(store)[:1]:
-        if raw.get("policy"):
+        try:
             old = Policy.from_dict(raw["policy"])
-            share = store.config.decision.share_new
-            return promise.choose_policy(cases, old.matches.rate, old.new.rate, old.matches.confidence, share)
+        except (AttributeError, KeyError, TypeError):  # null, too
+            return None
+        share = store.config.decision.share_new
+        return promise.choose_policy(cases, old.matches.rate, old.new.rate, old.matches.confidence, share)
     return None
 
 

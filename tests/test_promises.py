@@ -323,3 +323,13 @@ def test_an_enrolment_that_fits_anew_keeps_the_promise(tmp_path: Path, monkeypat
     assert after.policy is not None
     assert (after.policy.matches.rate, after.policy.new.rate, after.policy.matches.confidence) == (0.2, 0.3, 0.8)
     assert_policy_of(after, 0.2, 0.3, 0.8)
+
+
+@pytest.mark.parametrize("damage", [3, {"matches": 3}, {"matches": {}, "new": {}}], ids=str)
+def test_a_damaged_promise_is_as_no_fit_and_the_next_one_mends_it(many: Path, damage: object) -> None:
+    raw = json.loads((many / CALIBRATION).read_text())
+    (many / CALIBRATION).write_text(json.dumps(raw | {"policy": damage}))
+    with reopened(many) as store:
+        assert fit.read(store, store.gallery().fingerprint) is None
+        assert fit.fit(store).policy is None
+    assert fitted(many).policy is None
