@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from functools import cache
 from pathlib import Path
@@ -42,13 +43,13 @@ def local_store(described: Path, tmp_path: Path) -> Store:
 
 
 def changed_settings(store: Store, *lines: str) -> Store:
-    """The store opened again with lines `old → new` of its reid.toml."""
+    """The store opened again with lines `old → new` of its reid.toml; `old` is a pattern."""
     path = store.root / "reid.toml"
     text = path.read_text()
     for line in lines:
         old, new = line.split(" → ")
-        assert old in text
-        text = text.replace(old, new, 1)
+        text, found = re.subn(old, new, text, count=1)
+        assert found
     path.write_text(text)
     store.close()
     return reopened(store.root)

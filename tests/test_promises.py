@@ -103,7 +103,7 @@ def ask(root: Path, scripted: Scripted, sees: Vectors) -> dict[str, Any]:
     return reid_json("query", paint(root.parent / "q.png", 1), store=root)
 
 
-def asked_all_the_way(root: Path, scripted: Scripted, count: int = 14) -> list[dict[str, Any]]:
+def asked_all_the_way(root: Path, scripted: Scripted, count: int = 10) -> list[dict[str, Any]]:
     """From a photo that the gallery knows to one of something else, step by step."""
     rows, _ = vectors()
     stranger = np.random.default_rng(77).normal(size=DIM).astype(np.float32)
@@ -149,12 +149,12 @@ def test_a_store_without_named_photos_says_what_to_do(tmp_path: Path, scripted: 
 
 
 @pytest.mark.parametrize("option", ["--false-match", "--false-new", "--confidence"])
-@pytest.mark.parametrize("value", ["0", "1", "-0.1", "1.5", "nan"])
-def test_certainty_and_nonsense_are_refused_before_anything_is_read(many: Path, option: str, value: str) -> None:
-    before = (many / CALIBRATION).read_bytes()
-    result = reid("calibrate", f"{option}={value}", store=many)
+@pytest.mark.parametrize("value", ["0", "1", "nan"])
+def test_certainty_and_nonsense_are_refused(measured: Path, scripted: Scripted, option: str, value: str) -> None:
+    before = (measured / CALIBRATION).read_bytes()
+    result = reid("calibrate", f"{option}={value}", store=measured)
     assert result.exit_code == 2 and option in result.stderr
-    assert (many / CALIBRATION).read_bytes() == before
+    assert (measured / CALIBRATION).read_bytes() == before
 
 
 # In force ------------------------------------------------------------------------------------------
@@ -206,7 +206,7 @@ def test_a_review_is_said_in_words(many: Path, scripted: Scripted) -> None:
     reid_json("calibrate", *RATES, store=many)
     said = {}
     rows, _ = vectors()
-    for share_of_noise in np.linspace(0, 1, 14):
+    for share_of_noise in np.linspace(0, 1, 10):
         mixed = (1 - share_of_noise) * rows[0] + share_of_noise * 7 * np.random.default_rng(77).normal(size=DIM)
         answer = ask(many, scripted, mixed.astype(np.float32))
         said[answer["status"]] = reid("query", many.parent / "q.png", store=many).stdout
