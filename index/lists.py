@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import faiss
 import numpy as np
 from numpy.typing import NDArray
 
@@ -38,6 +37,7 @@ class Cells:
 
     def __post_init__(self) -> None:
         """Build the index over the centroids."""
+        faiss = _faiss()
         quantiser = faiss.IndexFlatL2(DIM)
         quantiser.add(np.ascontiguousarray(self.centroids, np.float32))
         object.__setattr__(self, "quantiser", quantiser)
@@ -75,6 +75,7 @@ def cells_for(count: int) -> int:
 def trained(arrays: Sequence[Descriptors]) -> Cells | None:
     """Cells for these descriptors by k-means on a sample of them; None where there are none. The same input gives the
     same cells."""
+    faiss = _faiss()
     count = sum(len(array) for array in arrays)
     cells = cells_for(count)
     if cells == 0:
@@ -100,6 +101,7 @@ def trained(arrays: Sequence[Descriptors]) -> Cells | None:
 
 def write(path: Path, cells: Cells | None, arrays: Sequence[Descriptors]) -> None:
     """Write the lists of `arrays`, rows numbered through, to `path`; an empty file where there is no descriptor."""
+    faiss = _faiss()
     if cells is None or not any(len(array) for array in arrays):
         path.write_bytes(b"")
         return
@@ -124,6 +126,7 @@ def write(path: Path, cells: Cells | None, arrays: Sequence[Descriptors]) -> Non
 def opened(path: Path, rows: int) -> Lists:
     """The lists in `path`, memory-mapped where the system can. `SnapshotCorrupt` where they are not `rows`
     descriptors."""
+    faiss = _faiss()
     if rows == 0:
         return Lists(None, 0)
     mapped = 0 if sys.platform == "win32" else faiss.IO_FLAG_MMAP
@@ -155,6 +158,7 @@ def search(
 
     `only`: `starts (P + 1,)` and `keep (P,) bool`: rows starts[p] to starts[p + 1] count where keep[p].
     """
+    faiss = _faiss()
     count = len(query)
     distance = np.full((count, k), np.inf, np.float32)
     row = np.full((count, k), -1, np.int64)
@@ -184,6 +188,7 @@ def search(
 
 def unpacked(lists: Lists, starts: NDArray[np.int64], dead: NDArray[np.uint32]) -> list[Descriptors]:
     """The descriptors of each photo that is not `dead`, as they were added: the lists put back in order."""
+    faiss = _faiss()
     flat = np.zeros((lists.rows, DIM), np.uint8)
     if lists.index is not None:
         stored = faiss.downcast_InvertedLists(lists.index.invlists)
@@ -194,3 +199,10 @@ def unpacked(lists: Lists, starts: NDArray[np.int64], dead: NDArray[np.uint32]) 
                 flat[faiss.rev_swig_ptr(stored.get_ids(cell), size)] = codes
     gone = set(dead.tolist())
     return [flat[starts[at] : starts[at + 1]] for at in range(len(starts) - 1) if at not in gone]
+
+
+def _faiss() -> Any:
+    """faiss, imported at first need: .2 s that a query by the embedder alone does not pay."""
+    import faiss
+
+    return faiss

@@ -140,6 +140,12 @@ class LocalIndex:
     def __len__(self) -> int:
         return self.count
 
+    @property
+    def outgrown(self) -> bool:
+        """Whether the cells were made for less than half of what is there now: `compact` would speed up searches."""
+        manifest = self._view.manifest
+        return len(self._view.parts) > 1 and manifest.descriptors > 2 * manifest.trained_on
+
     def ids(self) -> list[str]:
         """All photo ids, ascending."""
         parts = [np.delete(part.ids, part.dead) for part in self._view.parts]

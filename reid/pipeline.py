@@ -90,12 +90,15 @@ class Identifier:
 
     @property
     def threshold(self) -> float:
-        """Score at which the new individual stands: the settings', else the measured one, else the default."""
+        """Score at which the new individual stands: the settings', else the measured one, else the default;
+        moved where a promised error rate asks for it, so that the order of labels agrees with the verdict.
+        """
         fixed = self.store.config.decision.threshold
+        if self.fit:
+            stated = fixed if fixed >= 0 else self.fit.threshold
+            return self.fit.policy.within(stated) if self.fit.policy else stated
         if fixed >= 0:
             return fixed
-        if self.fit:
-            return self.fit.policy.within(self.fit.threshold) if self.fit.policy else self.fit.threshold
         return float(self.store.embedder.card.extra.get("threshold", decide.DEFAULT_THRESHOLD))
 
     def answers(self, queries: Sequence[Query], *, observe: Observe | None = None) -> list[Answer]:

@@ -67,7 +67,8 @@ def promise_matches(
     cases: Cases, rate: float, confidence: float = 0.95, new_share: float = DEFAULT_NEW_SHARE
 ) -> Promise:
     """The lowest `match_at` at which at most `rate` of automatic matches are wrong, or a refusal with its reason."""
-    at = np.unique(np.concatenate([cases.known_score, cases.unknown_score]))[::-1]
+    seen = np.unique(np.concatenate([cases.known_score, cases.unknown_score]))
+    at = seen[np.isfinite(seen)][::-1]  # an empty list of candidates matches nobody
     accepted, wrong, _ = accepted_shares(cases, new_share, at)
     return _promise(cases, at, accepted, wrong, rate, confidence, new_share, "matches")
 
@@ -109,7 +110,7 @@ def _promise(
     n, x = decided * value.queries, np.minimum(wrong, decided) * value.queries
     starts = _starts(n, rate, confidence)
     if not len(starts):
-        return behind.too_few(float(n[-1]) if len(n) else 0.0, what)
+        return behind.too_few(n, x, what)
     tail = binomial_tail(x, n, rate)
     allowed = (1 - confidence) / len(starts)
     passed = np.zeros(len(at), dtype=np.bool_)
@@ -162,30 +163,37 @@ class _Behind:
     animals: int
     queries: float
 
-    def too_few(self, most: float, what: str) -> Promise:
+    def too_few(self, n: FloatArray, x: FloatArray, what: str) -> Promise:
         least = math.ceil(math.log(1 - self.confidence) / math.log(1 - self.rate))
+        most = float(n[-1]) if len(n) else 0.0
         return self._refuse(
             f"a rate of {self.rate:.3g} at {self.confidence:.0%} confidence takes at least {least} independent {what} "
             f"without a mistake; the {self.photos} photos measured are worth {math.floor(most)}",
-            math.ceil(self.photos * least / most) if most else None,
+            self._needed(n, x, 1 - self.confidence),
         )
 
     def too_many_mistakes(self, n: FloatArray, x: FloatArray, allowed: float, what: str) -> Promise:
         best = int(np.argmin(x / n))
         share = float(x[best] / n[best])
-        factor = min((_times_as_many(a, b, self.rate, allowed) for a, b in zip(x, n, strict=True)), default=math.inf)
-        if math.isinf(factor):
+        needed = self._needed(n, x, allowed)
+        if needed is None:
             return self._refuse(
                 f"even of the {n[best]:.0f} surest {what} a share of {share:.3g} is wrong, more than {self.rate:.3g}: "
                 f"better evidence is needed, not more photos",
                 None,
             )
-        needed = math.ceil(self.photos * factor)
         return self._refuse(
             f"of the {n[best]:.0f} surest {what} a share of {share:.3g} is wrong, too near to {self.rate:.3g} to "
             f"promise it from {self.photos} photos; about {needed} would do if they are like these",
             needed,
         )
+
+    def _needed(self, n: FloatArray, x: FloatArray, allowed: float) -> int | None:
+        """Photos that would do, if they are like these: at the threshold that needs fewest; None where none does."""
+        some = n > 0
+        each = (_times_as_many(a, b, self.rate, allowed) for a, b in zip(x[some], n[some], strict=True))
+        factor = min(each, default=math.inf)
+        return None if math.isinf(factor) else math.ceil(self.photos * factor)
 
     def _refuse(self, reason: str, needed: int | None) -> Promise:
         return Promise(

@@ -88,4 +88,7 @@ def _warnings(fitted: fit.Fit | None, photos: int) -> tuple[str, ...]:
     """What has changed so much since the last measurement that its error rates may no longer hold."""
     if fitted is None or fitted.policy is None:
         return ()
-    return risk.drift((), (), fitted.photos, photos).reasons
+    said = list(risk.drift((), (), fitted.photos, photos).reasons)
+    if fitted.policy.matches.threshold is None and fitted.policy.new.threshold is None:
+        said.append("the promised rates cannot be kept any more, every answer is for review: `reid calibrate` others")
+    return tuple(said)
