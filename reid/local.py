@@ -132,8 +132,9 @@ def names_of(labels: Labels) -> dict[str, str]:
 
 def bring_up(store: Store, *, check: bool = False, progress: Progress = quiet) -> list[Failure]:
     """Index every annotation in service, describing what was not described yet; an index that is of another
-    description or damaged is made anew. `check` reads all of it, compares checksums, describes again what is filed
-    no more or was damaged, and makes the index anew where it was made for far fewer photos. Where the settings do without local features nothing is done.
+    description or damaged is made anew. `check` reads all of it, compares checksums, describes again what is filed no
+    more or was damaged, and makes the index anew where it was made for far fewer photos. Where the settings do without
+    local features nothing is done.
     """
     if description(store) is None:
         return []
