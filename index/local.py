@@ -32,7 +32,7 @@ VOTERS = 3
 """Nearest neighbours of a descriptor that vote."""
 NEIGHBOURS = 8
 """Neighbours looked up: beyond the voters, where the background is found."""
-PROBES = 8
+PROBES = 4
 """Coarse cells looked into for each descriptor."""
 WAIT = 60.0
 RETRAIN_AT = 4

@@ -14,6 +14,7 @@ import os
 import tempfile
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -50,6 +51,12 @@ class OpenVinoEmbedder:
         self._threads = threads
         self._lock = threading.Lock()
         self._queues: dict[int, Any] = {}
+
+    def prepare(self) -> None:
+        """Compile what a single photo takes; whoever embeds meanwhile waits."""
+        with self._lock:
+            if 1 not in self._queues:
+                self._compile(1)
 
     def embed(self, crops: Crops) -> Vectors:
         """See `Embedder.embed`. Thread-safe: one call at a time runs."""
@@ -112,6 +119,18 @@ class OpenVinoEmbedder:
             raise ModelError(
                 "the model's graph cannot be read", source=str(self._folder), next_step="`reid models add` it again"
             ) from error
+
+
+def prepare_aside(embedder: Embedder) -> None:
+    """Begin on a thread of its own what the first crop would wait for; its errors come up again when it is embedded."""
+
+    def begin() -> None:
+        with suppress(ModelError, OSError, RuntimeError):
+            ready()
+
+    if isinstance(embedder, OpenVinoEmbedder):
+        ready = embedder.prepare
+        threading.Thread(target=begin, daemon=True).start()
 
 
 def _core() -> Any:

@@ -266,7 +266,7 @@ def local_of(store: Store, labels: Labels) -> measure.Local | None:
     def features_of(id: str) -> LocalFeatures | None:
         return source.features_of(keys, id)
 
-    names = source.index.names(local.names_of(labels))
+    names = source.index.names(local.names_of(store))
     return measure.Local(source.index, names, features_of, source.verify, store.config.local.verify)
 
 

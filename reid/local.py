@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from reid import intake
-from reid.catalogue import AnnotationInfo, Labels
+from reid.catalogue import AnnotationInfo
 from reid.errors import GalleryError, IndexStale, SnapshotCorrupt
 from reid.images import printable
 from reid.index import LocalIndex
@@ -124,10 +124,9 @@ def keys(store: Store, annotations: Collection[int]) -> dict[str, tuple[str, Box
     return {str(id): (photos[info.photo].sha256, key_of(info.box)) for id, info in infos.items()}
 
 
-def names_of(labels: Labels) -> dict[str, str]:
+def names_of(store: Store) -> dict[str, str]:
     """Annotation id → its animal's code as text, for those that have one."""
-    pairs = zip(labels.annotations.tolist(), labels.individuals.tolist(), strict=True)
-    return {str(annotation): str(animal) for annotation, animal in pairs if animal >= 0}
+    return {str(annotation): str(animal) for annotation, animal in store.catalogue.owners().items()}
 
 
 def bring_up(store: Store, *, check: bool = False, progress: Progress = quiet) -> list[Failure]:

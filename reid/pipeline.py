@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from reid import aggregate, decide, intake, local
 from reid.aggregate import Ranking
+from reid.embed import prepare_aside
 from reid.enrol import embed_views, views_of
 from reid.errors import IndexStale, ReidError, SnapshotCorrupt
 from reid.fit import Fit
@@ -232,6 +233,7 @@ def identify(store: Store, queries: Sequence[Query]) -> list[Answer]:
     """An answer for each query. A gallery of another model, or a damaged one, is said in the answers and never mistaken
     for "no match".
     """
+    prepare_aside(store.embedder)  # while the gallery is opened
     try:
         return Identifier.open(store).answers(queries)
     except (IndexStale, SnapshotCorrupt) as error:

@@ -97,7 +97,7 @@ class Searcher:
                     source=str(source.index.folder),
                     next_step="reid reindex",
                 )
-            names = source.index.names(local.names_of(store.catalogue.labels()))
+            names = source.index.names(local.names_of(store))
         return cls(store, gallery, found, store.catalogue.counts().individuals, k, source, names)
 
     @property

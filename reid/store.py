@@ -283,8 +283,9 @@ class Store:
         return found if isinstance(found, dict) else None
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
-        """Write such a file whole or not at all."""
-        write_atomically(self.root / name, json.dumps(content, indent=2) + "\n")
+        """Write such a file whole or not at all; one line a key."""
+        lines = (f"{json.dumps(key)}: {json.dumps(value)}" for key, value in content.items())
+        write_atomically(self.root / name, "{\n" + ",\n".join(lines) + "\n}\n")
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

@@ -288,6 +288,11 @@ class Catalogue:
         with reading(self._engine) as connection:
             return history.events(connection, after, limit)
 
+    def owners(self) -> dict[int, int]:
+        """Annotation in service → its individual, for those that have one: less than `labels`, and faster."""
+        with reading(self._engine) as connection:
+            return queries.owners(connection)
+
     def labels(self) -> Labels:
         """Who is who in bulk, for calibration and evaluation."""
         with reading(self._engine) as connection:

@@ -253,6 +253,16 @@ def labels(connection: Connection) -> Labels:
     return Labels(ids, owners, encounters, photos, dict(names))
 
 
+def owners(connection: Connection) -> dict[int, int]:
+    """Annotation in service → its individual, for those that have one."""
+    query = (
+        select(Annotation.id, Annotation.individual_id)
+        .join(Photo, Photo.id == Annotation.photo_id)
+        .where(Annotation.individual_id.is_not(None), *in_service())
+    )
+    return {annotation: who for annotation, who in connection.execute(query) if who is not None}
+
+
 def counts(connection: Connection) -> Counts:
     """How much of everything there is."""
     states = dict(connection.execute(select(Photo.state, func.count()).group_by(Photo.state)).all())
