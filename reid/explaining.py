@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from reid import models, page
+from reid import local, models, page
 from reid.compare import LEAST_POINTS, MOST_OUTSIDE, Comparison, Outside, compare
 from reid.embed import Embedder, OpenVinoEmbedder
 from reid.enrol import embed_views, suitable_model, views_of
@@ -79,6 +79,12 @@ class Explanation:
         return tuple(pair.skipped["photo"] for pair in self.pairs if "photo" in pair.skipped)
 
 
+def settings_of(store: Store, options: Options) -> Options:
+    """`options`, with boxes described and compared as this store's queries do."""
+    described = local.description(store)
+    return replace(options, keypoints=described or options.keypoints, verify=local.verification(store))
+
+
 def eye_of(store: Store) -> Eye:
     """How this store sees: its model, its views, its whitening."""
     gallery = store.gallery()
@@ -118,7 +124,8 @@ def explain_pair(
         IndexStale, SnapshotCorrupt: the store's gallery cannot be used.
     """
     if store is not None:
-        return _pair(photos, boxes, folder, eye_of(store), store.embedder.card.name, options or Options(), sheet)
+        as_asked = settings_of(store, options or Options())
+        return _pair(photos, boxes, folder, eye_of(store), store.embedder.card.name, as_asked, sheet)
     with default_model(boxes) as embedder:
         eye = Eye(embedder.card.preprocessing, embedder.embed)
         return _pair(photos, boxes, folder, eye, embedder.card.name, options or Options(), sheet)
@@ -133,7 +140,7 @@ def explain_answer(
     the one that is most like it. Raises as `explain_pair`.
     """
     start = time.perf_counter()
-    settings = options or Options(sparse=True)
+    settings = settings_of(store, options or Options(sparse=True))
     candidates = [label for label in answer.labels if not label.is_new and label.photo]
     model = store.embedder.card.name
     pairs: list[Explained] = []
