@@ -199,7 +199,9 @@ class Identifier:
         new_label = self._new_label
         order = decide.insert_new(names, scores, self.threshold, new_label, self.k)
         curve = self.fit.curve if self.fit else None
-        chances = curve.probability(scores) if curve else None
+        curve_new = self.fit.curve_new if self.fit else None
+        chance_new = float(curve_new.probability(-scores[:1])[0]) if curve_new else None
+        chances = _chances(curve.probability(scores), scores, chance_new or 0.0) if curve else None
         counts = self.store.catalogue.photo_counts([info.individual for info in best if info.individual is not None])
         known = {
             name: IdentityScore(
@@ -213,10 +215,18 @@ class Identifier:
             )
             for i, name in enumerate(names)
         }
-        curve_new = self.fit.curve_new if self.fit else None
-        chance_new = float(curve_new.probability(-scores[:1])[0]) if curve_new else None
         new = IdentityScore(new_label, self.threshold, chance_new, is_new=True)
         return tuple(new if label == new_label else known[label] for label in order)
+
+
+def _chances(curve: NDArray[np.float64], scores: NDArray[np.float64], chance_new: float) -> NDArray[np.float64]:
+    """P(same) of the labels, best first `(M,)`: the curve's for the first, of which alone it was measured; the others
+    share what that and the new animal leave, by their scores, none getting more than the curve gives.
+    """
+    rest = np.maximum(scores[1:], 0.0)
+    left = max(0.0, 1.0 - float(curve[0]) - chance_new)
+    share = rest / rest.sum() if rest.sum() > 0 else np.zeros(len(rest))
+    return np.concatenate([curve[:1], np.minimum(curve[1:], left * share)])
 
 
 def _promised(policy: Policy) -> dict[str, float | None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+import numpy as np
 import pytest
 from fake_stores import ColourEmbedder, fake_store, herd, labels, paint, reopened, seen, taken_in
 
@@ -12,7 +13,7 @@ from reid import enrol, fit
 from reid.config import DecisionConfig
 from reid.errors import ReidError
 from reid.exchange import read_sources
-from reid.pipeline import Identifier, Query, _bursts, identify, query_of
+from reid.pipeline import Identifier, Query, _bursts, _chances, identify, query_of
 from reid.records import Answer, Box
 from reid.store import CALIBRATION, Store
 from reid.synth import write_dataset
@@ -268,3 +269,12 @@ def test_a_failing_catalogue_is_an_error_and_not_an_answer(
         (store.root / f"catalogue.sqlite{beside}").unlink(missing_ok=True)
     with pytest.raises(ReidError):
         ask(reopened(store.root), photo)
+
+
+def test_probabilities_of_all_labels_add_up_to_one_at_most() -> None:
+    curve, scores = np.array([0.6, 0.5, 0.4, 0.01]), np.array([0.8, 0.3, 0.1, 0.0])
+    found = _chances(curve, scores, 0.2)
+    np.testing.assert_allclose(found, [0.6, 0.2 * 0.75, 0.2 * 0.25, 0.0])
+    assert found.sum() + 0.2 <= 1 + 1e-12
+    crowded = _chances(np.array([0.9, 0.9]), np.array([0.9, 0.9]), 0.5)
+    np.testing.assert_allclose(crowded, [0.9, 0.0])  # nothing is left
