@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from reid import fit, promise
+from reid import enrol, fit, promise, synth
+from reid.exchange import read_sources
 from reid.intervals import binomial_tail
 from reid.risk import Cases, accepted_shares
 from reid.store import Store
@@ -26,13 +28,16 @@ from reid.store import Store
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("store", type=Path)
+    parser.add_argument("store", type=Path, nargs="?", help="a store with a fit; else rendered flukes are enrolled")
+    parser.add_argument("--whales", type=int, default=150, help="how many are rendered where no store is named")
     parser.add_argument("--rates", default="0.01,0.05,0.1,0.2", help="promised shares of false matches")
     parser.add_argument("--splits", type=int, default=20)
     options = parser.parse_args()
-    with Store.open(options.store) as store:
-        found = fit.read(store, store.gallery().fingerprint)
-        share = store.config.decision.share_new
+    with tempfile.TemporaryDirectory() as folder:
+        root = options.store or rendered(Path(folder), options.whales)
+        with Store.open(root) as store:
+            found = fit.read(store, store.gallery().fingerprint)
+            share = store.config.decision.share_new
     if found is None:
         raise SystemExit("the store has no fit: enrol named photos first")
     cases = Cases.from_dict(found.cases)
@@ -44,6 +49,14 @@ def main() -> None:
         "rates": {rate: resplit(cases, float(rate), share, options.splits) for rate in options.rates.split(",")},
     }
     print(json.dumps(result))
+
+
+def rendered(folder: Path, whales: int) -> Path:
+    """A store of rendered flukes."""
+    table = synth.write_dataset(folder, whales, seed=7)
+    with Store.create(folder / "store") as store:
+        enrol.enrol(store, read_sources([table]).sightings, who="bench")
+    return folder / "store"
 
 
 def resplit(cases: Cases, rate: float, share: float, splits: int) -> dict[str, Any]:
