@@ -84,7 +84,7 @@ def ask(
         cosines = gallery.rows[open_rows] @ gallery.rows[query]
         near = open_rows[np.argsort(-cosines, kind="stable")[:neighbours]]
         found = local.index.search(
-            features.descriptors,
+            local.index.asking(features.descriptors),
             names=local.names,
             exclude={gallery.ids[r] for r in barred | played},
             top=shortlist.VOTED,

@@ -225,7 +225,7 @@ class Searcher:
                 out.append(Votes((), ()))
                 continue
             found = index.search(
-                probe.features.descriptors,
+                index.asking(probe.features.descriptors),
                 names=self.names,
                 allow=allow,
                 exclude=exclude | probe.exclude,

@@ -289,3 +289,13 @@ def test_cells_grow_with_the_descriptors(count):
     assert 0 <= cells <= max(1, count // 32)
     assert (cells == 0) == (count == 0)
     assert lists.cells_for(4 * count) >= cells
+
+
+def test_a_large_index_is_asked_with_the_strongest_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = LocalIndex.create(tmp_path / "index", fingerprint="f")
+    rows = np.random.default_rng(0).integers(0, 200, (600, 128)).astype(np.uint8)
+    index.add(["a"], [rows])
+    index.commit(revision=1)
+    assert len(index.asking(rows)) == 600
+    monkeypatch.setattr("reid.index.local.LARGE", 599)
+    np.testing.assert_array_equal(index.asking(rows), rows[:500])
