@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from reid import calibrate, decide, duplicates, fusion, local, measure, promise, whiten
+from reid import calibrate, decide, duplicates, fusion, local, measure, metrics, promise, whiten
 from reid.calibrate import Calibration
 from reid.catalogue import Catalogue, Labels
 from reid.decide import LeftOut, Neighbours, NewThreshold
@@ -157,7 +157,14 @@ def calibrate_rates(store: Store, *, false_match: float, false_new: float, confi
         InputError: there is no fit of this gallery, or it was measured on nothing.
     """
     found = read(store, store.gallery().fingerprint)
-    cases = Cases.from_dict(found.cases) if found else None
+    try:
+        cases = Cases.from_dict(found.cases) if found else None
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            "the left-out photos' scores are damaged",
+            source=str(store.root / CALIBRATION),
+            next_step="reid reindex --force",
+        ) from error
     if found is None or cases is None or not (len(cases.known_score) and len(cases.unknown_score)):
         raise InputError(
             "there are no left-out photos to measure on", source=str(store.root), next_step="enrol named photos first"
@@ -205,13 +212,9 @@ def sides_policy(store: Store, labels: Labels, vectors: NDArray[np.float32], *, 
     known = cases["separate"].known_case & cases["together"].known_case
     if known.sum() < decide.MIN_CASES:
         return "separate"
-    worth = {sides: _worth(one.truth_rank[known]) for sides, one in cases.items()}
+    worth = {sides: metrics.reciprocal_ranks(one.truth_rank[known], decide.LABELS) for sides, one in cases.items()}
     gain = bootstrap_interval(worth["together"] - worth["separate"], cases["separate"].identity[known])
     return "together" if gain.low > 0 else "separate"
-
-
-def _worth(ranks: IntArray) -> NDArray[np.float64]:
-    return np.where((ranks > 0) & (ranks <= decide.LABELS), 1 / np.maximum(ranks, 1), 0.0)
 
 
 def measured(

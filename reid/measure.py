@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from reid import decide, fusion, shortlist
+from reid import decide, fusion, metrics, shortlist
 from reid.decide import LeftOut, Neighbours
 from reid.errors import InputError
 from reid.fusion import Fusion
@@ -134,8 +134,7 @@ class Fused:
     @property
     def map_at_5(self) -> float:
         """Of known cases, known animals alone being ranked; 0 where there are none."""
-        ranks = self.cases.truth_rank[self.cases.known_case]
-        worth = np.where((ranks > 0) & (ranks <= decide.LABELS), 1 / np.maximum(ranks, 1), 0.0)
+        worth = metrics.reciprocal_ranks(self.cases.truth_rank[self.cases.known_case], decide.LABELS)
         return float(worth.mean()) if len(worth) else 0.0
 
 

@@ -111,8 +111,8 @@ class Validator:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Trained:
-    """A validator fitted on all pairs, and `out_of_fold (N,)`: each pair scored by trees that saw none of its
-    animals."""
+    """A validator fitted on all pairs, and `out_of_fold (N,)`: each pair scored by trees that saw no pair with its
+    query's animal."""
 
     validator: Validator
     out_of_fold: NDArray[np.float64]
@@ -127,7 +127,8 @@ def train_validator(
 ) -> Trained:
     """Fit on `features (N, F)` of pairs, `same (N,) bool`, and `groups (N,)` or `(N, 2)` int: the animals of each pair.
 
-    No fold is scored by trees that saw a pair with any of its animals. The two kinds weigh the same in sum, so
+    A pair is scored by trees that saw no pair with its query's animal; the animal of a candidate that differs may have
+    been seen in pairs with others. The two kinds weigh the same in sum, so
     P is for even odds: calibrate it. `InputError` for fewer than `FEWEST` pairs of either kind, or fewer than two
     groups.
     """

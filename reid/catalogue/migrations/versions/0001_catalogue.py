@@ -3,6 +3,8 @@
 import sqlalchemy as sa
 from alembic import op
 
+from reid.errors import CatalogueError
+
 revision = "0001"
 down_revision = None
 branch_labels = None
@@ -50,7 +52,7 @@ def _guard_postgresql() -> None:
 
 def downgrade() -> None:
     """Refused: there is nothing below the first schema but an empty database."""
-    raise NotImplementedError("the first schema has nothing below it")
+    raise CatalogueError("the first schema has nothing below it", next_step="delete the catalogue to be without one")
 
 
 def _individuals() -> None:
