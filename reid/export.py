@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from reid.errors import InputError
 from reid.images import printable
-
-if TYPE_CHECKING:
-    from reid.store import Store
+from reid.store import Store, replacing
 
 COLUMNS = (
     "image_id",
@@ -47,23 +44,18 @@ def write_wildlife_csv(store: Store, target: Path) -> Exported:
     """
     catalogue = store.catalogue
     ids = catalogue.labels().annotations.tolist()
-    aside = ""
     try:
-        handle, aside = tempfile.mkstemp(prefix=f".{target.name}-", dir=target.parent)
-        with os.fdopen(handle, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        with replacing(target) as raw:
+            file = io.TextIOWrapper(raw, encoding="utf-8", errors="surrogateescape", newline="")
             writer = csv.writer(file)
             writer.writerow(COLUMNS)
             for at in range(0, len(ids), 1000):
                 _write(store, writer, ids[at : at + 1000])
-        os.chmod(aside, 0o644)
-        os.replace(aside, target)
+            file.detach()  # flushes; the file is closed by who opened it
     except OSError as error:
         raise InputError(
             f"cannot be written ({error.strerror})", source=printable(target), next_step="name another file"
         ) from error
-    finally:
-        if aside:
-            Path(aside).unlink(missing_ok=True)  # there only where something went wrong
     counts = catalogue.counts()
     lost = [f"the log of {counts.events} identity events (the present names are written)"]
     if counts.bare:

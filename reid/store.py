@@ -14,9 +14,11 @@ import os
 import re
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -288,23 +290,33 @@ class Store:
         write_atomically(self.root / name, "{\n" + ",\n".join(lines) + "\n}\n")
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write aside, force to disk, rename; StoreError where the disk is full or forbids it, and then nothing has
-    changed.
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write aside, forced to disk and renamed to `path` at the end of the block; after an error `path` is as
+    it was. OSError where the disk is full or forbids it.
     """
     aside = ""
     try:
         handle, aside = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
         with os.fdopen(handle, "wb") as file:
-            file.write(content.encode("utf-8") if isinstance(content, str) else content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.chmod(aside, 0o644)
         os.replace(aside, path)
+    finally:
+        if aside:
+            Path(aside).unlink(missing_ok=True)  # there only if something went wrong
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write aside, force to disk, rename; StoreError where the disk is full or forbids it, and then nothing has
+    changed.
+    """
+    try:
+        with replacing(path) as file:
+            file.write(content.encode("utf-8") if isinstance(content, str) else content)
     except OSError as error:
         raise StoreError(
             f"cannot be written ({error.strerror})", source=str(path), next_step="free the disk, or allow writing there"
         ) from error
-    finally:
-        if aside:
-            Path(aside).unlink(missing_ok=True)  # there only if something went wrong
