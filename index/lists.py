@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -72,12 +72,12 @@ def cells_for(count: int) -> int:
     return max(1, min(MOST_CELLS, wanted, count // 32))
 
 
-def trained(arrays: Sequence[Descriptors]) -> Cells | None:
-    """Cells for these descriptors by k-means on a sample of them; None where there are none. The same input gives the
-    same cells."""
+def trained(arrays: Sequence[Descriptors], expected: int = 0) -> Cells | None:
+    """Cells for these descriptors, or for `expected` like them, by k-means on a sample; None where there are none. The
+    same input gives the same cells."""
     faiss = _faiss()
     count = sum(len(array) for array in arrays)
-    cells = cells_for(count)
+    cells = min(cells_for(max(count, expected)), max(1, count // 2)) if count else 0
     if cells == 0:
         return None
     if cells == 1:
@@ -99,8 +99,14 @@ def trained(arrays: Sequence[Descriptors]) -> Cells | None:
     return Cells(np.asarray(kmeans.centroids, np.float32))
 
 
-def write(path: Path, cells: Cells | None, arrays: Sequence[Descriptors]) -> None:
-    """Write the lists of `arrays`, rows numbered through, to `path`; an empty file where there is no descriptor."""
+def write(
+    path: Path, cells: Cells | None, arrays: Sequence[Descriptors], known: Sequence[NDArray[np.int32] | None] = ()
+) -> None:
+    """Write the lists of `arrays`, rows numbered through, to `path`; an empty file where there is no descriptor.
+
+    `known[i] (N_i,) int32` are the cells of an array's rows where they were found before (with the same cells), None or
+    missing where they are still to be found: that is most of the work.
+    """
     faiss = _faiss()
     if cells is None or not any(len(array) for array in arrays):
         path.write_bytes(b"")
@@ -110,17 +116,35 @@ def write(path: Path, cells: Cells | None, arrays: Sequence[Descriptors]) -> Non
     )
     index.own_fields = False
     index.is_trained = True  # bytes are kept as they are: there is nothing to learn
-    waiting: list[Descriptors] = []
-    held = 0
-    for array in [*arrays, None]:
-        if array is not None:
-            waiting.append(array)
-            held += len(array)
-        if held and (array is None or held >= _CHUNK):
-            index.add(np.concatenate(waiting).astype(np.float32))
-            waiting, held = [], 0
+    cell_of = [*known, *[None] * (len(arrays) - len(known))]
+    first = 0
+    for chunk, cell in _chunks(arrays, cell_of):
+        floats, rows = chunk.astype(np.float32), np.arange(first, first + len(chunk), dtype=np.int64)
+        unknown = np.flatnonzero(cell < 0)
+        if len(unknown):
+            cell[unknown] = cells.quantiser.search(floats[unknown], 1)[1][:, 0]
+        index.add_core(len(chunk), faiss.swig_ptr(floats), faiss.swig_ptr(rows), faiss.swig_ptr(cell))
+        first += len(chunk)
     index.quantizer = faiss.IndexFlatL2(DIM)  # the cells are kept once, not with every segment
     faiss.write_index(index, str(path))
+
+
+def _chunks(
+    arrays: Sequence[Descriptors], cells: Sequence[NDArray[np.int32] | None]
+) -> Iterator[tuple[Descriptors, NDArray[np.int64]]]:
+    """About `_CHUNK` rows at a time, with their cells, −1 where they are not known."""
+    waiting: list[Descriptors] = []
+    found: list[NDArray[np.int64]] = []
+    held = 0
+    for array, cell in zip(arrays, cells, strict=True):
+        waiting.append(array)
+        found.append(np.full(len(array), -1, np.int64) if cell is None else cell.astype(np.int64))
+        held += len(array)
+        if held >= _CHUNK:
+            yield np.concatenate(waiting), np.concatenate(found)
+            waiting, found, held = [], [], 0
+    if held:
+        yield np.concatenate(waiting), np.concatenate(found)
 
 
 def opened(path: Path, rows: int) -> Lists:
@@ -186,19 +210,26 @@ def search(
     return distance, row
 
 
-def unpacked(lists: Lists, starts: NDArray[np.int64], dead: NDArray[np.uint32]) -> list[Descriptors]:
-    """The descriptors of each photo that is not `dead`, as they were added: the lists put back in order."""
+def unpacked(
+    lists: Lists, starts: NDArray[np.int64], dead: NDArray[np.uint32]
+) -> tuple[list[Descriptors], list[NDArray[np.int32]]]:
+    """The descriptors of each photo that is not `dead`, as they were added, and the cell of each: the lists put back
+    in order.
+    """
     faiss = _faiss()
     flat = np.zeros((lists.rows, DIM), np.uint8)
+    cell_of = np.zeros(lists.rows, np.int32)
     if lists.index is not None:
         stored = faiss.downcast_InvertedLists(lists.index.invlists)
         for cell in range(stored.nlist):
             size = stored.list_size(cell)
             if size:
-                codes = faiss.rev_swig_ptr(stored.get_codes(cell), size * DIM).reshape(size, DIM)
-                flat[faiss.rev_swig_ptr(stored.get_ids(cell), size)] = codes
+                rows = faiss.rev_swig_ptr(stored.get_ids(cell), size)
+                flat[rows] = faiss.rev_swig_ptr(stored.get_codes(cell), size * DIM).reshape(size, DIM)
+                cell_of[rows] = cell
     gone = set(dead.tolist())
-    return [flat[starts[at] : starts[at + 1]] for at in range(len(starts) - 1) if at not in gone]
+    kept = [slice(starts[at], starts[at + 1]) for at in range(len(starts) - 1) if at not in gone]
+    return [flat[part] for part in kept], [cell_of[part] for part in kept]
 
 
 def _faiss() -> Any:

@@ -80,6 +80,8 @@ class LocalIndex:
         self._view = view
         self._timeout = timeout
         self._waiting: dict[str, Descriptors | None] = {}
+        self._expected = 0
+        self._sample: tuple[Descriptors, ...] = ()
         self._writing = False
 
     @classmethod
@@ -175,6 +177,14 @@ class LocalIndex:
         """Forget `ids` at the next commit; those that are not there are passed over."""
         for id in ids:
             self._waiting[id] = None
+
+    def expect(self, total: int, sample: Sequence[Descriptors]) -> None:
+        """Say before a large addition that there will be about `total` descriptors, like those of `sample`: the next
+        commit makes its cells for them, and none of the commits that follow has to make them anew.
+        """
+        for array in sample:
+            _check(array)
+        self._expected, self._sample = total, tuple(sample)
 
     def asking(self, descriptors: Descriptors) -> Descriptors:
         """Those of a query's `descriptors (Q, 128)`, strongest first, with which an index of this size is asked."""
@@ -283,9 +293,19 @@ class LocalIndex:
             new = {id: array for id, array in self._waiting.items() if array is not None}
             total = old.descriptors + sum(len(array) for array in new.values())
             grown = total > RETRAIN_AT * max(old.trained_on, 1) and total <= RETRAIN_BELOW
-            manifest = self._written(new, retrain=grown or (old.centroids is None and total > 0), merge_all=False)
+            retrain = grown or (total > 0 and (old.centroids is None or self._expected > 2 * old.trained_on))
+            manifest = self._written(new, retrain=retrain, merge_all=False)
             self._replace(replace(manifest, revision=max(revision, old.revision)))
             self._waiting.clear()
+            self._expected, self._sample = 0, ()
+
+    def merge(self) -> None:
+        """One segment of all, in the cells there are: what was committed in many parts is searched as fast as in one.
+        Costs the copying of the index; readers go on meanwhile.
+        """
+        with self.writing():
+            if len(self._view.parts) > 1:
+                self._replace(self._written({}, retrain=False, merge_all=True))
 
     def compact(self) -> None:
         """Make the cells anew for what is there now, and one segment of all; holds the writers' lock, readers go on
@@ -316,21 +336,22 @@ class LocalIndex:
             gone = segments.to_merge([each * _PHOTO_WEIGHT for each in live], len(new) * _PHOTO_WEIGHT)
         sources = [lists.unpacked(parts[at].lists, parts[at].starts, parts[at].dead) for at in gone]
         ids = [np.delete(parts[at].ids, parts[at].dead) for at in gone]
-        arrays = [array for source in sources for array in source] + list(new.values())
+        arrays = [array for source, _ in sources for array in source] + list(new.values())
+        known = [cell for _, cells in sources for cell in cells] if not retrain else []
         all_ids = np.concatenate([*ids, segments.encoded(new)])
         manifest = view.manifest
         cells = view.cells
         if retrain:
-            cells = lists.trained(arrays)
+            count = max(self._expected, sum(len(array) for array in arrays))
+            cells = lists.trained(self._sample or arrays, count)
             record = None
             if cells is not None:
                 name = f"seg-{secrets.token_hex(6)}.centroids.npy"
                 record = snapshot.write_array(folder, name, "<f4", cells.centroids.shape, [cells.centroids])
-            count = sum(len(array) for array in arrays)
             manifest = replace(manifest, centroids=record, lists=0 if cells is None else cells.count, trained_on=count)
         records = [part.record for at, part in enumerate(parts) if at not in gone]
         if len(all_ids):
-            records.append(_write_segment(folder, cells, all_ids, arrays))
+            records.append(_write_segment(folder, cells, all_ids, arrays, known))
         return replace(manifest, segments=tuple(records), generation=manifest.generation + 1)
 
     def _replace(self, manifest: LocalManifest) -> None:
@@ -381,11 +402,17 @@ def _with_dead(folder: Path, part: Part, touched: Ids) -> Part:
     return replace(part, record=replace(part.record, dead=file, dead_photos=len(dead)), dead=dead)
 
 
-def _write_segment(folder: Path, cells: lists.Cells | None, ids: Ids, arrays: Sequence[Descriptors]) -> LocalSegment:
-    """Write photos and their descriptors as a new segment, durably."""
+def _write_segment(
+    folder: Path,
+    cells: lists.Cells | None,
+    ids: Ids,
+    arrays: Sequence[Descriptors],
+    known: Sequence[NDArray[np.int32] | None],
+) -> LocalSegment:
+    """Write photos and their descriptors as a new segment, durably; `known` as in `lists.write`."""
     name = f"seg-{secrets.token_hex(6)}"
     starts = np.concatenate([[0], np.cumsum([len(array) for array in arrays], dtype=np.int64)])
-    lists.write(folder / f"{name}.lists.faiss", cells, arrays)
+    lists.write(folder / f"{name}.lists.faiss", cells, arrays, known)
     width = f"S{max(1, int(np.char.str_len(ids).max()))}"
     return LocalSegment(
         name,

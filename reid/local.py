@@ -13,6 +13,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from reid import intake
 from reid.catalogue import AnnotationInfo
 from reid.errors import GalleryError, IndexStale, SnapshotCorrupt
@@ -27,6 +29,8 @@ from reid.verify import VerifyConfig
 
 FOLDER = "local"
 _BATCH = 256  # boxes indexed in one commit while describing
+_MANY = 8 * _BATCH  # boxes from which an addition is planned for, rather than taken as it comes
+_SAMPLE = 500  # boxes whose features stand for all in that plan
 _NO_CROP = Preprocessing(8, 8, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))  # where only local features are wanted
 
 BoxKey = tuple[float, float, float, float]
@@ -104,6 +108,9 @@ class LocalSource:
         """Index the annotations whose features are at hand and not indexed yet; those that lack features."""
         there = set(self.index.ids())
         fresh = [a for a in annotations if str(a) not in there]
+        many = len(fresh) > max(_MANY, len(there))
+        if many:
+            self._expect(store, fresh)
         lacking = []
         for at in range(0, len(fresh), _BATCH):
             for id, key in keys(store, fresh[at : at + _BATCH]).items():
@@ -114,7 +121,18 @@ class LocalSource:
                     self.index.add([id], [found.descriptors])
             if at and at % (8 * _BATCH) == 0:  # what waits is held in memory
                 self.index.commit(revision=self.index.revision)
+        if many:
+            self.index.commit(revision=self.index.revision)
+            self.index.merge()
         return lacking
+
+    def _expect(self, store: Store, fresh: Sequence[int]) -> None:
+        """Tell the index how much is coming, from some of it at random."""
+        some = np.random.default_rng(0).choice(np.array(fresh), min(len(fresh), _SAMPLE), replace=False)
+        found = [self.features.get(*key) for key in keys(store, some.tolist()).values()]
+        sample = [one.descriptors for one in found if one is not None]
+        each = sum(map(len, sample)) / max(1, len(some))
+        self.index.expect(self.index.descriptors + round(each * len(fresh)), sample)
 
 
 def keys(store: Store, annotations: Collection[int]) -> dict[str, tuple[str, BoxKey]]:

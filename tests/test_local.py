@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import multiprocessing
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from fake_stores import fake_store, reopened, seen, taken_in
 from local_store import WITH_LOCAL, changed_settings, described, local_store, sightings
+from numpy.typing import NDArray
 from rendered_store import PHOTOS, flukes
 
 from reid import keypoints, local
@@ -102,6 +105,33 @@ def test_the_index_follows_photos_that_are_added(small: Store) -> None:
     for many in (2, 3, 6):
         taken_in(small, [seen(p, p.name) for p in photos(small)[:many]])
         assert len(LocalSource.open(small).index) == many
+    assert_index_is_what_serves(small)
+
+
+def test_a_large_addition_is_planned_for_and_ends_in_one_segment(small: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = [seen(p, f"w{n}") for n, p in enumerate(photos(small))]
+    taken_in(small, given)
+    plain = LocalSource.open(small)
+    keys = local.keys(small, small.catalogue.labels().annotations.tolist())
+    asked = plain.features_of(keys, plain.index.ids()[0])
+    assert asked is not None
+    expected = plain.index.search(asked.descriptors, probes=10_000)
+    shutil.rmtree(small.root / local.FOLDER)
+    monkeypatch.setattr(local, "_BATCH", 1)
+    monkeypatch.setattr(local, "_MANY", 3)
+    planned: list[int] = []
+    expect = LocalIndex.expect
+
+    def noted(index: LocalIndex, total: int, sample: Sequence[NDArray[np.uint8]]) -> None:
+        planned.append(total)
+        expect(index, total, sample)
+
+    monkeypatch.setattr(LocalIndex, "expect", noted)
+    assert local.bring_up(small) == []
+    source = LocalSource.open(small)
+    assert planned == [source.index.descriptors] and not source.index.outgrown
+    assert len(list((small.root / local.FOLDER).glob("*.lists.faiss"))) == 1
+    assert source.index.search(asked.descriptors, probes=10_000).photos == expected.photos
     assert_index_is_what_serves(small)
 
 

@@ -140,10 +140,48 @@ def test_lists_give_descriptors_back_as_they_were_added(tmp_path):
     cells = lists.trained(arrays)
     lists.write(tmp_path / "x", cells, arrays)
     starts = np.concatenate([[0], np.cumsum([len(array) for array in arrays])])
-    back = lists.unpacked(lists.opened(tmp_path / "x", int(starts[-1])), starts, np.array([1], np.uint32))
+    back, cell_of = lists.unpacked(lists.opened(tmp_path / "x", int(starts[-1])), starts, np.array([1], np.uint32))
     assert len(back) == 5
     for got, expected in zip(back, arrays[:1] + arrays[2:], strict=True):
         assert np.array_equal(got, expected)
+    assert cells is not None
+    for array, cell in zip(back, cell_of, strict=True):
+        floats = array.astype(np.float32)
+        assert np.array_equal(cell, ((floats[:, None] - cells.centroids) ** 2).sum(2).argmin(1))
+
+
+def test_lists_written_with_cells_known_are_those_written_without(tmp_path):
+    arrays = list(photos(5).values())
+    cells = lists.trained(arrays)
+    starts = np.concatenate([[0], np.cumsum([len(array) for array in arrays])])
+    lists.write(tmp_path / "found", cells, arrays)
+    opened = lists.opened(tmp_path / "found", int(starts[-1]))
+    _, cell_of = lists.unpacked(opened, starts, np.array([], np.uint32))
+    lists.write(tmp_path / "known", cells, arrays, [cell_of[0], None, *cell_of[2:4]])
+    assert (tmp_path / "known").read_bytes() == (tmp_path / "found").read_bytes()
+
+
+def test_an_addition_that_was_announced_makes_its_cells_once_and_can_be_merged_into_one_segment(tmp_path):
+    gallery = photos(12, low=64, high=65)
+    names = list(gallery)
+    index = LocalIndex.create(tmp_path, fingerprint=FINGERPRINT)
+    index.expect(12 * 64, [gallery[name] for name in names[:6]])
+    made = set()
+    for at in range(0, 12, 4):
+        index.add(names[at : at + 4], [gallery[name] for name in names[at : at + 4]])
+        index.commit(revision=1 + at)
+        manifest = local_files.read_manifest(tmp_path)
+        assert manifest.centroids is not None
+        made.add(manifest.centroids.name)
+    assert len(made) == 1 and manifest.trained_on == 12 * 64 and manifest.lists == lists.cells_for(12 * 64)
+    index.add(["later"], [gallery[names[0]]])  # what waits is not lost by a merge, nor visible after it
+    before = index.search(gallery[names[3]], probes=100)
+    index.merge()
+    merged = local_files.read_manifest(tmp_path)
+    assert len(merged.segments) == 1 and merged.centroids is not None and merged.centroids.name in made
+    assert index.search(gallery[names[3]], probes=100) == before
+    index.commit(revision=20)
+    assert index.ids() == sorted([*names, "later"])
 
 
 def test_an_empty_index_and_empty_queries_give_empty_votes(tmp_path):
