@@ -22,10 +22,9 @@ from reid.explain import Pixels
 from reid.heatmap import HeatMap, heat, share_outside, upsampled
 from reid.keypoints import LocalFeatures, mirrored
 from reid.look import Options, Seen, flipped
-from reid.matching import MATCHERS, extended
 from reid.pictures import Links, Panel
 from reid.records import Box
-from reid.verify import Verification, verify_matches
+from reid.verify import Verification, matching_of, verify_matches
 
 MOST_OUTSIDE = 0.5
 """Share of the evidence outside the animal from which a person should look twice."""
@@ -149,9 +148,7 @@ def _verified(a: Seen, b: Seen, options: Options) -> tuple[Verification, Links, 
 
 def _agreeing(left: LocalFeatures, right: LocalFeatures, options: Options) -> tuple[Verification, Links]:
     config = options.verify
-    matches = MATCHERS[config.matcher](
-        extended(left.descriptors, query_side=True), extended(right.descriptors), config.ratio
-    )
+    matches = matching_of(left, config)(right)
     found = verify_matches(left, right, matches, config)
     if not found.inliers:
         return found, pictures.no_links()

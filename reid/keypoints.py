@@ -22,6 +22,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import cv2
 import numpy as np
@@ -34,10 +35,12 @@ DESCRIPTOR_SCALE = 512.0
 """RootSIFT in [0, 1] times this is what a descriptor byte holds."""
 
 _MAGIC = b"RKP1"
+_MAGIC_SIZED = b"RKP2"  # descriptors of another length than SIFT's: one more uint32 says which
 THUMBNAIL = 64
 """Side of the grey picture that is kept with the keypoints, in its own pixels."""
 _HEADER = struct.Struct("<4sIIII")  # magic, keypoints, crop height, crop width, crc32 of what follows
-_BYTES_PER_KEYPOINT = 5 * 4 + DESCRIPTOR_DIM
+_SIZED = struct.Struct("<I")
+_PLACE = 5 * 4  # bytes a keypoint beside its descriptor
 _ALGORITHM = "clahe-sift-rootsift/1"
 
 
@@ -90,7 +93,8 @@ class LocalFeatures:
     """The keypoints of one crop, strongest response first; row i of every array is one keypoint.
 
     `xy (N, 2) float32` pixels of the crop; `scale (N,) float32` diameter in the same pixels; `angle (N,) float32`
-    degrees in [0, 360), clockwise on the screen; `response (N,) float32`; `descriptors (N, 128) uint8` RootSIFT × 512;
+    degrees in [0, 360), clockwise on the screen; `response (N,) float32`; `descriptors (N, 128) uint8` RootSIFT × 512
+    (or `(N, D)`, as `reid.learned` packs those of a network, which know neither scale nor angle);
     `thumbnail (64, 64) uint8` the equalised grey crop, squashed to a square, so that two photos can be laid over each
     other without reading either again; `height`, `width` of the crop in pixels.
     """
@@ -117,14 +121,18 @@ class LocalFeatures:
     @property
     def nbytes(self) -> int:
         """Bytes that `to_bytes` would take."""
-        return _HEADER.size + _BYTES_PER_KEYPOINT * len(self) + THUMBNAIL**2
+        dim = self.descriptors.shape[1]
+        sized = 0 if dim == DESCRIPTOR_DIM else _SIZED.size
+        return int(_HEADER.size + sized + (_PLACE + dim) * len(self) + THUMBNAIL**2)
 
 
-def empty_features(height: int, width: int, thumbnail: NDArray[np.uint8] | None = None) -> LocalFeatures:
+def empty_features(
+    height: int, width: int, thumbnail: NDArray[np.uint8] | None = None, dim: int = DESCRIPTOR_DIM
+) -> LocalFeatures:
     """A crop in which nothing was found: arrays of the right types and no rows."""
     none = np.zeros(0, np.float32)
     picture = np.zeros((THUMBNAIL, THUMBNAIL), np.uint8) if thumbnail is None else thumbnail
-    descriptors = np.zeros((0, DESCRIPTOR_DIM), np.uint8)
+    descriptors = np.zeros((0, dim), np.uint8)
     return LocalFeatures(np.zeros((0, 2), np.float32), none, none, none, descriptors, picture, height, width)
 
 
@@ -140,7 +148,7 @@ def describe(
     `InputError` on another shape or dtype. The caller's arrays are left as they were.
     """
     settings = config or KeypointConfig()
-    _check_crop(crop, mask)
+    check_crop(crop, mask)
     height, width = crop.shape[:2]
     if height == 0 or width == 0:
         return empty_features(height, width)
@@ -183,10 +191,14 @@ def root_sift(raw: NDArray[np.float32]) -> NDArray[np.uint8]:
 def to_bytes(features: LocalFeatures) -> bytes:
     """The stored form, little-endian: magic `RKP1`, N, height, width, crc32 (uint32 each), then the arrays one after
     another: xy (N×2 float32), scale, angle, response (N float32 each), descriptors (N×128 uint8), thumbnail (64×64
-    uint8). 148 bytes a keypoint and 4,116 a crop.
+    uint8). 148 bytes a keypoint and 4,116 a crop. Descriptors of another length D have the magic `RKP2`, and D (uint32)
+    stands before the arrays.
     """
     body = b"".join(np.ascontiguousarray(a, dtype=a.dtype.newbyteorder("<")).tobytes() for a in _arrays(features))
-    return _HEADER.pack(_MAGIC, len(features), features.height, features.width, zlib.crc32(body)) + body
+    magic, dim = _MAGIC, features.descriptors.shape[1]
+    if dim != DESCRIPTOR_DIM:
+        magic, body = _MAGIC_SIZED, _SIZED.pack(dim) + body
+    return _HEADER.pack(magic, len(features), features.height, features.width, zlib.crc32(body)) + body
 
 
 def from_bytes(data: bytes, source: str = "") -> LocalFeatures:
@@ -197,13 +209,17 @@ def from_bytes(data: bytes, source: str = "") -> LocalFeatures:
     if len(data) < _HEADER.size:
         raise broken
     magic, count, height, width, crc = _HEADER.unpack_from(data)
-    body = memoryview(data)[_HEADER.size :]
-    if magic != _MAGIC or len(body) != count * _BYTES_PER_KEYPOINT + THUMBNAIL**2 or zlib.crc32(body) != crc:
+    body, dim = memoryview(data)[_HEADER.size :], DESCRIPTOR_DIM
+    if zlib.crc32(body) != crc or magic not in (_MAGIC, _MAGIC_SIZED):
         raise broken
-    numbers = np.frombuffer(body[: 20 * count], dtype="<f4").astype(np.float32)
+    if magic == _MAGIC_SIZED and len(body) >= _SIZED.size:
+        (dim,), body = _SIZED.unpack_from(body), body[_SIZED.size :]
+    if len(body) != count * (_PLACE + dim) + THUMBNAIL**2:
+        raise broken
+    numbers = np.frombuffer(body[: _PLACE * count], dtype="<f4").astype(np.float32)
     xy, scale, angle, response = np.split(numbers, [2 * count, 3 * count, 4 * count])
-    octets = np.frombuffer(body[20 * count :], dtype=np.uint8)
-    descriptors = octets[: -(THUMBNAIL**2)].reshape(count, DESCRIPTOR_DIM).copy()
+    octets = np.frombuffer(body[_PLACE * count :], dtype=np.uint8)
+    descriptors = octets[: -(THUMBNAIL**2)].reshape(count, dim).copy()
     thumbnail = octets[-(THUMBNAIL**2) :].reshape(THUMBNAIL, THUMBNAIL).copy()
     return LocalFeatures(xy.reshape(count, 2), scale, angle, response, descriptors, thumbnail, int(height), int(width))
 
@@ -228,6 +244,15 @@ def mirrored(features: LocalFeatures) -> LocalFeatures:
     )
 
 
+class Description(Protocol):
+    """How crops are described; whatever may change what comes of it changes the fingerprint."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Twelve hex digits."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class FeatureStore:
     """Features on disk, one file per (content hash, box, configuration): `root/<config>/<aa>/<sha256>.rkp`.
@@ -237,13 +262,12 @@ class FeatureStore:
     """
 
     root: Path
-    config: KeypointConfig
+    config: Description
 
     def path(self, content_hash: str, box: tuple[float, float, float, float] | None) -> Path:
         """Where the features of this crop are, or would be. `box` XYXY in pixels of the photo; None is the whole
         photo."""
-        where = "whole" if box is None else ",".join(f"{value:.2f}" for value in box)
-        key = hashlib.sha256(f"{content_hash}|{where}".encode()).hexdigest()
+        key = crop_key(content_hash, box)
         return self.root / self.config.fingerprint / key[:2] / f"{key}.rkp"
 
     def get(self, content_hash: str, box: tuple[float, float, float, float] | None) -> LocalFeatures | None:
@@ -267,11 +291,18 @@ class FeatureStore:
         return path
 
 
+def crop_key(content_hash: str, box: tuple[float, float, float, float] | None) -> str:
+    """What belongs to one box of one photo is filed under these 64 hex digits."""
+    where = "whole" if box is None else ",".join(f"{value:.2f}" for value in box)
+    return hashlib.sha256(f"{content_hash}|{where}".encode()).hexdigest()
+
+
 def _arrays(features: LocalFeatures) -> tuple[NDArray[np.generic], ...]:
     return (features.xy, features.scale, features.angle, features.response, features.descriptors, features.thumbnail)
 
 
-def _check_crop(crop: NDArray[np.uint8], mask: NDArray[np.uint8] | NDArray[np.bool_] | None) -> None:
+def check_crop(crop: NDArray[np.uint8], mask: NDArray[np.uint8] | NDArray[np.bool_] | None) -> None:
+    """`InputError` unless the crop is 8-bit RGB or grey, and the mask of its size."""
     if crop.dtype != np.uint8 or not (crop.ndim == 2 or (crop.ndim == 3 and crop.shape[2] == 3)):
         raise InputError(
             f"a crop is (H, W, 3) or (H, W) uint8, not {crop.shape} {crop.dtype}", next_step="convert it to 8-bit RGB"

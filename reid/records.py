@@ -40,6 +40,16 @@ class Box:
 
 
 @dataclass(frozen=True, slots=True)
+class Mask:
+    """Where exactly an animal is, as it was given: `text` JSON of COCO polygons or run lengths, or a `picture`; one of
+    the two is set. `reid.masks` makes pixels of it.
+    """
+
+    text: str = ""
+    picture: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class PhotoFacts:
     """What a file says of itself, read without keeping its pixels.
 
@@ -67,7 +77,7 @@ class Sighting:
     """One row of input: a photo and what its owner says of the animal in it.
 
     `identity` None means nobody has said; `encounter` None means it may be grouped by time and place; `box` None means the
-    engine finds one. `where` names the row for reports (`labels.csv row 12`). `declared_size` is the photo's
+    engine finds one, around the `mask` where there is one. `where` names the row for reports (`labels.csv row 12`). `declared_size` is the photo's
     (width, height) when the table was made, to which `box` refers; the file may since have been scaled or squashed, and
     `exchange.fit_box` maps the box. (1, 1) means that `box` is in fractions of the photo and tells nothing of its shape.
     """
@@ -83,6 +93,7 @@ class Sighting:
     latitude: float | None = None
     longitude: float | None = None
     declared_size: tuple[int, int] | None = None
+    mask: Mask | None = None
 
 
 @dataclass(frozen=True, slots=True)

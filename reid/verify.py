@@ -24,6 +24,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from reid import learned
 from reid.errors import InputError
 from reid.geometry import (
     MIN_MATCHES,
@@ -40,6 +41,7 @@ from reid.geometry import (
     wrapped,
 )
 from reid.keypoints import THUMBNAIL, LocalFeatures
+from reid.learned import LearnedConfig
 from reid.matching import MATCHERS, Floats, Ints, Matches, extended
 
 Status = Literal["verified", "no_keypoints", "too_few_matches", "no_model", "degenerate"]
@@ -95,6 +97,8 @@ class VerifyConfig:
     """Largest ratio of the singular values of the map's linear part that is plausible."""
     max_rotation: float = 180.0
     """Degrees of turning that are plausible; 180 switches the check off."""
+    learned: LearnedConfig | None = None
+    """Features of this network, matched by its own matcher; None: RootSIFT, by `matcher` and `ratio`."""
 
     def __post_init__(self) -> None:
         """Refuse unknown names and values out of range: `InputError`."""
@@ -139,12 +143,20 @@ def verify_many(
 ) -> list[Verification]:
     """`verify` of one query against each candidate, the query prepared once."""
     settings = config or VerifyConfig()
-    matcher = MATCHERS[settings.matcher]
+    matched = matching_of(query, settings)
+    return [verify_matches(query, candidate, matched(candidate), settings) for candidate in candidates]
+
+
+def matching_of(query: LocalFeatures, config: VerifyConfig) -> Callable[[LocalFeatures], Matches]:
+    """Candidate → its matches with the query, which is prepared once.
+
+    Raises (when asked, with `config.learned`): MissingExtra, ModelError.
+    """
+    network = config.learned
+    if network is not None:
+        return lambda candidate: learned.matches(query, candidate, network)
     left = extended(query.descriptors, query_side=True)
-    return [
-        verify_matches(query, candidate, matcher(left, extended(candidate.descriptors), settings.ratio), settings)
-        for candidate in candidates
-    ]
+    return lambda candidate: MATCHERS[config.matcher](left, extended(candidate.descriptors), config.ratio)
 
 
 def verify_matches(
