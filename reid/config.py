@@ -16,7 +16,8 @@ from reid.errors import ConfigError
 
 Objective = Literal["map_at_5", "balanced", "geometric"]
 OppositeSides = Literal["auto", "never", "always"]
-ViewSet = Literal["one", "scales", "boxes"]
+ViewSet = Literal["one", "scales", "boxes", "aligned"]
+WhenNone = Literal["whole", "no_detection"]
 LocalModel = Literal["homography", "affine", "similarity"]
 
 
@@ -46,7 +47,18 @@ class EmbedderConfig:
     device: str = "cpu"  # cpu (OpenVINO) or cuda (torch)
     threads: int = 0  # 0: all cores
     mirror: bool = False  # True: average each vector with that of the mirrored crop (twice the time)
-    views: ViewSet = "one"  # one box; scales: also 10 and 20 % wider; boxes: also shifted by 5 % four ways
+    views: ViewSet = "one"  # one box; scales: also 10 and 20 % wider; boxes: also shifted by 5 % four ways;
+    # aligned: tips, notch and base brought to the same places, which takes a cropper
+
+
+@dataclass(frozen=True, slots=True)
+class CropConfig:
+    """Who finds the animal in a photo for which the table gives no box."""
+
+    model: str = "none"  # none: the whole photo; fluke: ships; else a cropper below models/ (reid train-cropper)
+    confidence: float = 0.5  # from which a box counts as found, 0 to 1
+    when_none: WhenNone = "whole"  # whole: without a box all of the photo serves; no_detection: nothing does
+    species: dict[str, str] = field(default_factory=dict)  # another cropper, or none, for a species by its name
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +116,7 @@ class Config:
     catalogue: CatalogueConfig = field(default_factory=CatalogueConfig)
     gallery: GalleryConfig = field(default_factory=GalleryConfig)
     embedder: EmbedderConfig = field(default_factory=EmbedderConfig)
+    crop: CropConfig = field(default_factory=CropConfig)
     local: LocalConfig = field(default_factory=LocalConfig)
     photos: PhotosConfig = field(default_factory=PhotosConfig)
     encounters: EncountersConfig = field(default_factory=EncountersConfig)
@@ -128,7 +141,15 @@ model = "auto"           # auto: settled at the first enrolment; `reid models li
 device = "cpu"           # cpu or cuda
 threads = 0              # 0: all cores
 mirror = false           # true: mirrored crops averaged in (twice the time)
-views = "one"            # scales: boxes 10 and 20 % wider averaged in; boxes: shifted by 5 % four ways (3 and 5 times)
+views = "one"            # scales: boxes 10 and 20 % wider averaged in; boxes: shifted by 5 % four ways (3 and 5 times);
+                         # aligned: tips, notch and base at the same places (takes a cropper)
+
+[crop]
+model = "none"           # who finds the animal where the table gives no box: fluke, or a cropper of `reid train-cropper`
+confidence = 0.5         # from which a box counts as found
+when_none = "whole"      # without one the whole photo serves; no_detection: it does not, and a query says so
+
+[crop.species]           # another cropper for a species: "Tragelaphus angasii" = "none"
 
 [local]
 use = true               # local features beside the embedder, as far as they help on this gallery; false: never
@@ -202,6 +223,8 @@ def _read(kind: Any, raw: dict[str, Any], source: str, prefix: str) -> Any:
             continue
         if get_origin(wanted) is Literal:
             wanted = str
+        if get_origin(wanted) is dict and isinstance(value, dict) and all(type(v) is str for v in value.values()):
+            wanted = dict
         if wanted is float and type(value) is int:
             value = float(value)
         if type(value) is not wanted:
@@ -227,6 +250,15 @@ def _check(config: Config, source: str) -> None:
         (
             config.embedder.views in get_args(ViewSet),
             f"embedder.views must be one of {', '.join(get_args(ViewSet))}",
+        ),
+        (
+            config.embedder.views != "aligned" or {config.crop.model, *config.crop.species.values()} != {"none"},
+            "embedder.views 'aligned' takes a cropper: set crop.model",
+        ),
+        (0 <= config.crop.confidence <= 1, "crop.confidence must be in [0, 1]"),
+        (
+            config.crop.when_none in get_args(WhenNone),
+            f"crop.when_none must be one of {', '.join(get_args(WhenNone))}",
         ),
         (config.embedder.threads >= 0, "embedder.threads must be 0 or more"),
         (config.encounters.max_gap_minutes >= 0, "encounters.max_gap_minutes must be 0 or more"),

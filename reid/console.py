@@ -218,6 +218,8 @@ def reindexed(report: ReindexReport) -> None:
         print(f"{len(paths)} files {label}")
         for path in paths[:SHOWN]:
             print(f"  {path}")
+    if report.relocated:
+        print(f"{report.relocated} boxes drawn anew by another cropper")
     print(f"{report.enrolled.new} photos new; {report.embedded} animals embedded anew")
     print(
         f"index: {report.photos_before} → {report.photos_now} photos"

@@ -1,9 +1,10 @@
 """A box in a photo → the pixels that an embedder takes.
 
 `cut` widens the box by the model's margin, clips it to the photo and brings it to the model's size. Several `View`s of
-one box (mirrored, wider, shifted) serve test-time augmentation: their vectors are averaged.
+one box (mirrored, wider, shifted) serve test-time augmentation: their vectors are averaged. An aligned view needs the
+animal's landmarks (`reid.locate`) and brings them to the same places in every photo.
 
-Knows pixels, boxes and preprocessing; no files, no identities.
+Knows pixels, boxes, landmarks and preprocessing; no files, no identities.
 """
 
 from __future__ import annotations
@@ -18,19 +19,21 @@ from reid.models import Preprocessing
 from reid.records import Box
 
 Pixels = NDArray[np.uint8]
+Points = NDArray[np.float32]
 _INTERPOLATION = {"linear": cv2.INTER_LINEAR, "cubic": cv2.INTER_CUBIC}
 
 
 @dataclass(frozen=True, slots=True)
 class View:
     """One way to look at a box. `widen` is added to the model's margin; shifts are shares of the box's width and
-    height.
+    height. `aligned` brings the landmarks to `CANONICAL`; without landmarks it is the box as it lies.
     """
 
     mirror: bool = False
     widen: float = 0.0
     shift_x: float = 0.0
     shift_y: float = 0.0
+    aligned: bool = False
 
 
 PLAIN = View()
@@ -38,8 +41,12 @@ VIEWS: dict[str, tuple[View, ...]] = {
     "one": (PLAIN,),
     "scales": (PLAIN, View(widen=0.1), View(widen=0.2)),
     "boxes": (PLAIN, View(shift_x=0.05), View(shift_x=-0.05), View(shift_y=0.05), View(shift_y=-0.05)),
+    "aligned": (View(aligned=True),),
 }
 """Views whose vectors are averaged, by the name that settings give them."""
+CANONICAL = np.array([(0.0, 0.05), (0.5, 0.5), (1.0, 0.05), (0.5, 0.95)], np.float32)
+"""Where left tip, notch, right tip and base come to lie, in shares of the box: their medians on rendered flukes, made even."""
+LEAST_AREA, MOST_AREA, MOST_TURN = 0.25, 4.0, 60.0  # of the aligned box against the box; degrees
 
 
 def views_named(name: str, *, mirror: bool) -> tuple[View, ...]:
@@ -60,12 +67,17 @@ def cut(
     *,
     scale: tuple[float, float] = (1.0, 1.0),
     view: View = PLAIN,
+    landmarks: Points | None = None,
 ) -> Pixels:
     """The crop of `box`, `(height, width, 3) uint8 RGB`.
 
     `pixels (H, W, 3) uint8 RGB` may be decoded smaller than the original: `scale` is decoded ÷ original pixels, (x, y),
-    and `box` is in original pixels. A box is clipped to the photo and never comes out empty.
+    and `box` and `landmarks (4, 2)` are in original pixels. A box is clipped to the photo and never comes out empty.
     """
+    if view.aligned and landmarks is not None:
+        matrix = alignment(landmarks, box)
+        if matrix is not None:
+            return _aligned(pixels, matrix, preprocessing, scale, view)
     x0, y0, x1, y1 = _window(pixels, box, preprocessing.margin + view.widen, scale, view)
     crop = pixels[y0:y1, x0:x1]
     if view.mirror:
@@ -82,9 +94,28 @@ def cut_views(
     views: tuple[View, ...],
     *,
     scale: tuple[float, float] = (1.0, 1.0),
+    landmarks: Points | None = None,
 ) -> Pixels:
     """All views of one box, `(V, height, width, 3) uint8 RGB`."""
-    return np.stack([cut(pixels, box, preprocessing, scale=scale, view=view) for view in views])
+    return np.stack([cut(pixels, box, preprocessing, scale=scale, view=view, landmarks=landmarks) for view in views])
+
+
+def alignment(landmarks: Points, box: Box) -> NDArray[np.float64] | None:
+    """The affine map `(2, 3)`, least squares, from pixels of the original to shares of the box in which the `landmarks
+    (4, 2)` lie at `CANONICAL`; None where they cannot be those of an animal in `box`: in one line, turned over, lying
+    down, or of quite another size.
+    """
+    corners = np.array([box.x0, box.y0]), np.array([box.width, box.height])
+    inside = (np.asarray(landmarks, np.float64) - corners[0]) / corners[1]
+    design = np.concatenate([inside, np.ones((len(inside), 1))], axis=1)
+    solution, _, rank, _ = np.linalg.lstsq(design, CANONICAL.astype(np.float64), rcond=1e-3)
+    linear = solution[:2].T
+    area = float(np.linalg.det(linear))
+    tips = (inside[2] - inside[0]) * corners[1]
+    if rank < 3 or not LEAST_AREA < area < MOST_AREA or abs(np.degrees(np.arctan2(tips[1], tips[0]))) > MOST_TURN:
+        return None
+    linear = linear / corners[1]
+    return np.concatenate([linear, (solution[2] - linear @ corners[0])[:, None]], axis=1)
 
 
 def region(pixels: Pixels, box: Box, *, scale: tuple[float, float] = (1.0, 1.0)) -> Pixels:
@@ -106,6 +137,34 @@ def _window(
     x1 = int(np.clip(round(right * scale[0]), x0 + 1, width))
     y1 = int(np.clip(round(bottom * scale[1]), y0 + 1, height))
     return x0, y0, x1, y1
+
+
+def _aligned(
+    pixels: Pixels, matrix: NDArray[np.float64], preprocessing: Preprocessing, scale: tuple[float, float], view: View
+) -> Pixels:
+    """The photo through `matrix` (original pixels → shares of the box), the margin around it; beyond the photo its edge
+    goes on. It is drawn at up to four times the size and averaged down, so that fine patterns do not alias.
+    """
+    margin = preprocessing.margin + view.widen
+    frame = np.array([preprocessing.width, preprocessing.height], np.float64)
+    place = np.diag(frame / (1 + 2 * margin))
+    shift = frame * margin / (1 + 2 * margin) - frame * (view.shift_x, view.shift_y) / (1 + 2 * margin)
+    linear = place @ matrix[:, :2] / scale
+    offset = place @ matrix[:, 2] + shift
+    finest = float(np.linalg.norm(linear, 2))  # crop pixels that a decoded pixel becomes, at least
+    more = int(np.clip(np.ceil(1 / max(finest, 1e-6)), 1, 4))
+    linear, offset = linear * more, offset * more
+    offset = offset + linear @ (0.5, 0.5) - 0.5  # OpenCV counts from the middle of the first pixel
+    crop = cv2.warpAffine(
+        pixels,
+        np.concatenate([linear, offset[:, None]], axis=1),
+        (preprocessing.width * more, preprocessing.height * more),
+        flags=cv2.INTER_LINEAR,
+        borderMode=cv2.BORDER_REPLICATE,
+    )
+    if more > 1:
+        crop = cv2.resize(crop, (preprocessing.width, preprocessing.height), interpolation=cv2.INTER_AREA)
+    return np.ascontiguousarray(crop[:, ::-1] if view.mirror else crop, np.uint8)
 
 
 def _resize(crop: Pixels, width: int, height: int, interpolation: str) -> Pixels:

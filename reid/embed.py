@@ -89,24 +89,22 @@ class OpenVinoEmbedder:
         """Batches of 16 feed the matrix units of a CPU with bf16; without them single photos stay in its cache and are
         faster.
         """
-        return 16 if "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES") else 1
+        return 16 if "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES") else 1
 
     def _compile(self, batch: int) -> Any:
         import openvino
 
-        core = _core()
+        engine = core()
         config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY" if batch == 1 else "THROUGHPUT"}
         if self._threads:
             config["INFERENCE_NUM_THREADS"] = self._threads
-        name = (
-            f"{openvino.get_version()}|{core.get_property('CPU', 'FULL_DEVICE_NAME')}|{batch}|{sorted(config.items())}"
-        )
+        name = f"{openvino.get_version()}|{engine.get_property('CPU', 'FULL_DEVICE_NAME')}|{batch}|{sorted(config.items())}"
         kept = self._folder / "compiled" / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.blob"
-        compiled = _imported(core, kept, config)
+        compiled = _imported(engine, kept, config)
         if compiled is None:
-            graph = self._read_graph(core)
+            graph = self._read_graph(engine)
             graph.reshape([batch, self.card.preprocessing.height, self.card.preprocessing.width, 3])
-            compiled = core.compile_model(graph, "CPU", config)
+            compiled = engine.compile_model(graph, "CPU", config)
             _keep(kept, compiled)
         queue = openvino.AsyncInferQueue(compiled)
         self._queues[batch] = queue
@@ -133,7 +131,7 @@ def prepare_aside(embedder: Embedder) -> None:
         threading.Thread(target=begin, daemon=True).start()
 
 
-def _core() -> Any:
+def core() -> Any:
     """The process's OpenVINO core (creating one costs 0.1–0.25 s, so it is kept)."""
     global _shared_core
     if _shared_core is None:

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from reid import crop, fit, intake, local, models
+from reid import crop, fit, intake, local, models, relocate
 from reid.catalogue import Added, KnownFile, NewAnnotation, NewPhoto, PhotoInfo
 from reid.embed import Embedder, unit_rows
 from reid.errors import PhotoError, ReidError, StoreBusy, StoreError
@@ -81,6 +81,8 @@ def enrol(store: Store, sightings: Sequence[Sighting], *, who: str, progress: Pr
     report = EnrolReport()
     if store.config.embedder.model == "auto" and sightings:
         store.settle_model(suitable_model(sightings))
+    if not store.catalogue.counts().annotations:
+        relocate.note(store)
     photos = intake.by_photo(sightings)
     start = time.perf_counter()
     files = store.catalogue.known_files()
@@ -95,7 +97,9 @@ def enrol(store: Store, sightings: Sequence[Sighting], *, who: str, progress: Pr
     progress("enrol", done, total)
     views, card = views_of(store), store.embedder.card
     batch: list[Prepared] = []
-    for one in intake.prepare_all(unread, card.preprocessing, views, describe=local.description(store)):
+    unread = [tuple(_of_species(store, sighting) for sighting in group) for group in unread]
+    describe, croppers = local.description(store), store.croppers
+    for one in intake.prepare_all(unread, card.preprocessing, views, describe=describe, croppers=croppers):
         done += 1
         if isinstance(one, Failure):
             report.failures.append(one)
@@ -120,6 +124,11 @@ def enrol(store: Store, sightings: Sequence[Sighting], *, who: str, progress: Pr
         fit.fit(store, progress=progress)
         report.spent("fit", start)
     return report
+
+
+def _of_species(store: Store, sighting: Sighting) -> Sighting:
+    """The sighting with its species, the store's where it names none."""
+    return replace(sighting, species=sighting.species or store.config.species or None)
 
 
 def suitable_model(sightings: Sequence[Sighting]) -> str:
@@ -170,15 +179,23 @@ def _name_known(
 ) -> None:
     """Give known photos what the table says of them now; a box that is new gets its vector from `embed_lacking`."""
     infos = store.catalogue.photos([file.photo for _, file in reread])
+    bare = set() if store.croppers.whole else _bare(store, infos)
     for at in range(0, len(reread), 256):
         new = []
         for group, file in reread[at : at + 256]:
             info = infos[file.photo]
-            kept, boxes, failures = intake.place_boxes(group, info.width, info.height)
+            find = (lambda sighting: None) if file.photo in bare else None  # looked at before, and nothing found
+            kept, boxes, failures = intake.place_boxes(group, info.width, info.height, find)
             report.failures.extend(failures)
             facts = replace(_facts_of(info), path=Path(os.path.abspath(group[0].path)))
             new.append(_new_photo(store, facts, file.mtime_ns, kept, [NewAnnotation(box) for box in boxes]))
         _record(store, new, report, who, None)
+
+
+def _bare(store: Store, photos: Mapping[int, PhotoInfo]) -> set[int]:
+    """Those of the photos that hold no annotation in service."""
+    ids = store.catalogue.annotations_of(photos=list(photos))
+    return set(photos) - {info.photo for info in store.catalogue.annotations(ids).values()}
 
 
 def _facts_of(info: PhotoInfo) -> PhotoFacts:
@@ -237,11 +254,12 @@ def _commit(
     start = report.spent("embed", start)
     new, gone, at = [], [], 0
     for one in batch:
-        annotations = [NewAnnotation(box) for box in one.boxes]
+        qualities = one.qualities or (None,) * len(one.boxes)
+        annotations = [NewAnnotation(box, quality=q) for box, q in zip(one.boxes, qualities, strict=True)]
         if one.facts.sha256 not in by_hash:  # else its vectors are there; a new box gets its own from `embed_lacking`
             vectors = rows[at : at + len(one.boxes)]
             at += len(one.boxes)
-            annotations = [NewAnnotation(box, vector=row) for box, row in zip(one.boxes, vectors, strict=True)]
+            annotations = [replace(a, vector=row) for a, row in zip(annotations, vectors, strict=True)]
         try:
             facts = _kept_copy(store, one.facts) if store.config.photos.copy else one.facts
         except PhotoError as error:
@@ -344,10 +362,14 @@ def embed_lacking(store: Store, *, progress: Progress = quiet) -> list[Failure]:
     for annotation, info in infos.items():
         by_path.setdefault(store.resolve(info.path), []).append(annotation)
     groups = list(by_path.values())
-    photos = [tuple(Sighting(path, printable(path), box=infos[a].box) for a in ids) for path, ids in by_path.items()]
+    photos = [
+        tuple(Sighting(path, printable(path), box=infos[a].box, species=infos[a].species) for a in ids)
+        for path, ids in by_path.items()
+    ]
     views, failures, done = views_of(store), [], 0
     pending: list[tuple[list[int], Prepared]] = []
-    for ids, one in zip(groups, intake.prepare_all(photos, store.embedder.card.preprocessing, views), strict=True):
+    prepared = intake.prepare_all(photos, store.embedder.card.preprocessing, views, croppers=store.croppers)
+    for ids, one in zip(groups, prepared, strict=True):
         done += 1
         if isinstance(one, Failure):
             failures.append(one)

@@ -108,13 +108,13 @@ def write(folder: Path, card: ModelCard, graph: Any, tensors: dict[str, NDArray[
         text = json.dumps({"format": FORMAT, "fingerprint": card.fingerprint, **asdict(card)}, indent=2)
         (aside / CARD).write_text(text + "\n", encoding="utf-8")
         aside.chmod(0o755)
-        _swap(aside, folder / card.name)
+        swap(aside, folder / card.name)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return folder / card.name
 
 
-def _swap(aside: Path, target: Path) -> None:
+def swap(aside: Path, target: Path) -> None:
     """Put `aside` where `target` is; whoever else wrote the same model at the same time has written the same bytes."""
     try:
         os.rename(aside, target)

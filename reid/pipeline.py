@@ -261,7 +261,12 @@ def _read(store: Store, queries: Sequence[Query], describe: KeypointConfig | Non
     card = store.embedder.card
     workers = min(os.cpu_count() or 1, max(1, len(groups)))
     prepared = intake.prepare_all(
-        [group for _, group in groups], card.preprocessing, views_of(store), workers=workers, describe=describe
+        [_of_species(store, queries[number], group) for number, group in groups],
+        card.preprocessing,
+        views_of(store),
+        workers=workers,
+        describe=describe,
+        croppers=store.croppers,
     )
     for (number, _), one in zip(groups, prepared, strict=True):
         if isinstance(one, Failure):
@@ -270,6 +275,11 @@ def _read(store: Store, queries: Sequence[Query], describe: KeypointConfig | Non
             asked[number].failures.extend(one.failures)
             asked[number].prepared.append(one)
     return asked
+
+
+def _of_species(store: Store, query: Query, group: Sequence[Sighting]) -> tuple[Sighting, ...]:
+    """A photo's sightings with the species by which their cropper is chosen."""
+    return tuple(replace(s, species=s.species or query.species or store.config.species or None) for s in group)
 
 
 def _probes(asked: Sequence[_Asked], vectors: NDArray[np.float32]) -> list[Probe]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reid import decide, fit, local
+from reid import decide, fit, local, relocate
 from reid.aggregate import identity_scores
 from reid.catalogue import KnownFile
 from reid.enrol import EnrolReport, Progress, embed_lacking, enrol, quiet, settle_encounters
@@ -55,6 +55,7 @@ class ReindexReport:
     changed: list[str] = field(default_factory=list)
     back: list[str] = field(default_factory=list)
     enrolled: EnrolReport = field(default_factory=EnrolReport)
+    relocated: int = 0
     embedded: int = 0
     rebuilt: str = ""
     photos_before: int = 0
@@ -100,6 +101,7 @@ def reindex(
     report = ReindexReport()
     before = _present(store, report)
     changed = _look_at_files(store, report, progress)
+    _relocate(store, who, report, progress)
     report.embedded = _embed_anew(store, report, progress)
     report.enrolled = _enrol_again(store, who, progress)
     _enrol_changed(store, changed, who, report)
@@ -162,6 +164,15 @@ def _look_at_files(store: Store, report: ReindexReport, progress: Progress) -> l
     store.catalogue.mark_present(back)
     report.vanished, report.changed, report.back = ([printable(p) for p in paths] for paths in (gone, changed, back))
     return changed
+
+
+def _relocate(store: Store, who: str, report: ReindexReport, progress: Progress) -> None:
+    """Boxes again, where `reid.toml` names another cropper than the one that found them."""
+    if relocate.is_due(store):
+        done = relocate.relocate(store, who=who, progress=progress)
+        report.failures.extend(done.failures)
+        report.relocated = done.moved
+        report.rebuilt = report.rebuilt or ("another cropper" if done.moved else "")
 
 
 def _embed_anew(store: Store, report: ReindexReport, progress: Progress) -> int:

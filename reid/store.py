@@ -30,6 +30,7 @@ from reid.embed import EMBEDDERS, Embedder, OpenVinoEmbedder, unit_rows
 from reid.errors import GalleryError, IndexStale, SnapshotCorrupt, StoreError, StoreNotFound
 from reid.index import Gallery, write_snapshot
 from reid.index.view import stamp
+from reid.locate import Croppers, open_croppers
 from reid.whiten import Whitening
 
 SETTINGS = "reid.toml"
@@ -49,7 +50,9 @@ class Store:
         self._whitening: Whitening | None = None
 
     @classmethod
-    def create(cls, root: Path, *, species: str = "", new_label: str = "new_whale", model: str = "") -> Store:
+    def create(
+        cls, root: Path, *, species: str = "", new_label: str = "new_whale", model: str = "", cropper: str = "none"
+    ) -> Store:
         """Make a store in `root`, which may hold other things but no store.
 
         Raises:
@@ -63,6 +66,7 @@ class Store:
         text = config.TEMPLATE.format(species=species, new_label=new_label)
         if model:
             text = text.replace('model = "auto"', f'model = "{model}"')
+        text = text.replace('model = "none"', f'model = "{cropper}"', 1)
         try:
             root.mkdir(parents=True, exist_ok=True)
             settings = config.parse(text, str(root / SETTINGS))
@@ -133,6 +137,19 @@ class Store:
             return OpenVinoEmbedder(folder, threads=self.config.embedder.threads)
         return EMBEDDERS[self.config.embedder.device](folder)
 
+    @cached_property
+    def croppers(self) -> Croppers:
+        """Who finds the animal in photos that come without a box, as `reid.toml` says.
+
+        Raises:
+            ModelError: a cropper that it names is not there, or damaged.
+        """
+        settings = self.config.crop
+        whole = settings.when_none == "whole"
+        return open_croppers(
+            settings.model, settings.species, self.models_folder, confidence=settings.confidence, whole=whole
+        )
+
     @property
     def fingerprint(self) -> str:
         """Of the raw vectors that this store makes now: the model's, and which views are averaged in."""
@@ -142,6 +159,8 @@ class Store:
         """Of the vectors that another model would make with these settings."""
         settings = self.config.embedder
         views = f"+{settings.views}" if settings.views != "one" else ""
+        if settings.views == "aligned":
+            views += f":{self.croppers.landmarks_fingerprint}"
         return f"{card.fingerprint}{views}{'+mirror' if settings.mirror else ''}"
 
     @property

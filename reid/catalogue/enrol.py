@@ -7,7 +7,7 @@ encounter is reported as a conflict, while what it lacked (an identity, a time, 
 Boxes: one whose edges are all within `boxes.SAME_BOX_PX` of a box on record is that box. A machine's box (detector,
 whole photo) never adds to a photo that has boxes already; it is taken for the one it overlaps most. A person's box
 (table, user) that is the only one given takes the place of a machine's that is the only one on record, and inherits its
-identity; else it is one more animal in the photo.
+identity; else it is one more animal in the photo. So does a machine's where the photo was looked at again (`relocated`).
 """
 
 from __future__ import annotations
@@ -224,7 +224,9 @@ class _Round:
         ids, fresh, named = [], [], []
         for new in photo.annotations:
             at = boxes.same(new.box, [mark.box for mark in marks])
-            if at is None and new.box.origin in boxes.MACHINE and on_record:
+            if photo.relocated and at is not None and marks[at].box.origin != new.box.origin:
+                at = None  # found now, and as large as the whole photo that stood in for it
+            elif at is None and new.box.origin in boxes.MACHINE and on_record and not photo.relocated:
                 at = boxes.most_overlapped(new.box, [mark.box for mark in on_record])
             made = at is None
             if at is None:

@@ -44,7 +44,8 @@ class NewPhoto:
     into the evidence of its events.
 
     `facts.path` is kept as it is given: absolute, or relative to whatever the caller resolves it against. `encounter`
-    is the owner's key of the sighting, None where it may be grouped.
+    is the owner's key of the sighting, None where it may be grouped. `relocated`: another machine has looked again, and
+    its only box takes the place of a machine's that is the only one on record.
     """
 
     facts: PhotoFacts
@@ -52,6 +53,7 @@ class NewPhoto:
     encounter: str | None = None
     mtime_ns: int | None = None
     where: str = ""
+    relocated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
