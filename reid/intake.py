@@ -80,6 +80,13 @@ class Masked:
         """The mask of one of `sightings`, None where it has none."""
         return self._drawn.get(id(sighting))
 
+    def encoded(
+        self, sightings: Sequence[Sighting], boxes: Sequence[Box]
+    ) -> dict[tuple[float, float, float, float], bytes]:
+        """PNGs of those of `sightings` that have a mask, by the corners of their boxes."""
+        pairs = ((self.of(sighting), box) for sighting, box in zip(sightings, boxes, strict=True))
+        return {(b.x0, b.y0, b.x1, b.y1): masks.encoded(mask) for mask, b in pairs if mask is not None}
+
 
 def with_masks(sightings: Sequence[Sighting], width: int, height: int) -> Masked:
     """The masks of sightings in a photo of this upright size."""

@@ -2,8 +2,10 @@
 
     <store>/features/…   what was described, by the photo's sha256 and the box
     <store>/local/       the index of it (`reid.index.local`), brought up to the catalogue at the cost of what changed
+    <store>/masks/…      where a table said the animal is, by the same; keypoints are those within
 
-Both are derived and can be made again from the photos. Knows a store's photos and boxes; no identities.
+All but the masks are derived and can be made again from the photos. Where the settings name a learned matcher, boxes
+are described by it as well, for the geometry of the shortlist; the index has RootSIFT alone. Knows a store's photos and boxes; no identities.
 """
 
 from __future__ import annotations
@@ -15,19 +17,23 @@ from pathlib import Path
 
 import numpy as np
 
-from reid import intake
+from reid import intake, learned
 from reid.catalogue import AnnotationInfo
 from reid.errors import GalleryError, IndexStale, SnapshotCorrupt
 from reid.images import printable
 from reid.index import LocalIndex
-from reid.intake import Prepared
+from reid.intake import Describe, Prepared
 from reid.keypoints import FeatureStore, KeypointConfig, LocalFeatures
+from reid.learned import LearnedConfig
+from reid.masks import MaskStore
 from reid.models import Preprocessing
-from reid.records import Box, Failure, Sighting
+from reid.records import Box, Failure, Mask, Sighting
 from reid.store import Store
 from reid.verify import VerifyConfig
 
 FOLDER = "local"
+MASKS = "masks"
+REDRAWN = "redrawn"  # a file in `MASKS`: keypoints of boxes whose mask has changed are gone, and to be described again
 _BATCH = 256  # boxes indexed in one commit while describing
 _MANY = 8 * _BATCH  # boxes from which an addition is planned for, rather than taken as it comes
 _SAMPLE = 500  # boxes whose features stand for all in that plan
@@ -49,15 +55,43 @@ def description(store: Store) -> KeypointConfig | None:
     return KeypointConfig(max_keypoints=settings.keypoints, long_side=settings.long_side)
 
 
+def learned_description(store: Store) -> LearnedConfig | None:
+    """How boxes are described for geometry, where the settings name a learned matcher."""
+    settings = store.config.local
+    if not settings.use or settings.matcher == "sift":
+        return None
+    long_side, weights = settings.long_side, settings.matcher_weights
+    return LearnedConfig(settings.matcher, settings.matcher_keypoints, long_side, weights)
+
+
+def describer(store: Store) -> Describe | None:
+    """What describes a box by the learned matcher, None without.
+
+    Raises:
+        MissingExtra, ModelError: its packages or weights are not there.
+    """
+    config = learned_description(store)
+    if config is None:
+        return None
+    learned.networks(config)
+    return lambda crop, mask: learned.describe(crop, mask, config)
+
+
 def verification(store: Store) -> VerifyConfig:
     """How this store's settings compare two boxes."""
-    return VerifyConfig(model=store.config.local.model)
+    config = learned_description(store)
+    if config is None:
+        return VerifyConfig(model=store.config.local.model)
+    return VerifyConfig(model=store.config.local.model, estimator="lmeds_ransac", learned=config)
 
 
 def fingerprint(store: Store) -> str:
     """Of description and geometry together, empty without: what a fusion was fitted for."""
-    config = description(store)
-    return "" if config is None else f"{config.fingerprint}-{store.config.local.verify}-{store.config.local.model}"
+    config, further = description(store), learned_description(store)
+    if config is None:
+        return ""
+    by = f"-{further.network}-{further.fingerprint}" if further else ""
+    return f"{config.fingerprint}-{store.config.local.verify}-{store.config.local.model}{by}"
 
 
 def key_of(box: Box) -> BoxKey:
@@ -66,14 +100,45 @@ def key_of(box: Box) -> BoxKey:
 
 
 def keep(store: Store, photo: Prepared) -> None:
-    """File what was described of a photo."""
-    features = _features(store)
+    """File what was described of a photo, and its masks."""
+    drawn = {key_of(box): png for box, png in zip(photo.boxes, photo.masks, strict=False) if png is not None}
+    keep_masks(store, photo.facts.sha256, drawn)
+    features, further = _features(store), _further(store)
     for box, found in zip(photo.boxes, photo.local, strict=False):
         features.put(photo.facts.sha256, key_of(box), found)
+    for box, more in zip(photo.boxes, photo.further, strict=False):
+        if further is not None and more is not None:
+            further.put(photo.facts.sha256, key_of(box), more)
+
+
+def keep_masks(store: Store, sha256: str, drawn: Mapping[BoxKey, bytes]) -> None:
+    """File masks (`masks.encoded`) of a photo's boxes; what was described under another one is forgotten, and
+    `bring_up` describes it again.
+    """
+    kept = masks_of(store)
+    stores = [one for one in (_features(store), _further(store)) if one is not None]
+    for key, png in drawn.items():
+        if not kept.put(sha256, key, png):
+            continue
+        described = [path for one in stores if (path := one.path(sha256, key)).exists()]
+        if described:
+            (store.root / MASKS / REDRAWN).touch()
+        for path in described:
+            path.unlink(missing_ok=True)
+
+
+def masks_of(store: Store) -> MaskStore:
+    """The masks that tables gave."""
+    return MaskStore(store.root / MASKS)
 
 
 def _features(store: Store) -> FeatureStore:
     return FeatureStore(store.root / "features", description(store) or KeypointConfig())
+
+
+def _further(store: Store) -> FeatureStore | None:
+    config = learned_description(store)
+    return FeatureStore(store.root / "features", config) if config is not None else None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -83,6 +148,7 @@ class LocalSource:
     index: LocalIndex
     features: FeatureStore
     verify: VerifyConfig
+    further: FeatureStore | None = None  # the learned matcher's; None: geometry compares the same as vote
 
     @classmethod
     def open(cls, store: Store) -> LocalSource:
@@ -91,7 +157,7 @@ class LocalSource:
         Raises:
             IndexStale, SnapshotCorrupt: the index is of another description or damaged: `bring_up` mends it.
         """
-        source = cls(_index(store), _features(store), verification(store))
+        source = cls(_index(store), _features(store), verification(store), _further(store))
         if source.index.revision < store.catalogue.vectors_revision:
             with source.index.writing():
                 since, now = source.index.revision, store.catalogue.revision
@@ -103,6 +169,10 @@ class LocalSource:
     def features_of(self, keys: Mapping[str, tuple[str, BoxKey]], id: str) -> LocalFeatures | None:
         """The features filed for an annotation whose photo and box `keys` names; None where there are none."""
         return self.features.get(*keys[id]) if id in keys else None
+
+    def compared_of(self, keys: Mapping[str, tuple[str, BoxKey]], id: str) -> LocalFeatures | None:
+        """As `features_of`, those that geometry compares."""
+        return (self.further or self.features).get(*keys[id]) if id in keys else None
 
     def _add_described(self, store: Store, annotations: Sequence[int]) -> list[int]:
         """Index the annotations whose features are at hand and not indexed yet; those that lack features."""
@@ -156,20 +226,23 @@ def bring_up(store: Store, *, check: bool = False, progress: Progress = quiet) -
     if description(store) is None:
         return []
     try:
-        source = LocalSource(_index(store), _features(store), verification(store))
+        source = LocalSource(_index(store), _features(store), verification(store), _further(store))
         if check:
             source.index.check()
     except (IndexStale, SnapshotCorrupt):
         shutil.rmtree(store.root / FOLDER, ignore_errors=True)
-        source = LocalSource(_index(store), _features(store), verification(store))
+        source = LocalSource(_index(store), _features(store), verification(store), _further(store))
     now = store.catalogue.revision
     serving = store.catalogue.labels().annotations.tolist()
     with source.index.writing():
         source.index.remove(set(source.index.ids()) - {str(a) for a in serving})
         lacking = source._add_described(store, serving)
         source.index.commit(revision=now)
+    redrawn = store.root / MASKS / REDRAWN
     if check:
         lacking = sorted({*lacking, *_damaged(store, source, serving)})
+    elif source.further is not None or redrawn.exists():
+        lacking = sorted({*lacking, *_absent(store, source, serving)})
     failures: list[Failure] = []
     done = 0
     for ids, photo in _described(store, lacking):
@@ -183,6 +256,7 @@ def bring_up(store: Store, *, check: bool = False, progress: Progress = quiet) -
         if done % _BATCH < len(ids):
             source.index.commit(revision=now)
     source.index.commit(revision=now)
+    redrawn.unlink(missing_ok=True)
     if check and source.index.outgrown:
         source.index.compact()
     return failures
@@ -192,7 +266,16 @@ def _damaged(store: Store, source: LocalSource, annotations: Sequence[int]) -> I
     """Annotations whose features are gone or cannot be read; reads all that are filed."""
     for at in range(0, len(annotations), _BATCH):
         for id, key in keys(store, annotations[at : at + _BATCH]).items():
-            if source.features.get(*key) is None:
+            if source.features.get(*key) is None or (source.further and source.further.get(*key) is None):
+                yield int(id)
+
+
+def _absent(store: Store, source: LocalSource, annotations: Sequence[int]) -> Iterator[int]:
+    """Annotations that lack a file of features; looks at names alone."""
+    stores = [one for one in (source.features, source.further) if one is not None]
+    for at in range(0, len(annotations), _BATCH):
+        for id, key in keys(store, annotations[at : at + _BATCH]).items():
+            if not all(one.path(*key).exists() for one in stores):
                 yield int(id)
 
 
@@ -203,8 +286,11 @@ def _described(store: Store, annotations: Sequence[int]) -> Iterator[tuple[list[
     by_path: dict[Path, list[int]] = {}
     for annotation, info in infos.items():
         by_path.setdefault(store.resolve(info.path), []).append(annotation)
-    groups = [_sightings(path, ids, infos) for path, ids in by_path.items()]
-    prepared = intake.prepare_all(groups, _NO_CROP, (), describe=description(store))
+    drawn = masks_of(store)
+    groups = [
+        tuple(_sighting(path, infos[a], drawn, hashes[infos[a].photo]) for a in ids) for path, ids in by_path.items()
+    ]
+    prepared = intake.prepare_all(groups, _NO_CROP, (), describe=description(store), further=describer(store))
     for ids, one in zip(by_path.values(), prepared, strict=True):
         if isinstance(one, Prepared) and one.facts.sha256 != hashes[infos[ids[0]].photo]:
             name = printable(one.facts.path)
@@ -215,8 +301,9 @@ def _described(store: Store, annotations: Sequence[int]) -> Iterator[tuple[list[
             yield ids, one
 
 
-def _sightings(path: Path, ids: Sequence[int], infos: Mapping[int, AnnotationInfo]) -> tuple[Sighting, ...]:
-    return tuple(Sighting(path, printable(path), box=infos[a].box) for a in ids)
+def _sighting(path: Path, info: AnnotationInfo, drawn: MaskStore, sha256: str) -> Sighting:
+    mask = drawn.path(sha256, key_of(info.box))
+    return Sighting(path, printable(path), box=info.box, mask=Mask(picture=mask) if mask.exists() else None)
 
 
 def _index(store: Store) -> LocalIndex:

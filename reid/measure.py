@@ -19,7 +19,7 @@ from reid.decide import LeftOut, Neighbours
 from reid.errors import InputError
 from reid.fusion import Fusion
 from reid.index import LocalIndex, Names
-from reid.keypoints import LocalFeatures
+from reid.keypoints import LocalFeatures, empty_features
 from reid.shortlist import Shortlist
 from reid.verify import VerifyConfig
 
@@ -48,6 +48,7 @@ class Local:
     features_of: Callable[[str], LocalFeatures | None]
     verify: VerifyConfig
     checked: int
+    compared_of: Callable[[str], LocalFeatures | None] | None = None  # for geometry, where that compares others
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -96,10 +97,11 @@ def ask(
             votes,
             lambda ids: gallery.rows[[row_of[i] for i in ids]] @ gallery.rows[query],
             features,
-            local.features_of,
+            local.compared_of or local.features_of,
             listed=neighbours,
             checked=local.checked,
             config=local.verify,
+            compared=(local.compared_of(gallery.ids[query]) or empty_features(0, 0)) if local.compared_of else None,
         )
         return _asked(gallery, query, listed, np.array([row_of[i] for i in listed.ids], np.int64), neighbours, features)
 

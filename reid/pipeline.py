@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from reid import aggregate, decide, intake, local
+from reid import aggregate, decide, intake, learned, local, stages
 from reid.aggregate import Ranking
 from reid.embed import prepare_aside
 from reid.enrol import embed_views, views_of
@@ -26,7 +26,7 @@ from reid.fit import Fit
 from reid.images import hamming, printable
 from reid.index import Gallery
 from reid.intake import Prepared
-from reid.keypoints import KeypointConfig
+from reid.keypoints import KeypointConfig, LocalFeatures
 from reid.promise import Policy
 from reid.records import Answer, Box, Compared, Failure, IdentityScore, Side, Sighting, Status
 from reid.search import OPPOSITE, Found, Probe, Searcher
@@ -62,6 +62,7 @@ class _Asked:
     query: Query
     prepared: list[Prepared] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
+    troubles: list[str] = field(default_factory=list)  # of its learned features
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -119,7 +120,7 @@ class Identifier:
         clock["read"], start = time.perf_counter() - start, time.perf_counter()
         vectors = self._vectors([photo for one in asked for photo in one.prepared])
         clock["embed"], start = time.perf_counter() - start, time.perf_counter()
-        found = self.search.find(_probes(asked, vectors))
+        found = self.search.find(_probes(asked, vectors, self.search.compares_others))
         clock["search"], start = time.perf_counter() - start, time.perf_counter()
         if observe is not None:
             observe([first + i for i, one in enumerate(asked) for _ in range(_boxes(one))], vectors, found)
@@ -163,11 +164,15 @@ class Identifier:
             )
             return replace(base, status="no_candidates", message=f"{trouble + '; ' if trouble else ''}{step}")
         labels = self._labels(ranking, found)
+        failed = tuple(dict.fromkeys(text for each in found for text in each.failed))
         status: Status = decide.status_of([label.label for label in labels], self._new_label)
         policy = self.fit.policy if self.fit else None
         if policy is not None:
             status = policy.verdict(float(ranking.scores[0]))
             base = replace(base, promise=_promised(policy))
+        if failed and status == "new":  # its low scores may be owed to that: nobody has looked everywhere
+            status = "review"
+            trouble = "; ".join([*([trouble] if trouble else []), "a source was missing: ask again", *failed])
         return replace(base, status=status, labels=labels, message=trouble)
 
     def _ranking(self, one: _Asked, found: Sequence[Found]) -> Ranking:
@@ -260,6 +265,7 @@ def _read(store: Store, queries: Sequence[Query], describe: KeypointConfig | Non
     asked = [_Asked(query) for query in queries]
     card = store.embedder.card
     workers = min(os.cpu_count() or 1, max(1, len(groups)))
+    further, troubles = (None, []) if describe is None else _further(store)
     prepared = intake.prepare_all(
         [_of_species(store, queries[number], group) for number, group in groups],
         card.preprocessing,
@@ -267,6 +273,7 @@ def _read(store: Store, queries: Sequence[Query], describe: KeypointConfig | Non
         workers=workers,
         describe=describe,
         croppers=store.croppers,
+        further=further,
     )
     for (number, _), one in zip(groups, prepared, strict=True):
         if isinstance(one, Failure):
@@ -274,7 +281,24 @@ def _read(store: Store, queries: Sequence[Query], describe: KeypointConfig | Non
         else:
             asked[number].failures.extend(one.failures)
             asked[number].prepared.append(one)
+            if any(features is None for features in one.further):
+                asked[number].troubles[:] = dict.fromkeys(troubles)
     return asked
+
+
+def _further(store: Store) -> tuple[intake.Describe | None, list[str]]:
+    """What describes boxes by the store's learned matcher, and the list in which it puts what went wrong."""
+    config, limit = local.learned_description(store), store.config.query.stage_timeout_s
+    troubles: list[str] = []
+    if config is None:
+        return None, troubles
+
+    def describe(crop: NDArray[np.uint8], mask: NDArray[np.uint8] | None) -> LocalFeatures | None:
+        done = stages.run(f"matcher {config.network}", lambda running: learned.describe(crop, mask, config), limit)
+        troubles.extend([done.reason] if done.reason else [])
+        return done.value
+
+    return describe, troubles
 
 
 def _of_species(store: Store, query: Query, group: Sequence[Sighting]) -> tuple[Sighting, ...]:
@@ -282,17 +306,22 @@ def _of_species(store: Store, query: Query, group: Sequence[Sighting]) -> tuple[
     return tuple(replace(s, species=s.species or query.species or store.config.species or None) for s in group)
 
 
-def _probes(asked: Sequence[_Asked], vectors: NDArray[np.float32]) -> list[Probe]:
-    """One probe a box, in order."""
+def _probes(asked: Sequence[_Asked], vectors: NDArray[np.float32], others: bool) -> list[Probe]:
+    """One probe a box, in order; with `others`, geometry compares features of another kind."""
     boxes = [
-        (one.query.species, sighting.side, photo.local[i] if photo.local else None)
+        Probe(
+            np.empty(0, np.float32),  # each gets its own below
+            photo.local[i] if photo.local else None,
+            sighting.side,
+            one.query.species,
+            further=photo.further[i] if others and photo.further else None,
+            troubles=tuple(one.troubles) if others and photo.further and photo.further[i] is None else (),
+        )
         for one in asked
         for photo in one.prepared
         for i, sighting in enumerate(photo.sightings)
     ]
-    return [
-        Probe(vector, features, side, species) for vector, (species, side, features) in zip(vectors, boxes, strict=True)
-    ]
+    return [replace(probe, vector=vector) for probe, vector in zip(boxes, vectors, strict=True)]
 
 
 def _boxes(one: _Asked) -> int:

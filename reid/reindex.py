@@ -258,6 +258,7 @@ def _match(identifier: Identifier, annotations: list[int]) -> list[UnknownMatch]
             search.local.features_of(keys, str(a)) if search.local else None,
             infos[a].side,
             exclude=frozenset(mates),
+            further=search.local.compared_of(keys, str(a)) if search.local else None,
         )
         for a, vector, mates in zip(annotations, vectors, _mates(store, annotations), strict=True)
     ]

@@ -7,13 +7,13 @@ index that was behind.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from reid import fit, fusion, local, shortlist
+from reid import fit, fusion, local, shortlist, stages
 from reid.catalogue import AnnotationInfo
 from reid.errors import IndexStale
 from reid.fit import Fit
@@ -21,10 +21,12 @@ from reid.fusion import Fusion
 from reid.index import Gallery, IdSet, Names
 from reid.index.local import Votes
 from reid.keypoints import LocalFeatures, empty_features
-from reid.local import LocalSource
+from reid.local import BoxKey, LocalSource
 from reid.records import Candidates, Side
 from reid.shortlist import Shortlist
+from reid.stages import Outcome, Running
 from reid.store import CALIBRATION, Store
+from reid.verify import Verification
 
 OPPOSITE: dict[Side, Side] = {"left": "right", "right": "left"}
 DEEPER = 4  # times as many neighbours, where the nearest show too few animals
@@ -34,7 +36,9 @@ DEEPER = 4  # times as many neighbours, where the nearest show too few animals
 class Probe:
     """One box to be found again: `vector (d,)` as the gallery holds them, `features` of the box where there are any.
 
-    `species` restricts the gallery, empty for all; annotations in `exclude` are not compared with.
+    `species` restricts the gallery, empty for all; annotations in `exclude` are not compared with. `further` are the
+    features that geometry compares where the store has a learned matcher, and `troubles` says what went wrong in making
+    any of it.
     """
 
     vector: NDArray[np.float32]
@@ -42,17 +46,21 @@ class Probe:
     side: Side = "unknown"
     species: str = ""
     exclude: frozenset[str] = frozenset()
+    further: LocalFeatures | None = None
+    troubles: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Found:
     """What the gallery has for a probe: candidates best first, what each source says of them (None by the embedder
-    alone), and what was left out on the way.
+    alone), and what was left out on the way. Of that, `failed` is what failed or took too long: low scores may be owed
+    to it, and nobody should be called new for them.
     """
 
     candidates: Candidates
     shortlist: Shortlist | None = None
     skipped: tuple[str, ...] = ()
+    failed: tuple[str, ...] = ()
 
     def evidence(self, id: str) -> dict[str, float]:
         """What spoke for one candidate: cosine and, where local features were asked, votes and inliers."""
@@ -104,6 +112,11 @@ class Searcher:
     def fusion(self) -> Fusion:
         """How the sources are fused: as the fit found best."""
         return self.fit.fusion if self.fit else fusion.EMBEDDING
+
+    @property
+    def compares_others(self) -> bool:
+        """Whether geometry compares features of another kind than those that vote."""
+        return self.local is not None and self.local.further is not None
 
     def find(self, probes: Sequence[Probe]) -> list[Found]:
         """Candidates of each probe. What is known of them is in `infos` afterwards."""
@@ -177,8 +190,10 @@ class Searcher:
     def _fused(
         self, probes: Sequence[Probe], near: Sequence[Candidates], allow: set[str] | None, exclude: set[str]
     ) -> list[Found]:
-        """The embedder's neighbours and the local index's votes, checked and fused."""
-        votes = self._votes(probes, allow, exclude)
+        """The embedder's neighbours and the local index's votes, checked and fused; a source that fails or takes too
+        long is done without."""
+        polled = [self._voted(probe, allow, exclude) for probe in probes]
+        votes = [outcome.value or Votes((), ()) for outcome in polled]
         self._learn({int(i) for one in votes for i in one.photos})
         settings = self.store.config
         listed = settings.gallery.neighbours
@@ -198,42 +213,66 @@ class Searcher:
         def one(at: int) -> Found:
             probe, candidates, vote = probes[at], near[at], votes[at]
             own = probe.features if probe.features is not None else empty_features(0, 0)
+            troubles = [*probe.troubles, *([polled[at].reason] if polled[at].reason else [])]
             gathered = shortlist.gather(
                 candidates.ids,
                 candidates.scores,
                 dict(zip(vote.photos, vote.votes, strict=True)),
                 lambda ids: self.gallery.vectors(list(ids)) @ probe.vector,
                 own,
-                lambda id: source.features_of(keys, id),
+                lambda id: source.compared_of(keys, id),
                 listed=listed,
                 checked=settings.local.verify,
                 config=source.verify,
+                check=lambda ids: self._checked(probe, keys, ids, troubles),
             )
             ids, scores = shortlist.ranked(gathered, self.fusion)
-            undone = _left_undone(probe.features, gathered, checked[at])
-            return Found(Candidates(ids, scores), gathered, (*absent, *undone))
+            undone = () if troubles else _left_undone(probe.features, gathered, checked[at])
+            failed = tuple(troubles)
+            return Found(Candidates(ids, scores), gathered, (*absent, *undone, *failed), failed)
 
         return [one(at) for at in range(len(probes))]  # the libraries below use all processors by themselves
 
-    def _votes(self, probes: Sequence[Probe], allow: set[str] | None, exclude: set[str]) -> list[Votes]:
-        """The photos that each probe's descriptors vote for, as far as the gallery holds them, too."""
-        assert self.local is not None
-        index = self.local.index
-        out = []
-        for probe in probes:
-            if probe.features is None or not len(probe.features):
-                out.append(Votes((), ()))
-                continue
-            found = index.search(
-                index.asking(probe.features.descriptors),
+    def _voted(self, probe: Probe, allow: set[str] | None, exclude: set[str]) -> Outcome[Votes]:
+        """The photos that a probe's descriptors vote for, as far as the gallery holds them, too."""
+        source, features = self.local, probe.features
+        if source is None or features is None or not len(features):
+            return Outcome(Votes((), ()))
+
+        def ask(running: Running) -> Votes:
+            found = source.index.search(
+                source.index.asking(features.descriptors),
                 names=self.names,
                 allow=allow,
                 exclude=exclude | probe.exclude,
                 top=shortlist.VOTED,
             )
             there = [(p, v) for p, v in zip(found.photos, found.votes, strict=True) if p in self.gallery]
-            out.append(Votes(tuple(p for p, _ in there), tuple(v for _, v in there)))
-        return out
+            return Votes(tuple(p for p, _ in there), tuple(v for _, v in there))
+
+        return stages.run("votes", ask, self.store.config.query.stage_timeout_s)
+
+    def _checked(
+        self, probe: Probe, keys: Mapping[str, tuple[str, BoxKey]], ids: Sequence[str], troubles: list[str]
+    ) -> dict[str, Verification]:
+        """The geometry of as many pairs as can be had in time, best first; `troubles` is told of the others."""
+        source = self.local
+        own = probe.features if source is None or source.further is None else probe.further
+        if source is None or own is None:
+            return {}
+        made: dict[str, Verification] = {}
+        done = stages.run(
+            "geometry",
+            lambda running: shortlist.verified(
+                own, ids, lambda id: source.compared_of(keys, id), source.verify, made=made, stop=lambda: running.stop
+            ),
+            self.store.config.query.stage_timeout_s,
+        )
+        if not done.reason:
+            return made
+        there = dict(made)  # what is left behind may still write to the other
+        troubles.append(f"{done.reason}; {len(there)} of {len(ids)} pairs were compared")
+        return there
 
 
 def _left_undone(features: LocalFeatures | None, gathered: Shortlist, checked: Sequence[str]) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ VOTED = 50
 
 FeaturesOf = Callable[[str], LocalFeatures | None]
 CosinesOf = Callable[[Sequence[str]], ArrayLike]
+Check = Callable[[Sequence[str]], Mapping[str, Verification]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,11 +50,14 @@ def gather(
     listed: int,
     checked: int,
     config: VerifyConfig,
+    compared: LocalFeatures | None = None,
+    check: Check | None = None,
 ) -> Shortlist:
     """The union of `near` (best first, with `cosines`) and `votes` (best first), the best of each checked by geometry.
 
     `listed` is how many of `near` are the yardstick of a cosine's standing (the same at fitting and asking); `checked`
-    pairs at most are verified, taken from both lists in turn.
+    pairs at most are verified, taken from both lists in turn: the features that `features_of` gives with the query's
+    `compared` (None: those by which it was voted for), or as `check` does it.
     """
     by_votes, there = list(votes)[:VOTED], set(near)
     voted = [id for id in by_votes if id not in there]
@@ -63,7 +67,8 @@ def gather(
     every = np.concatenate([own, further])
     vote = np.array([votes.get(id, 0.0) for id in ids], np.float64)
     chosen = in_turn(near, by_votes, checked)
-    made = verified(query, chosen, features_of, config)
+    asked = query if compared is None else compared
+    made = check(chosen) if check is not None else verified(asked, chosen, features_of, config)
     verifications = tuple(made.get(id) for id in ids)
     rows = fusion.pair_features(every, own[:listed], vote, verifications, len(query))
     return Shortlist(ids, every, vote, verifications, rows)
@@ -82,17 +87,28 @@ def in_turn(first: Sequence[str], second: Sequence[str], most: int) -> list[str]
 
 
 def verified(
-    query: LocalFeatures, ids: Sequence[str], features_of: FeaturesOf, config: VerifyConfig
+    query: LocalFeatures,
+    ids: Sequence[str],
+    features_of: FeaturesOf,
+    config: VerifyConfig,
+    *,
+    made: dict[str, Verification] | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Verification]:
-    """Geometry of the query against each candidate whose features are at hand."""
+    """Geometry of the query against each candidate whose features are at hand, put into `made` one by one until `stop`
+    says so.
+    """
+    out = {} if made is None else made
     if not len(query):
-        return {}
-    there = [(id, features) for id in ids if (features := features_of(id)) is not None]
-    return dict(
-        zip(
-            [id for id, _ in there], verify.verify_many(query, [features for _, features in there], config), strict=True
-        )
-    )
+        return out
+    matched = verify.matching_of(query, config)
+    for id in ids:
+        if stop():
+            break
+        features = features_of(id)
+        if features is not None:
+            out[id] = verify.verify_matches(query, features, matched(features), config)
+    return out
 
 
 def ranked(shortlist: Shortlist, fused: Fusion) -> tuple[tuple[str, ...], tuple[float, ...]]:
