@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
+from reid import commands_cropper
 from reid.errors import ReidError
 
 app = typer.Typer(
@@ -121,15 +122,18 @@ def init(
         str, typer.Option(help="What an animal is called that is not in the catalogue.")
     ] = "new_whale",
     model: Annotated[str, typer.Option(help="Embedder; empty: chosen at the first enrolment.")] = "",
+    cropper: Annotated[
+        str, typer.Option(help="Who finds the animal where a table gives no box: none, or fluke for humpback flukes.")
+    ] = "none",
 ) -> None:
     """Make an empty store.
 
-    Example: reid --store whales init --species "Megaptera novaeangliae"
+    Example: reid --store whales init --species "Megaptera novaeangliae" --cropper fluke
     """
     from reid.store import Store
 
     with _errors():
-        store = Store.create(context.obj, species=species, new_label=new_label, model=model)
+        store = Store.create(context.obj, species=species, new_label=new_label, model=model, cropper=cropper)
     typer.echo(f"made a store in {store.root}; next: reid --store {store.root} enroll PHOTOS")
 
 
@@ -705,6 +709,8 @@ def add(
         f'added {card.name}; to use it: model = "{card.name}" under [embedder] in reid.toml, then reid reindex'
     )
 
+
+commands_cropper.register(app, _store)
 
 if __name__ == "__main__":
     app()

@@ -46,11 +46,14 @@ AGREE = 0.5  # intersection over union from which a box found in a window is the
 
 @dataclass(frozen=True, slots=True)
 class CropperCard:
-    """One cropper. `figures` are measures by name; `graph_sha256` is over the graph's two files."""
+    """One cropper. `landmarks` says whether it has learned any; `figures` are measures by name; `graph_sha256` is over
+    the graph's two files.
+    """
 
     name: str
     side: int
     folds: int
+    landmarks: bool
     graph_sha256: str
     source: str
     licence: str
@@ -85,7 +88,7 @@ class Locator:
         self.card = read_card(folder)
         self._folder = folder
         self._lock = threading.Lock()
-        self._compiled: dict[int, Any] = {}
+        self._compiled: Any = None
 
     def locate(self, pixels: Pixels, size: tuple[int, int] | None = None) -> Located:
         """`pixels (H, W, 3) uint8 RGB` of a whole photo; `size` (width, height) of the original where they were decoded
@@ -110,6 +113,8 @@ class Locator:
         The box is in pixels of the original, `scale` decoded ÷ original as in `reid.crop`. They are looked for in the
         box's own surroundings, so that they depend on the box and not on what else a photo shows.
         """
+        if not self.card.landmarks:
+            return None
         height, width = pixels.shape[:2]
         grow_x, grow_y = WINDOW * box.width, WINDOW * box.height
         x0 = int(np.clip(round((box.x0 - grow_x) * scale[0]), 0, width - 1))
@@ -126,18 +131,18 @@ class Locator:
     def folds(self, squares: Pixels) -> NDArray[np.float32]:
         """`(N, side, side, 3) uint8 → (N, K, 13) float32`, in shares of the photo."""
         with self._lock:
-            graph = self._compiled.get(1) or self._compile()
+            graph = self._compiled = self._compiled or self._compile()
             return np.concatenate([np.asarray(graph(square[None])[0], np.float32) for square in squares])
 
     def _compile(self) -> Any:
         try:
             graph = core().read_model(self._folder / "graph.xml")
             graph.reshape([1, self.card.side, self.card.side, 3])
-            compiled = core().compile_model(graph, "CPU", {"PERFORMANCE_HINT": "LATENCY"})
+            # One thread: the graph is small, and several photos are prepared side by side.
+            config = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": 1}
+            return core().compile_model(graph, "CPU", config)
         except RuntimeError as error:
             raise _broken(self._folder, "its graph cannot be read") from error
-        self._compiled[1] = compiled
-        return compiled
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from reid import config, models, whiten
+from reid import config, locate, models, whiten
 from reid.catalogue import Catalogue, sqlite_url
 from reid.config import Config
 from reid.embed import EMBEDDERS, Embedder, OpenVinoEmbedder, unit_rows
@@ -57,8 +57,10 @@ class Store:
 
         Raises:
             StoreError: there is a store already, or the directory cannot be written.
-            ConfigError: a setting that cannot be.
+            ConfigError: a setting that cannot be. ModelError: no cropper of that name.
         """
+        if cropper != locate.NONE:
+            locate.folder_of(cropper, root / "models")
         if (root / SETTINGS).exists():
             raise StoreError(
                 "there is a store here already", source=str(root), next_step="use it, or name another directory"

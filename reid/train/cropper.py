@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -318,9 +319,9 @@ class _Training:
 
     def _load(self, path: Path) -> None:
         try:
-            with np.load(path, allow_pickle=False) as kept:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as kept:
                 arrays = {name: kept[name] for name in kept.files}
-        except (OSError, ValueError, EOFError) as error:
+        except (OSError, ValueError, EOFError, BadZipFile) as error:
             raise TrainError(
                 f"the checkpoint cannot be read ({error})", source=str(path), next_step="delete it and begin anew"
             ) from error
@@ -357,6 +358,19 @@ def median_iou(network: Network, photos: Photos) -> float:
         return float("nan")
     found = np.median(np.clip(predict(network, shown)[..., :4], 0, 1), axis=1)
     return float(np.median(locate.overlaps(found, data.box_of(shown.outline))))
+
+
+def landmark_error(network: Network, photos: Photos) -> float:
+    """Median distance of the canonical landmarks from the true ones, in shares of the animal's width in the photo; NaN
+    without landmarks.
+    """
+    shown = photos.part(photos.marked & photos.animal)
+    if not len(shown):
+        return float("nan")
+    found = np.median(predict(network, shown)[..., 4:12], axis=1).reshape(-1, 4, 2)
+    boxes = data.box_of(shown.outline)
+    width = (boxes[:, 2] - boxes[:, 0])[:, None]
+    return float(np.median(np.linalg.norm(found - shown.landmarks, axis=-1) / width))
 
 
 def export(network: Network, folder: Path, card: locate.CropperCard) -> Path:

@@ -13,6 +13,7 @@ Knows pixels and points; no networks.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -34,6 +35,8 @@ Progress = Callable[[str, int, int], None]
 STORED = 160  # pixels a side of a kept photo
 DIRECTIONS = 32  # extreme points kept of an outline
 SWAPPED = (2, 1, 0, 3)  # landmarks of the mirrored photo, by those of the photo
+STRIP = 0.2  # of a photo's area, the least that counts as background
+WORKERS = 2
 _RENDERED = 61  # stream of random numbers
 
 
@@ -54,6 +57,11 @@ class Photos:
 
     def __len__(self) -> int:
         return len(self.pixels)
+
+    @classmethod
+    def none(cls) -> Photos:
+        """No photos."""
+        return _without(np.zeros((0, STORED, STORED, 3), np.uint8))
 
     def part(self, chosen: NDArray[np.int64] | NDArray[np.bool_]) -> Photos:
         """Those at the places `chosen`."""
@@ -111,17 +119,16 @@ def rendered(
     """`animals * photos_each` rendered flukes; `plain` leaves the framing as the renderer chooses it (for judging), else
     there is sea on all sides, from which other framings can be cut.
     """
+
+    def photos_of(animal: int) -> list[tuple[Pixels, Points, Points]]:
+        return [_rendered(seed, animal, number, plain) for number in range(photos_each)]
+
     rows: list[tuple[Pixels, Points, Points]] = []
-    for animal in range(animals):
-        for number in range(photos_each):
-            individual, view = staged(Shot(seed, animal, number))
-            if not plain:
-                view = _roomy(view, np.random.default_rng([_RENDERED, seed, animal, number]))
-            photo = expose(individual, view, None, 320)
-            size = np.array([photo.width, photo.height], np.float32)
-            rows.append((squash(camera.decode(photo.jpeg), STORED), outline_of(photo.mask), photo.landmarks / size))
-        if progress is not None:
-            progress("render", animal + 1, animals)
+    with ThreadPoolExecutor(WORKERS) as pool:
+        for done, made in enumerate(pool.map(photos_of, range(animals)), 1):
+            rows += made
+            if progress is not None:
+                progress("render", done, animals)
     n = len(rows)
     yes = np.ones(n, np.bool_)
     seen = np.array([np.isfinite(outline).all() for _, outline, _ in rows], np.bool_)  # else all of it is drowned
@@ -136,12 +143,40 @@ def rendered(
     )
 
 
-def empty(n: int, *, seed: int) -> Photos:
-    """Photos without an animal: seas with surf, fields of cloud, shapes that are none."""
-    pixels = np.stack([_nothing(np.random.default_rng([_RENDERED, seed, i, 1])) for i in range(n)])
+def _rendered(seed: int, animal: int, number: int, plain: bool) -> tuple[Pixels, Points, Points]:
+    """One photo with its outline and landmarks in shares."""
+    individual, view = staged(Shot(seed, animal, number))
+    if not plain:
+        view = _roomy(view, np.random.default_rng([_RENDERED, seed, animal, number]))
+    photo = expose(individual, view, None, 320)
+    size = np.array([photo.width, photo.height], np.float32)
+    return squash(camera.decode(photo.jpeg), STORED), outline_of(photo.mask), photo.landmarks / size
+
+
+def beside(photos: Photos) -> Photos:
+    """What lies beside the animals, as photos without one: of each photo the largest strip left or right of, above or
+    below the box, where it is at least `STRIP` of the photo.
+    """
+    pixels = []
+    for one, (x0, y0, x1, y1) in zip(photos.pixels, box_of(photos.outline) * STORED, strict=True):
+        strips = [one[:, : int(x0)], one[:, int(np.ceil(x1)) :], one[: int(y0)], one[int(np.ceil(y1)) :]]
+        largest = max(strips, key=lambda strip: strip.shape[0] * strip.shape[1])
+        if largest.size >= STRIP * one.size:
+            pixels.append(squash(largest, STORED))
+    return _without(np.stack(pixels) if pixels else np.zeros((0, STORED, STORED, 3), np.uint8))
+
+
+def _without(pixels: Pixels) -> Photos:
+    n = len(pixels)
     no = np.zeros(n, np.bool_)
     outline, marks = np.zeros((n, DIRECTIONS, 2), np.float32), np.zeros((n, 4, 2), np.float32)
     return Photos(pixels, outline, marks, no, no, no, np.arange(n))
+
+
+def empty(n: int, *, seed: int) -> Photos:
+    """Photos without an animal: seas with surf, fields of cloud, shapes that are none."""
+    made = [_nothing(np.random.default_rng([_RENDERED, seed, i, 1])) for i in range(n)]
+    return _without(np.stack(made)) if made else Photos.none()
 
 
 def boxed(
