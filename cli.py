@@ -149,6 +149,10 @@ def enroll(
     table: Annotated[Path | None, typer.Option(help="A table that names the photos.")] = None,
     root: Root = None,
     layout: Annotated[Layout, typer.Option(help="Whether folders are names of individuals.")] = Layout.auto,
+    masks: Annotated[
+        Path | None,
+        typer.Option(help="Folder of masks (.png, not black on the animal) that bear the photos' names."),
+    ] = None,
     report: Report = None,
     who: Who = "",
     json: Json = False,
@@ -159,10 +163,12 @@ def enroll(
     """
     from reid import console, enrol, reindex
     from reid.exchange import read_sources
+    from reid.masks import attached
 
     with _store(context, create=True) as store, console.progress(json) as show:
         found = read_sources(sources, table=table, root=root, layout=layout.value)
-        done = enrol.enrol(store, found.sightings, who=who or _user(), progress=show)
+        sightings = attached(found.sightings, masks)[0] if masks else found.sightings
+        done = enrol.enrol(store, sightings, who=who or _user(), progress=show)
         reindex.remember_sources(store, sources, table, root, layout.value)
     done.failures[:0] = found.failures
     if report:
@@ -182,6 +188,10 @@ def query(
     ] = Side.unknown,
     species: Annotated[str, typer.Option(help="Compare with this species only.")] = "",
     box: Annotated[str, typer.Option(help="The animal's box in the photo: x0,y0,x1,y1 in pixels.")] = "",
+    mask: Annotated[
+        Path | None,
+        typer.Option(help="Where exactly the animal is: a mask (not black on it), or a folder of masks."),
+    ] = None,
     sheet: Annotated[
         Path | None, typer.Option(help="Draw the answer: query beside the best photo of each candidate.")
     ] = None,
@@ -200,10 +210,13 @@ def query(
     with _store(context) as store:
         corners = _box(box)
         groups = [photos] if encounter else [[photo] for photo in photos]
-        queries = [pipeline.query_of(group, side=side.value, species=species, box=corners) for group in groups]
+        drawn_by = _masks(photos, mask)
+        queries = [
+            pipeline.query_of(group, side=side.value, species=species, box=corners, masks=drawn_by) for group in groups
+        ]
         answers = pipeline.identify(store, queries)
         drawn = _draw(store, answers, sheet) if sheet else []
-        explained = _explain_answers(store, answers, groups, explain) if explain else []
+        explained = _explain_answers(store, answers, groups, explain, drawn_by) if explain else []
     _print_answers(answers, drawn, json, explained)
     raise typer.Exit(max(EXITS[answer.status] for answer in answers))
 
@@ -222,6 +235,21 @@ def _box(text: str, option: str = "--box") -> Any:
     return Box(x0, y0, x1, y1, origin="user")
 
 
+def _masks(photos: list[Path], mask: Path | None) -> Any:
+    """The mask of each photo: the one that was named, or those of a folder that bear the photos' names."""
+    from reid.masks import attached
+    from reid.records import Mask, Sighting
+
+    if mask is None:
+        return {}
+    if mask.is_dir():
+        found, _ = attached([Sighting(photo, str(photo)) for photo in photos], mask)
+        return {one.path: one.mask for one in found if one.mask}
+    if len(photos) > 1:
+        raise typer.BadParameter("one mask for several photos: name a folder of masks", param_hint="--mask")
+    return {photos[0]: Mask(picture=mask)}
+
+
 def _draw(store: Any, answers: Any, target: Path) -> list[Path]:
     """One sheet an answer; several get a number before the suffix."""
     from reid.sheet import write_sheet
@@ -235,12 +263,12 @@ def _draw(store: Any, answers: Any, target: Path) -> list[Path]:
         raise typer.BadParameter(f"cannot write the sheet: {error}", param_hint="--sheet") from error
 
 
-def _explain_answers(store: Any, answers: Any, groups: list[list[Path]], folder: Path) -> list[Any]:
+def _explain_answers(store: Any, answers: Any, groups: list[list[Path]], folder: Path, drawn: Any) -> list[Any]:
     """One page an answer; several get a folder each and a page that leads to them."""
     from reid import explaining
 
     folders = [folder] if len(answers) == 1 else [folder / f"query-{i}" for i in range(1, len(answers) + 1)]
-    done = [explaining.explain_answer(store, *one) for one in zip(answers, groups, folders, strict=True)]
+    done = [explaining.explain_answer(store, *one, drawn=drawn) for one in zip(answers, groups, folders, strict=True)]
     if len(done) > 1:
         explaining.contents(folder, list(zip(answers, done, strict=True)))
     return done
@@ -270,6 +298,10 @@ def explain(
     out: Annotated[Path, typer.Option(help="Folder for the pictures and the page that shows them.")],
     box_a: Annotated[str, typer.Option(help="The animal's box in the first photo: x0,y0,x1,y1 in pixels.")] = "",
     box_b: Annotated[str, typer.Option(help="The same in the second.")] = "",
+    mask_a: Annotated[
+        Path | None, typer.Option(help="Where exactly it is in the first photo: a mask (not black on the animal).")
+    ] = None,
+    mask_b: Annotated[Path | None, typer.Option(help="The same in the second.")] = None,
     heat: Annotated[bool, typer.Option(help="Heat maps of what the model looked at (most of the time).")] = True,
     matches: Annotated[bool, typer.Option(help="Lines between matching points.")] = True,
     warp: Annotated[bool, typer.Option(help="One photo laid over the other, for a slider.")] = True,
@@ -287,15 +319,17 @@ def explain(
 
     from reid import console, explaining
     from reid.look import Options
+    from reid.records import Mask
     from reid.store import SETTINGS
 
+    drawn = Mask(picture=mask_a) if mask_a else None, Mask(picture=mask_b) if mask_b else None
     boxes = _box(box_a, "--box-a"), _box(box_b, "--box-b")
     source = context.parent.get_parameter_source("store") if context.parent else None
     given = source is not None and source.name != "DEFAULT"
     options = Options(matches=matches, warp=warp, heat=heat, mirror=mirror)
     opened: Any = _store(context) if given or (context.obj / SETTINGS).is_file() else nullcontext()
     with opened as store, _errors():
-        done = explaining.explain_pair((a, b), boxes, out, store=store, options=options, sheet=sheet)
+        done = explaining.explain_pair((a, b), boxes, out, store=store, options=options, sheet=sheet, drawn=drawn)
     console.as_json(done) if json else console.explained(done)
     raise typer.Exit(LEFT_OUT if done.unread else 0)
 

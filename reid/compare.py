@@ -95,6 +95,8 @@ def compare(a: Seen, b: Seen, options: Options) -> Comparison:
         drawn["matches"] = _matches_picture(shown, b, found, links, beyond, turned)
         if found.status != "verified":
             skipped["matches"] = why_not(found)
+        if options.mirror and options.verify.learned is not None:
+            skipped["mirrored"] = "a learned matcher does not try the photo mirrored"
     else:
         skipped["matches"] = SWITCHED_OFF
     seconds["match"] = time.perf_counter() - start
@@ -139,7 +141,7 @@ def _verified(a: Seen, b: Seen, options: Options) -> tuple[Verification, Links, 
     """The pair's verification and its agreeing matches, in pixels of the boxes; A mirrored where asked and better."""
     assert a.near is not None and b.near is not None  # asked for by the caller
     found, links = _agreeing(a.near, b.near, options)
-    if options.mirror:
+    if options.mirror and options.verify.learned is None:
         other, other_links = _agreeing(mirrored(a.near), b.near, options)
         if other.weight > found.weight:
             return other, other_links, True
@@ -198,7 +200,7 @@ def _matches_picture(a: Seen, b: Seen, found: Verification, links: Links, beyond
     if within < found.inliers:
         notes.append(f"The {within} strongest of {found.inliers} are drawn.")
     if drawn.outside.any():
-        notes.append("Red squares: points outside the box that match. Is it background, or is the box too small?")
+        notes.append("Red squares: points outside the animal that match. Is it background, or is the box too small?")
     panels = [
         Panel(seen.window, f"{letter}: {seen.name}{' (mirrored)' if mirror else ''}", _outline(seen))
         for letter, seen, mirror in (("A", a, turned), ("B", b, False))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,16 +19,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from reid import local, models, page
+from reid import images, intake, local, models, page
 from reid.compare import LEAST_POINTS, MOST_OUTSIDE, Comparison, Outside, compare
 from reid.embed import Embedder, OpenVinoEmbedder
 from reid.enrol import embed_views, suitable_model, views_of
-from reid.errors import ReidError
+from reid.errors import InputError, ReidError
 from reid.images import printable
 from reid.look import Eye, Options, Seen, look
 from reid.page import Entry
 from reid.picture_files import Write, put, write_sheet, writing
-from reid.records import Answer, Box, IdentityScore, Sighting
+from reid.records import Answer, Box, IdentityScore, Mask, Sighting
 from reid.store import Store
 
 PAGE = "index.html"
@@ -114,10 +114,12 @@ def explain_pair(
     store: Store | None = None,
     options: Options | None = None,
     sheet: Path | None = None,
+    drawn: tuple[Mask | None, Mask | None] = (None, None),
 ) -> Explanation:
     """Compare two photos and write `folder`; with the store's model, or the default one where there is no store.
 
-    `sheet`: also draw everything as one picture into this file (PNG or JPEG by its name).
+    `sheet`: also draw everything as one picture into this file (PNG or JPEG by its name). `drawn`: where exactly the
+    animals are; keypoints come from within, and evidence outside is flagged.
 
     Raises:
         InputError: the folder or the sheet cannot be written.
@@ -125,18 +127,25 @@ def explain_pair(
     """
     if store is not None:
         as_asked = settings_of(store, options or Options())
-        return _pair(photos, boxes, folder, eye_of(store), store.embedder.card.name, as_asked, sheet)
+        return _pair(photos, boxes, drawn, folder, eye_of(store), store.embedder.card.name, as_asked, sheet)
     with default_model(boxes) as embedder:
         eye = Eye(embedder.card.preprocessing, embedder.embed)
-        return _pair(photos, boxes, folder, eye, embedder.card.name, options or Options(), sheet)
+        return _pair(photos, boxes, drawn, folder, eye, embedder.card.name, options or Options(), sheet)
 
 
 def explain_answer(
-    store: Store, answer: Answer, photos: Sequence[Path], folder: Path, *, options: Options | None = None
+    store: Store,
+    answer: Answer,
+    photos: Sequence[Path],
+    folder: Path,
+    *,
+    options: Options | None = None,
+    drawn: Mapping[Path, Mask] | None = None,
 ) -> Explanation:
     """Compare the query's photos with the best photo of each candidate of `answer`, and write `folder`.
 
-    `photos` are the files of `answer.photos`, in that order. Of an encounter's photos, each candidate is shown beside
+    `photos` are the files of `answer.photos`, in that order, and `drawn` the masks that they were asked
+    with. Of an encounter's photos, each candidate is shown beside
     the one that is most like it. Raises as `explain_pair`.
     """
     start = time.perf_counter()
@@ -146,7 +155,7 @@ def explain_answer(
     pairs: list[Explained] = []
     if candidates:
         eye = eye_of(store)
-        queries, unread = _queries(photos, answer.boxes, eye, settings)
+        queries, unread = _queries(photos, answer.boxes, drawn or {}, eye, settings)
         with writing(folder) as write:
             for rank, label in enumerate(candidates, 1):
                 pairs.append(_candidate(store, eye, queries, unread, label, rank, write, settings))
@@ -170,6 +179,7 @@ def contents(folder: Path, done: Sequence[tuple[Answer, Explanation]]) -> Path:
 def _pair(
     photos: tuple[Path, Path],
     boxes: tuple[Box | None, Box | None],
+    drawn: tuple[Mask | None, Mask | None],
     folder: Path,
     eye: Eye,
     model: str,
@@ -179,9 +189,9 @@ def _pair(
     start = time.perf_counter()
     seen: list[Seen] = []
     problems: list[str] = []
-    for photo, box in zip(photos, boxes, strict=True):
+    for photo, box, mask in zip(photos, boxes, drawn, strict=True):
         try:
-            seen.append(look(photo, eye, options, box=box, name=printable(photo.name)))
+            seen.append(_looked(photo, eye, options, box, mask, printable(photo.name)))
         except ReidError as error:
             problems.append(str(error))
     a, b = (printable(photo) for photo in photos)
@@ -199,7 +209,7 @@ def _pair(
 
 
 def _queries(
-    photos: Sequence[Path], boxes: Sequence[Box], eye: Eye, options: Options
+    photos: Sequence[Path], boxes: Sequence[Box], drawn: Mapping[Path, Mask], eye: Eye, options: Options
 ) -> tuple[list[tuple[Path, Seen]], list[str]]:
     """Each photo of the query that can be looked at, and what was wrong with the others."""
     placed: list[Box | None] = [None] * len(photos)
@@ -208,7 +218,7 @@ def _queries(
     seen, unread = [], []
     for photo, box in zip(photos, placed, strict=True):
         try:
-            seen.append((photo, look(photo, eye, options, box=box, name=printable(photo.name))))
+            seen.append((photo, _looked(photo, eye, options, box, drawn.get(photo), printable(photo.name))))
         except ReidError as error:
             unread.append(str(error))
     return seen, unread
@@ -225,21 +235,37 @@ def _candidate(
     options: Options,
 ) -> Explained:
     """The best photo of one candidate beside the query's photo that is most like it."""
-    path, box = Path(label.photo or ""), None
+    path, box, mask = Path(label.photo or ""), None, None
     if label.annotation is not None:
         info = store.catalogue.annotations([int(label.annotation)]).get(int(label.annotation))
         if info is not None:
             path, box = store.resolve(info.path), None if info.box.origin == "whole" else info.box
+            [photo] = store.catalogue.photos([info.photo]).values()
+            kept = local.masks_of(store).path(photo.sha256, local.key_of(info.box))
+            mask = Mask(picture=kept) if kept.exists() else None
     name = printable(path)
     if not queries:
         return Explained("", name, label.label, skipped={"photo": "; ".join(unread) or "the query has no photo"})
     try:
-        theirs = look(path, eye, options, box=box, name=f"{label.label}, {printable(path.name)}")
+        theirs = _looked(path, eye, options, box, mask, f"{label.label}, {printable(path.name)}")
     except ReidError as error:
         return Explained(printable(queries[0][0]), name, label.label, skipped={"photo": str(error)})
-    photo, mine = max(queries, key=lambda one: float(one[1].vector @ theirs.vector))
+    asked, mine = max(queries, key=lambda one: float(one[1].vector @ theirs.vector))
     found = compare(mine, theirs, options)
-    return _explained(found, printable(photo), name, label.label, write(f"candidate-{rank}", found.pictures))
+    return _explained(found, printable(asked), name, label.label, write(f"candidate-{rank}", found.pictures))
+
+
+def _looked(path: Path, eye: Eye, options: Options, box: Box | None, mask: Mask | None, name: str) -> Seen:
+    """`look`, with a mask as it was given; one that is empty raises InputError, as any other trouble of a photo does."""
+    if mask is None:
+        return look(path, eye, options, box=box, name=name)
+    facts = images.load(path).facts
+    masked = intake.with_masks([Sighting(path, printable(path), box=box, mask=mask)], facts.width, facts.height)
+    if masked.failures:
+        problem = masked.failures[0]
+        raise InputError(problem.message, source=problem.source, next_step=problem.next_step)
+    [sighting] = masked.sightings
+    return look(path, eye, options, box=sighting.box, mask=masked.of(sighting), name=name)
 
 
 def _explained(found: Comparison, a: str, b: str, label: str, written: dict[str, str]) -> Explained:
@@ -324,6 +350,6 @@ def _warning(pair: Explained) -> str:
     said = [f"{share:.0%} of {words}" for words, share in shares if share is not None and share > MOST_OUTSIDE]
     lies = "lie" if len(said) > 1 or said[0].endswith("points") else "lies"
     return (
-        f"{' and '.join(said)} {lies} outside the animal's box. Photos taken at one place and time share their "
+        f"{' and '.join(said)} {lies} outside the animal. Photos taken at one place and time share their "
         "background, and that says nothing of the animal; or the box is too small."
     )

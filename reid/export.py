@@ -9,6 +9,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from reid import local, masks
 from reid.errors import InputError
 from reid.images import printable
 from reid.store import Store, replacing
@@ -26,6 +27,8 @@ COLUMNS = (
     "longitude",
     "photo_sha256",
 )
+MASKED = (*COLUMNS, "segmentation")
+"""Columns where the store has masks: COCO's run lengths."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +51,7 @@ def write_wildlife_csv(store: Store, target: Path) -> Exported:
         with replacing(target) as raw:
             file = io.TextIOWrapper(raw, encoding="utf-8", errors="surrogateescape", newline="")
             writer = csv.writer(file)
-            writer.writerow(COLUMNS)
+            writer.writerow(MASKED if (store.root / local.MASKS).is_dir() else COLUMNS)
             for at in range(0, len(ids), 1000):
                 _write(store, writer, ids[at : at + 1000])
             file.detach()  # flushes; the file is closed by who opened it
@@ -77,8 +80,10 @@ def _write(store: Store, writer: object, ids: list[int]) -> None:
     infos = store.catalogue.annotations(ids)
     photos = store.catalogue.photos({i.photo for i in infos.values()})
     keys = store.catalogue.encounter_keys({i.encounter for i in infos.values() if i.encounter is not None})
+    kept = local.masks_of(store)
     for info in infos.values():
         photo = photos[info.photo]
+        drawn = kept.get(photo.sha256, local.key_of(info.box))
         box = [round(v, 2) for v in (info.box.x0, info.box.y0, info.box.width, info.box.height)]
         writer.writerow(  # type: ignore[attr-defined]
             (
@@ -93,5 +98,6 @@ def _write(store: Store, writer: object, ids: list[int]) -> None:
                 photo.latitude if photo.latitude is not None else "",
                 photo.longitude if photo.longitude is not None else "",
                 photo.sha256,
+                *([masks.spelled(drawn) if drawn is not None else ""] if kept.root.is_dir() else []),
             )
         )

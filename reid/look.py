@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from reid import crop, images, intake
+from reid import crop, images, intake, learned
 from reid.errors import InputError
 from reid.explain import Pixels
 from reid.heatmap import GRID, Occluded, occlude
@@ -189,22 +189,30 @@ def _keypoints(
 ) -> tuple[LocalFeatures, LocalFeatures]:
     """Keypoints of the box, as a query takes them, and of the whole window at the same scale."""
     x0, y0, x1, y1 = frame
-    config = options.keypoints
-    near = describe(
+    near = _described(
         np.ascontiguousarray(window[y0:y1, x0:x1]),
         np.ascontiguousarray(inside[y0:y1, x0:x1]) if masked else None,
-        config,
+        options,
     )
     if (y1 - y0, x1 - x0) == window.shape[:2] and not masked:
         return near, near
-    ratio = max(window.shape[:2]) / max(y1 - y0, x1 - x0)
-    wider = replace(
+    return near, _described(window, None, options, max(window.shape[:2]) / max(y1 - y0, x1 - x0))
+
+
+def _described(crop: Pixels, mask: Bools | None, options: Options, wider: float = 1.0) -> LocalFeatures:
+    """What geometry compares: of a window `wider` times the box's size, twice as many points at the same scale."""
+    network, config = options.verify.learned, options.keypoints
+    times = 1 if wider == 1.0 else 2
+    if network is not None:
+        long_side, most = round(network.long_side * wider), times * network.max_keypoints
+        return learned.describe(crop, mask, replace(network, long_side=long_side, max_keypoints=most))
+    changed = replace(
         config,
-        long_side=round(config.long_side * ratio),
-        min_long_side=round(config.min_long_side * ratio),
-        max_keypoints=2 * config.max_keypoints,
+        long_side=round(config.long_side * wider),
+        min_long_side=round(config.min_long_side * wider),
+        max_keypoints=times * config.max_keypoints,
     )
-    return near, describe(window, None, wider)
+    return describe(crop, mask, changed)
 
 
 def _embedded_view(

@@ -17,7 +17,7 @@ import ast
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from reid.errors import InputError
 from reid.keypoints import crop_key
-from reid.records import Mask
+from reid.records import Mask, Sighting
 
 Bools = NDArray[np.bool_]
 SHAPE_TOLERANCE = 0.02  # of width ÷ height: a mask made of a scaled photo is off by a pixel or so
@@ -182,11 +182,46 @@ def bounds(mask: Bools) -> tuple[float, float, float, float] | None:
     return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
 
 
+def spelled(mask: Bools) -> str:
+    """The mask as COCO's run lengths in JSON, `{"size": [height, width], "counts": text}`: what `mask_of` reads."""
+    flat = np.concatenate([[False], mask.T.ravel(), [not mask.T.ravel()[-1]] if mask.size else []]).astype(bool)
+    runs = np.diff(np.flatnonzero(np.diff(flat)), prepend=0).tolist()
+    out: list[str] = []
+    for place, run in enumerate(runs):
+        value, more = run - runs[place - 2] if place > 2 else run, True
+        while more:
+            bits, value = value & 31, value >> 5
+            more = value != (-1 if bits & 16 else 0)
+            out.append(chr(48 + bits + (32 if more else 0)))
+    return json.dumps({"size": [*mask.shape], "counts": "".join(out)})
+
+
 def encoded(mask: Bools) -> bytes:
     """The mask as a PNG of one bit a pixel: the same bytes for the same mask."""
     written, data = cv2.imencode(".png", mask.astype(np.uint8) * 255, [cv2.IMWRITE_PNG_BILEVEL, 1])
     assert written
     return data.tobytes()
+
+
+def attached(sightings: Sequence[Sighting], folder: Path) -> tuple[list[Sighting], int]:
+    """Sightings with the masks that lie in a folder under their photos' names, where they bring none; and how many
+    were found.
+
+    Raises:
+        InputError: there is no such folder, or no mask in it is of any of the photos.
+    """
+    found = {path: beside(folder, path) for path in {s.path for s in sightings}} if folder.is_dir() else {}
+    if not any(found.values()):
+        raise InputError(
+            "no masks of these photos there",
+            source=str(folder),
+            next_step="give a folder of pictures (.png) named as the photos are",
+        )
+    out = []
+    for one in sightings:
+        picture = found.get(one.path)
+        out.append(replace(one, mask=Mask(picture=picture)) if picture is not None and one.mask is None else one)
+    return out, sum(picture is not None for picture in found.values())
 
 
 def beside(folder: Path, photo: Path) -> Path | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from reid.index import Gallery
 from reid.intake import Prepared
 from reid.keypoints import KeypointConfig, LocalFeatures
 from reid.promise import Policy
-from reid.records import Answer, Box, Compared, Failure, IdentityScore, Side, Sighting, Status
+from reid.records import Answer, Box, Compared, Failure, IdentityScore, Mask, Side, Sighting, Status
 from reid.search import OPPOSITE, Found, Probe, Searcher
 from reid.store import Store
 
@@ -50,9 +50,19 @@ class Query:
     species: str = ""
 
 
-def query_of(paths: Sequence[Path], *, side: Side = "unknown", species: str = "", box: Box | None = None) -> Query:
-    """A query from bare paths."""
-    return Query(tuple(Sighting(path, printable(path), side=side, box=box) for path in paths), species)
+def query_of(
+    paths: Sequence[Path],
+    *,
+    side: Side = "unknown",
+    species: str = "",
+    box: Box | None = None,
+    masks: Mapping[Path, Mask] | None = None,
+) -> Query:
+    """A query from bare paths; `masks` by path, of those that have one."""
+    drawn = masks or {}
+    return Query(
+        tuple(Sighting(path, printable(path), side=side, box=box, mask=drawn.get(path)) for path in paths), species
+    )
 
 
 @dataclass(eq=False)

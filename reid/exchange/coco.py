@@ -1,7 +1,8 @@
 """COCO annotations of individuals: `name` (or `individual_ids`) and `viewpoint` beside the usual `bbox`.
 
 Unnamed animals are `____`. `individual_ids` is read where it holds one value: in some exports it lists the other
-annotations of the same animal instead, which names nobody. Segmentations, keypoints and rotations are not used.
+annotations of the same animal instead, which names nobody. Segmentations become masks; keypoints and rotations are
+not used.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from reid.errors import PhotoError, TableError
 from reid.exchange.gather import Gathering, known_name
 from reid.exchange.tables import PhotoFinder, date_of, side_of
 from reid.images import printable
+from reid.masks import mask_of
 from reid.records import Box, Sighting
 
 _NAMES = ("name", "individual", "individual_id", "individual_ids", "identity")
@@ -87,6 +89,11 @@ def _sighting(
     if side is None:
         gathering.odd("sides not known, taken as unknown", f"{where}: {annotation.get('viewpoint')!r}")
     kind = annotation.get("species") or species.get(annotation.get("category_id"))
+    mask = None
+    try:
+        mask = mask_of(annotation.get("segmentation"))
+    except ValueError as error:
+        gathering.odd("segmentations not understood, left out", f"{where}: {printable(str(error))}")
     return Sighting(
         path=photo,
         where=where,
@@ -97,6 +104,7 @@ def _sighting(
         species=str(kind) if kind else None,
         taken_at=date_of(str(image.get("date_captured") or "")),
         declared_size=_size(image),
+        mask=mask,
     )
 
 

@@ -29,6 +29,7 @@ from reid.exchange.tables import (
     text_of,
 )
 from reid.images import printable
+from reid.masks import mask_of
 from reid.records import Box, Sighting
 
 EXPECTED = "path and identity, or Image and Id"
@@ -112,7 +113,7 @@ def read_rows(table: Table, gathering: Gathering, dialect: Dialect, finder: Phot
             if not gathering.keep_boxless:
                 continue
             box = None
-        gathering.sightings.append(_sighting(table.where(number), photo, box, cells, columns, gathering))
+        gathering.sightings.append(_sighting(table.where(number), photo, box, cells, columns, gathering, finder))
     if rows and missing == rows:
         gathering.notes.append(
             f"{table.name}: none of its photos was found; tell where they lie (--root), or put the table beside them"
@@ -131,6 +132,7 @@ def _columns(table: Table, dialect: Dialect, gathering: Gathering) -> dict[str, 
         "encounter": _ENCOUNTER,
         "latitude": _LATITUDE,
         "longitude": _LONGITUDE,
+        "segmentation": ("segmentation", "mask", "mask_path"),
     }
     columns = {key: at[name] for key, names in wanted.items() for name in reversed(names) if name in at}
     boxes = next((names for names, _ in _BOXES if all(name in at for name in names)), ())
@@ -156,7 +158,13 @@ def _cells(places: list[int]) -> Callable[[Sequence[str]], Sequence[str]]:
 
 
 def _sighting(
-    where: str, photo: Path, box: Box | None, cells: Sequence[str], columns: dict[str, int], gathering: Gathering
+    where: str,
+    photo: Path,
+    box: Box | None,
+    cells: Sequence[str],
+    columns: dict[str, int],
+    gathering: Gathering,
+    finder: PhotoFinder,
 ) -> Sighting:
     """One good row; cells nobody understands are counted and left out."""
 
@@ -181,6 +189,11 @@ def _sighting(
         declared = _size(said["declared_width"], said.get("declared_height", ""))
         if declared is None and said["declared_width"] != "nan":
             gathering.odd("original sizes not understood, left out", where)
+    mask = None
+    try:
+        mask = mask_of(said.get("segmentation", ""), finder.find)
+    except ValueError as error:
+        gathering.odd("segmentations not understood, left out", f"{where}: {printable(str(error))}")
     return Sighting(
         path=photo,
         where=where,
@@ -193,6 +206,7 @@ def _sighting(
         latitude=latitude,
         longitude=longitude,
         declared_size=declared,
+        mask=mask,
     )
 
 
