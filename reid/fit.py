@@ -10,10 +10,11 @@ enrolling.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime
 from functools import lru_cache
+from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
@@ -38,6 +39,7 @@ LEAST_GROWTH = 50  # photos that must have been added all the same
 MOST_QUERIES = 1000
 MOST_FUSED = 600  # left-out photos that go through local features and geometry too
 FEATURES_HELD = 2000  # photos whose local features are held in memory while measuring (about 150 kB each)
+EARLIER_FILE = "calibration.earlier.json"
 EARLIER = 3  # fits of earlier galleries that are kept, in case the new gallery never comes into force
 MOST_GALLERY = 30_000  # photos held in memory for the measurement; a random sample of a larger gallery
 
@@ -85,11 +87,13 @@ def read(store: Store, gallery_fingerprint: str) -> Fit | None:
     return None
 
 
-def _kept(store: Store) -> list[dict[str, Any]]:
-    """The fits on file, newest first: of the gallery to come, and of those before it."""
-    raw = store.read_json(CALIBRATION) or {}
-    earlier = raw.pop("earlier", None)
-    return [raw, *(one for one in earlier if isinstance(one, dict))] if isinstance(earlier, list) else [raw]
+def _kept(store: Store) -> Iterator[dict[str, Any]]:
+    """The fits on file, newest first: of the gallery to come, then of those before it, which a query seldom needs."""
+    newest = store.read_json(CALIBRATION) or {}
+    newest.pop("earlier", None)  # where they stood before they had a file of their own
+    yield newest
+    earlier = (store.read_json(EARLIER_FILE) or {}).get("fits")
+    yield from (one for one in earlier if isinstance(one, dict)) if isinstance(earlier, list) else ()
 
 
 def is_due(store: Store) -> bool:
@@ -142,11 +146,12 @@ def fit(store: Store, *, progress: Progress = local.quiet) -> Fit:
 def write(store: Store, result: Fit) -> None:
     """Put a fit on file, those of other galleries kept behind it."""
     earlier = [one for one in _kept(store) if one.get("gallery") not in (None, result.gallery)][:EARLIER]
+    store.write_json(EARLIER_FILE, {"fits": earlier})  # first: no fit is ever on neither file
     plain = {name: curve.to_dict() if (curve := getattr(result, name)) else None for name in CURVES}
     plain["fusion"] = result.fusion.to_dict()
     plain["policy"] = result.policy.to_dict() if result.policy else None
     rest = {f.name: getattr(result, f.name) for f in fields(result) if f.name not in plain}
-    store.write_json(CALIBRATION, rest | plain | {"earlier": earlier})
+    store.write_json(CALIBRATION, rest | plain)
 
 
 def calibrate_rates(store: Store, *, false_match: float, false_new: float, confidence: float) -> Fit:
@@ -186,7 +191,7 @@ def forget_rates(store: Store) -> None:
 
 def _renewed(store: Store, cases: Cases) -> Policy | None:
     """The promise that is in force, measured again on these cases; a damaged one is as none."""
-    for raw in _kept(store)[:1]:
+    for raw in islice(_kept(store), 1):
         try:
             old = Policy.from_dict(raw["policy"])
         except (AttributeError, KeyError, TypeError):  # null, too

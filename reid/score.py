@@ -298,10 +298,12 @@ def _folds(animals: NDArray[np.int64], folds: int, seed: int) -> NDArray[np.int6
 
 def _depth(left: NDArray[Any], right: NDArray[Any], leaf: NDArray[np.bool_], roots: NDArray[np.int32]) -> int:
     """Steps from the roots after which every path has reached a leaf; `ModelError` for a tree that never does."""
-    level = np.unique(roots)
+    here = np.zeros(len(left), np.bool_)  # marks in place of np.unique, which imports numpy.ma: 20 ms of a cold query
+    here[roots] = True
     for depth in range(len(left) + 1):
-        level = level[~leaf[level]]
+        level = np.flatnonzero(here & ~leaf)
         if not len(level):
             return depth
-        level = np.unique(np.concatenate([left[level], right[level]]))
+        here[:] = False
+        here[left[level]] = here[right[level]] = True
     raise ModelError("a tree has a cycle", next_step="train it again: `reid calibrate`")

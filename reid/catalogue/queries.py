@@ -260,7 +260,8 @@ def owners(connection: Connection) -> dict[int, int]:
         .join(Photo, Photo.id == Annotation.photo_id)
         .where(Annotation.individual_id.is_not(None), *in_service())
     )
-    return {annotation: who for annotation, who in connection.execute(query) if who is not None}
+    rows = connection.execute(query).all()  # at once: a query asks for every owner there is
+    return {annotation: who for annotation, who in rows if who is not None}
 
 
 def counts(connection: Connection) -> Counts:
