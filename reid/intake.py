@@ -231,7 +231,8 @@ class _Finder:
         locator = self._croppers.of(sighting.species)
         if locator is not None:
             if locator not in self._found:
-                pixels = images.read(self._photo, target=(locator.card.side, locator.card.side)).pixels
+                side = 2 * locator.card.side  # it may look again, closer
+                pixels = images.read(self._photo, target=(side, side)).pixels
                 self._found[locator] = locator.locate(pixels, (facts.width, facts.height))
             found = self._found[locator]
             if found.confidence >= self._croppers.confidence:

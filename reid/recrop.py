@@ -33,7 +33,7 @@ CHECKPOINT = "checkpoint.npz"
 PHOTOS_EACH = 3  # of a rendered whale
 HELD_SHARE = 0.15  # of the store's animals, at least one
 JUDGES = 100  # rendered whales held out
-EMPTY_SHARE = 0.12  # photos without an animal, in relation to those with one
+EMPTY_SHARE, SCRAMBLED_SHARE = 0.2, 0.05  # photos without an animal, in relation to those with one
 _JUDGE_SEED = 1_000_000  # added to the seed: whales that nothing is trained on
 
 
@@ -159,8 +159,12 @@ def _sets(store: Store, options: Options, progress: Progress) -> _Sets:
         parts.append(cropper_data.rendered(whales, PHOTOS_EACH, seed=options.seed, progress=progress))
         judges = min(JUDGES, whales)
         rendered = cropper_data.rendered(judges, PHOTOS_EACH, seed=options.seed + _JUDGE_SEED, plain=True)
-    shown = sum(int(part.animal.sum()) for part in parts)
-    parts.append(cropper_data.empty(round(EMPTY_SHARE * shown), seed=options.seed))
+    animals = cropper_data.joined(parts) if parts else Photos.none()
+    few = animals.part(np.flatnonzero(animals.animal)[:: round(1 / SCRAMBLED_SHARE)])
+    parts += [
+        cropper_data.empty(round(EMPTY_SHARE * int(animals.animal.sum())), seed=options.seed),
+        cropper_data.scrambled(few, seed=options.seed),
+    ]
     return _Sets(cropper_data.joined(parts), judged, rendered, own, failures)
 
 

@@ -401,12 +401,15 @@ def _embedded(
     by_path: dict[Path, list[int]] = {}
     for annotation, info in infos.items():
         by_path.setdefault(store.resolve(info.path), []).append(annotation)
-    photos = [tuple(Sighting(path, printable(path), box=infos[a].box) for a in ids) for path, ids in by_path.items()]
+    photos = [
+        tuple(Sighting(path, printable(path), box=infos[a].box, species=infos[a].species) for a in ids)
+        for path, ids in by_path.items()
+    ]
     views = enrol.views_of(store)
     rows = np.zeros((len(labels.annotations), embedder.card.dim), np.float32)
     there = np.zeros(len(rows), np.bool_)
     failures: list[Failure] = []
-    prepared = intake.prepare_all(photos, embedder.card.preprocessing, views)
+    prepared = intake.prepare_all(photos, embedder.card.preprocessing, views, croppers=store.croppers)
     for done, (ids, one) in enumerate(zip(by_path.values(), prepared, strict=True), 1):
         if isinstance(one, Failure):
             failures.append(one)

@@ -26,6 +26,7 @@ from reid.errors import PhotoError
 from reid.locate import squash
 from reid.records import Box, Failure
 from reid.synth import Shot, View, camera, random_view, scene, staged
+from reid.synth.noise import window
 from reid.synth.render import expose
 
 Pixels = NDArray[np.uint8]
@@ -164,6 +165,19 @@ def beside(photos: Photos) -> Photos:
         if largest.size >= STRIP * one.size:
             pixels.append(squash(largest, STORED))
     return _without(np.stack(pixels) if pixels else np.zeros((0, STORED, STORED, 3), np.uint8))
+
+
+def scrambled(photos: Photos, *, seed: int) -> Photos:
+    """The same photos cut into tiles that are dealt anew: all that an animal's photo is made of, and no animal."""
+    made = []
+    for number, one in enumerate(photos.pixels):
+        rng = np.random.default_rng([_RENDERED, seed, number, 2])
+        n = int(rng.choice((4, 5, 8)))
+        size = STORED // n
+        tiles = one[: n * size, : n * size].reshape(n, size, n, size, 3).swapaxes(1, 2).reshape(n * n, size, size, 3)
+        dealt = tiles[rng.permutation(n * n)].reshape(n, n, size, size, 3).swapaxes(1, 2)
+        made.append(squash(dealt.reshape(n * size, n * size, 3), STORED))
+    return _without(np.stack(made)) if made else Photos.none()
 
 
 def _without(pixels: Pixels) -> Photos:
@@ -385,7 +399,15 @@ def _roomy(view: View, rng: np.random.Generator) -> View:
 
 
 def _nothing(rng: np.random.Generator) -> Pixels:
-    """One photo without an animal."""
+    """One photo without an animal: sea and surf, or a scene on land."""
+    pixels = _sea(rng) if rng.random() < 0.5 else _land(rng)
+    if rng.random() < 0.6:
+        _shapes(pixels, rng)
+    return pixels
+
+
+def _sea(rng: np.random.Generator) -> Pixels:
+    """A sea with waves and perhaps the splash that a whale has left."""
     view = random_view(rng)
     shape = (160, int(rng.integers(160, 320)))
     row, scale = float(rng.uniform(0.4, 1.3)) * shape[0], float(rng.uniform(0.1, 0.6)) * shape[1]
@@ -395,10 +417,39 @@ def _nothing(rng: np.random.Generator) -> Pixels:
         line = scene.waterline(shape[1], row, scale, view, centre, rng)
         scene.wash(water, line, centre, scale, replace(view, splash=float(rng.gamma(1.5, 0.5))), rng)
         scene.spray(water, line, centre, scale, view, rng)
-    pixels = squash(camera.expose(water, view, rng), STORED).copy()
-    if rng.random() < 0.6:
-        _shapes(pixels, rng)
-    return pixels
+    return squash(camera.expose(water, view, rng), STORED).copy()
+
+
+def _land(rng: np.random.Generator) -> Pixels:
+    """Ground, scrub, sky, and bodies on legs: nothing that could be taken for a fluke, and much that is no sea."""
+    pixels = _texture(rng)
+    if rng.random() < 0.5:
+        split = int(rng.integers(20, STORED - 20))
+        pixels[:split] = _texture(rng)[:split]
+    for _ in range(int(rng.integers(0, 9))):
+        inside = np.zeros((STORED, STORED), np.uint8)
+        x, y = (int(v) for v in rng.integers(0, STORED, 2))
+        axes = (int(rng.integers(4, 70)), int(rng.integers(4, 45)))
+        cv2.ellipse(inside, (x, y), axes, float(rng.uniform(0, 180)), 0, 360, 1, -1)
+        for _ in range(int(rng.integers(0, 6))):  # legs, stems, necks
+            end = (x + int(rng.integers(-70, 71)), y + int(rng.integers(-70, 71)))
+            cv2.line(inside, (x + int(rng.integers(-30, 31)), y), end, 1, int(rng.integers(1, 14)))
+        pixels = np.where(inside[..., None] > 0, _texture(rng), pixels)
+    return np.asarray(pixels, np.uint8)
+
+
+def _texture(rng: np.random.Generator) -> Pixels:
+    """A field between two colours, `(STORED, STORED, 3)`, from smooth to rough."""
+    field = np.zeros((STORED, STORED), np.float32)
+    for _ in range(int(rng.integers(1, 4))):
+        cell = np.exp(rng.uniform(np.log(0.15), np.log(4.0), 2))
+        kind = "cloud" if rng.random() < 0.6 else "grain"
+        field += np.float32(rng.uniform(0.3, 1.0)) * window(
+            rng, kind, field.shape, (cell[0], cell[1]), rng.uniform(0, 3)
+        )
+    share = 1 / (1 + np.exp(-field * rng.uniform(0.3, 3.0)))[..., None]
+    dark, light = (rng.uniform(*reach) * (1 + 0.4 * rng.uniform(-1, 1, 3)) for reach in ((0, 130), (50, 255)))
+    return np.asarray(np.clip(dark + share * (light - dark), 0, 255), np.uint8)
 
 
 def _shapes(pixels: Pixels, rng: np.random.Generator) -> None:
