@@ -123,7 +123,7 @@ def test_one_product_of_expanded_vectors_gives_all_pairs_nearly() -> None:
 
 @pytest.mark.parametrize("features", [0, 12])
 def test_torch_and_numpy_give_the_same_logits(features: int) -> None:
-    network = training._Network(10, SiameseConfig(features=features, dropout=0.5)).eval()
+    network = training.PairNetwork(10, SiameseConfig(features=features, dropout=0.5)).eval()
     rng = np.random.default_rng(3)
     a, b = unit(rng.normal(size=(20, 10))), unit(rng.normal(size=(20, 10)))
     with torch.inference_mode():
@@ -158,7 +158,7 @@ def test_assigned_negatives_are_harder_than_random_ones() -> None:
 
 def test_an_untrained_head_ranks_as_the_cosine_does() -> None:
     rows = unit(np.random.default_rng(0).normal(size=(60, 10)))
-    head = training._Network(10, SiameseConfig(features=0)).plain()
+    head = training.PairNetwork(10, SiameseConfig(features=0)).plain()
     cosine, logits = (rows @ rows.T)[np.triu_indices(60, 1)], head.logits(rows, rows)[np.triu_indices(60, 1)]
     assert np.corrcoef(cosine, logits)[0, 1] > 0.99
 

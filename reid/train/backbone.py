@@ -166,6 +166,8 @@ def from_folder(folder: Path) -> tuple[Backbone, ModelCard]:
             source=str(folder),
             next_step="`reid models add` it again",
         )
+    if "network" in card.extra:
+        return _trained(folder, card), card
     timm = import_timm()
     network = timm.create_model(card.architecture, pretrained=False, num_classes=0)
     kept = folder / "weights.safetensors"
@@ -181,6 +183,24 @@ def from_folder(folder: Path) -> tuple[Backbone, ModelCard]:
         names = list(network.state_dict())
         _load(network, dict(zip(names, tensors.values(), strict=True)), folder)
     return Backbone(network, card.preprocessing.mean, card.preprocessing.std, card.pooling).eval(), card
+
+
+def _trained(folder: Path, card: ModelCard) -> Backbone:
+    """What `reid.train.embedder` trained: a network with pooling and neck of its own."""
+    from reid.train.network import build
+    from reid.train.recipe import NetworkConfig
+
+    try:
+        network, _ = build(NetworkConfig(**card.extra["network"]), grey=bool(card.extra["grey"]), pretrained=False)
+    except (KeyError, TypeError) as error:
+        raise ModelError(
+            f"a network of another version ({error})", source=str(folder), next_step="train it again"
+        ) from error
+    kept = folder / "weights.safetensors"
+    _load(network, read_checkpoint(kept), kept)
+    made = Backbone(network, card.preprocessing.mean, card.preprocessing.std)
+    made.eval()
+    return made
 
 
 def read_checkpoint(path: Path) -> dict[str, NDArray[Any]]:

@@ -77,7 +77,7 @@ class Trained:
     best: int
 
 
-class _Network(torch.nn.Module):  # type: ignore[misc]
+class PairNetwork(torch.nn.Module):  # type: ignore[misc]
     """`(P, D)`, `(P, D)` → logits `(P,)`; see `reid.siamese`."""
 
     def __init__(self, width: int, config: SiameseConfig) -> None:
@@ -111,7 +111,8 @@ class _Network(torch.nn.Module):  # type: ignore[misc]
             torch.nn.init.zeros_(self.output.bias)
 
     def forward(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-        keep = self.dropout(torch.ones(len(first), first.shape[1]))  # the same for both of a pair
+        """See the class."""
+        keep = self.dropout(torch.ones_like(first))  # the same for both of a pair
         x, y = (self.projection(side * self.scale * keep) for side in (first, second))
         apart = x - y
         v = torch.stack([x * y, x + y, apart.abs(), apart * apart], dim=-1)
@@ -120,12 +121,15 @@ class _Network(torch.nn.Module):  # type: ignore[misc]
         return logits
 
     def trained(self) -> list[torch.nn.Parameter]:
+        """What is learnt."""
         frozen = {id(p) for p in self.projection.parameters()} if self.frozen else set()
         return [p for p in self.parameters() if id(p) not in frozen]
 
     def plain(self) -> Siamese:
+        """The head without torch."""
+
         def array(tensor: torch.Tensor) -> NDArray[np.float32]:
-            return np.array(tensor.detach().numpy(), np.float32)
+            return np.array(tensor.detach().cpu().numpy(), np.float32)
 
         return Siamese(
             projection=array(self.projection.weight) * np.float32(self.scale),
@@ -197,7 +201,7 @@ def _run(
     progress: Progress | None,
 ) -> Trained:
     rng = np.random.default_rng(config.seed)
-    network = _Network(vectors.shape[3], config)
+    network = PairNetwork(vectors.shape[3], config)
     optimiser = torch.optim.Adam(network.trained())
     used = never
     history: list[Epoch] = []
@@ -207,12 +211,12 @@ def _run(
         for group in optimiser.param_groups:
             group.update(lr=step.learning_rate * config.rate, weight_decay=step.weight_decay)
         if step.rescore:
-            scores = _Scores(network.plain(), np.asarray(vectors[rows, 0, 0], np.float32), config.negatives)
+            scores = PairScores(network.plain(), np.asarray(vectors[rows, 0, 0], np.float32), config.negatives)
             used = never
         labels = codes[rows]
         negative = scores.assign(labels, config, step.noise, used, rng)
         used = mining.forbid(used, negative)
-        positive = _positives(scores, labels, config, step.noise, rng)
+        positive = positives(scores, labels, config, step.noise, rng)
         loss = _epoch(network, optimiser, vectors, rows, positive, negative, config, rng)
         hardness = float(scores.of(np.arange(len(rows)), negative).mean())
         score = _held_out(network.plain(), vectors, codes, held) if held is not None else float("nan")
@@ -226,7 +230,7 @@ def _run(
     return Trained(head, tuple(history), best)
 
 
-class _Scores:
+class PairScores:
     """All pairs' scores by the head as it is, as far as each way of mining needs them."""
 
     def __init__(self, head: Siamese, vectors: NDArray[np.float32], negatives: Negatives) -> None:
@@ -235,14 +239,17 @@ class _Scores:
         self.near: tuple[IntArray, NDArray[np.float32]] | None = None
 
     def block(self, photos: IntArray) -> NDArray[np.float32]:
+        """Logits of all pairs of these photos, `(n, n)`."""
         return np.asarray(self.left[photos] @ self.right[photos].T)
 
     def of(self, first: IntArray, second: IntArray) -> NDArray[np.float32]:
+        """Logits of these pairs, `(P,)`."""
         return np.asarray(np.einsum("pf,pf->p", self.left[first], self.right[second]))
 
     def assign(
         self, labels: IntArray, config: SiameseConfig, noise: float, used: IntArray, rng: np.random.Generator
     ) -> IntArray:
+        """A partner of another identity for every photo, none of `used`."""
         if config.negatives == "random":
             return mining.random_negatives(labels, rng)
         if self.matrix is not None:
@@ -287,9 +294,10 @@ def nearest(left: NDArray[np.float32], right: NDArray[np.float32], k: int) -> tu
     return near, listed
 
 
-def _positives(
-    scores: _Scores, labels: IntArray, config: SiameseConfig, noise: float, rng: np.random.Generator
+def positives(
+    scores: PairScores, labels: IntArray, config: SiameseConfig, noise: float, rng: np.random.Generator
 ) -> IntArray:
+    """A partner of the same identity for every photo."""
     if config.hard_positives:
         return mining.assign_hard_positives(
             lambda photos: _squashed(scores.block(photos)), labels, noise=noise, rng=rng
@@ -298,7 +306,7 @@ def _positives(
 
 
 def _epoch(
-    network: _Network,
+    network: PairNetwork,
     optimiser: torch.optim.Optimizer,
     vectors: NDArray[np.float16],
     rows: IntArray,

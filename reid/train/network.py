@@ -1,0 +1,207 @@
+"""A timm backbone with the pooling and the neck that a recipe asks for: normalised pixels in, one vector out.
+
+    maps → pooling → [batch norm] → dropout → projection → [activation] → batch norm whose shift stays zero (the neck)
+
+Poolings: `avg`; `gem`, the generalised mean (Radenović et al. 2018, TPAMI); `max`; `max_avg`, both side by side;
+`last_two`, GeM of the last two maps; `all_stages`, means of the last four; `stripes`, GeM of upright strips of the map,
+each with a projection of its own, side by side (Sun et al. 2018, ECCV, part-based); `grid`, means of its parts, flat.
+
+Knows tensors; what is learnt from them is the business of `reid.train.losses`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional
+
+from reid import lite0, weights
+from reid.errors import ModelError
+from reid.train.recipe import NetworkConfig
+from reid.train.torchvision_ops import import_timm
+
+_LITE0 = "tf_efficientnet_lite0"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Embedded:
+    """`whole (B, D)` is the vector; `parts` are its strips `(B, D/S)` (the vector alone where there are none); `rows
+    (B, R, L)` unit vectors of the map's rows, for the aligned distance (None where not asked for).
+    """
+
+    whole: torch.Tensor
+    parts: tuple[torch.Tensor, ...]
+    rows: torch.Tensor | None = None
+
+
+class Network(torch.nn.Module):  # type: ignore[misc]  # torch is not followed by the type checker
+    """`(B, 3, H, W) float32 normalised → (B, dim) float32`, not of unit length."""
+
+    def __init__(self, backbone: torch.nn.Module, config: NetworkConfig, *, grey: bool = False) -> None:
+        """`grey` takes the colours off whatever comes in."""
+        super().__init__()
+        self.backbone, self.config, self.grey = backbone, config, grey
+        widths = [int(stage["num_chs"]) for stage in backbone.feature_info]
+        last = int(backbone.num_features)
+        self.stages = {"last_two": [len(widths) - 2], "all_stages": list(range(len(widths) - 4, len(widths) - 1))}.get(
+            config.pooling, []
+        )
+        wide = {
+            "max_avg": 2 * last,
+            "grid": config.rows * config.columns * last,
+            "last_two": widths[-2] + last,
+            "all_stages": sum(widths[-4:-1]) + last,
+        }.get(config.pooling, last)
+        self.power = torch.nn.Parameter(torch.tensor(config.gem), requires_grad=config.learn_gem)
+        self.n_parts = config.stripes if config.pooling == "stripes" else 1
+        self.dim = config.dim or wide
+        if self.dim % self.n_parts:
+            raise ModelError(f"{self.dim} numbers cannot be shared by {self.n_parts} stripes")
+        self.first = torch.nn.ModuleList(
+            torch.nn.BatchNorm1d(wide) if config.norm_first else torch.nn.Identity() for _ in range(self.n_parts)
+        )
+        self.dropout = torch.nn.Dropout(config.dropout)
+        each = self.dim // self.n_parts
+        self.projections = torch.nn.ModuleList(
+            torch.nn.Linear(wide, each) if config.dim else torch.nn.Identity() for _ in range(self.n_parts)
+        )
+        act = {"relu": torch.nn.ReLU, "celu": torch.nn.CELU, "none": torch.nn.Identity}[config.act]
+        self.act = act()
+        self.necks = torch.nn.ModuleList(
+            _neck(each) if config.neck else torch.nn.Identity() for _ in range(self.n_parts)
+        )
+        self.local = torch.nn.Linear(last, config.local) if config.local else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The vector; see the class."""
+        return self.embed(x).whole
+
+    def embed(self, x: torch.Tensor) -> Embedded:
+        """The vector, and what only training needs."""
+        maps = self.maps(x)
+        parts = tuple(self.head(pooled, number) for number, pooled in enumerate(self.pooled(maps)))
+        rows = None
+        if self.local is not None:
+            rows = functional.normalize(self.local(maps[-1].mean(3).transpose(1, 2)), dim=2)
+        return Embedded(torch.cat(parts, 1), parts, rows)
+
+    def maps(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """The maps `(B, C, h, w)` that are pooled, the last one last."""
+        if self.grey:
+            luma = torch.tensor([0.299, 0.587, 0.114], dtype=x.dtype, device=x.device).view(1, 3, 1, 1)
+            x = (x * luma).sum(1, keepdim=True).expand(-1, 3, -1, -1)
+        if not self.stages:
+            return [self.backbone.forward_features(x)]
+        last, inner = self.backbone.forward_intermediates(x, indices=self.stages)
+        return [*inner, last]
+
+    def pooled(self, maps: list[torch.Tensor]) -> list[torch.Tensor]:
+        """One `(B, C)` for each part of the network."""
+        last, kind = maps[-1], self.config.pooling
+        if kind == "stripes":
+            return [self._gem(strip) for strip in _strips(last, self.n_parts)]
+        if kind == "gem":
+            return [self._gem(last)]
+        if kind == "last_two":
+            return [torch.cat([self._gem(one) for one in maps], 1)]
+        if kind == "grid":
+            return [functional.adaptive_avg_pool2d(last, (self.config.rows, self.config.columns)).flatten(1)]
+        means = [one.mean((2, 3)) for one in maps]
+        if kind in ("max", "max_avg"):
+            means = [last.amax((2, 3)), *(means if kind == "max_avg" else [])]
+        return [torch.cat(means, 1)]
+
+    def head(self, pooled: torch.Tensor, part: int = 0) -> torch.Tensor:
+        """From what was pooled to the vector of that part."""
+        x = self.dropout(self.first[part](pooled))
+        out: torch.Tensor = self.necks[part](self.act(self.projections[part](x)))
+        return out
+
+    def _gem(self, maps: torch.Tensor) -> torch.Tensor:
+        """Generalised mean over the places of `(B, C, h, w)`; inputs below 10⁻⁶ count as that."""
+        power = self.power if self.config.learn_gem else self.config.gem
+        return maps.clamp_min(1e-6).pow(power).mean((2, 3)).pow(1 / power)
+
+    def groups(self) -> list[list[str]]:
+        """Names of the backbone's parameters, stage by stage."""
+        from timm.models import group_parameters
+
+        found = group_parameters(self.backbone, self.backbone.group_matcher(coarse=True))
+        return [found[number] for number in sorted(found)]
+
+
+def _neck(width: int) -> torch.nn.BatchNorm1d:
+    """A batch norm whose shift stays zero (Luo et al. 2019, CVPRW)."""
+    neck = torch.nn.BatchNorm1d(width)
+    neck.bias.requires_grad_(False)
+    return neck
+
+
+def _strips(maps: torch.Tensor, n: int) -> list[torch.Tensor]:
+    """`n` upright strips of `(B, C, h, w)`, overlapping where the width is no multiple of `n`."""
+    width = int(maps.shape[3])
+    bounds = [(width * i // n, max(-(-width * (i + 1) // n), width * i // n + 1)) for i in range(n)]
+    return [maps[:, :, :, low:high] for low, high in bounds]
+
+
+def build(config: NetworkConfig, *, grey: bool = False, pretrained: bool = True) -> tuple[Network, tuple[Any, Any]]:
+    """A network as `config` says, and the (mean, std) in pixel units (0–255) that its inputs are normalised by.
+
+    ImageNet weights of lite0 come from its package; those of other backbones from timm's hub or its cache.
+
+    Raises:
+        ModelError: no such backbone, its weights cannot be had, or it gives no maps to pool.
+    """
+    from reid.train import backbone
+
+    timm = import_timm()
+    if pretrained and config.backbone != _LITE0:
+        kept, _ = backbone.from_name(config.backbone)
+        network = kept.network
+    else:
+        try:
+            network = timm.create_model(config.backbone, pretrained=False, num_classes=0)
+        except RuntimeError as error:
+            raise ModelError(f"no backbone '{config.backbone}'", next_step="timm.list_models() lists them") from error
+    if pretrained and config.backbone == _LITE0:
+        published = weights.read_tensors(lite0.weight_file())
+        tensors = [tensor for name, tensor in published.items() if not name.startswith("_fc.")]
+        network.load_state_dict(
+            {name: torch.from_numpy(np.array(t)) for name, t in zip(network.state_dict(), tensors, strict=True)}
+        )
+    if not hasattr(network, "forward_intermediates") or not hasattr(network, "feature_info"):
+        raise ModelError(f"'{config.backbone}' gives no maps to pool", next_step="choose another backbone of timm")
+    data = timm.data.resolve_model_data_config(network)
+    mean, std = (tuple(255.0 * float(v) for v in data[key]) for key in ("mean", "std"))
+    return Network(network, config, grey=grey), (mean, std)
+
+
+def start_whitened(network: Network, pooled: list[NDArray[np.float32]]) -> None:
+    """Begin with a projection that whitens what is pooled now, `(N, C)` for each part, and set the neck's statistics.
+
+    A random projection of ImageNet features is no better than the features; the whitened ones find much more, and all
+    that training adds comes on top (docs/results.md).
+    """
+    from reid.train.heads import whitening
+
+    with torch.no_grad():
+        for part, (projection, rows) in enumerate(zip(network.projections, pooled, strict=True)):
+            out = rows
+            if isinstance(projection, torch.nn.Linear):
+                layer = whitening(rows, projection.out_features, shrink=0.5)
+                n = len(layer.bias)
+                torch.nn.init.orthogonal_(projection.weight)
+                projection.weight.mul_(1e-3)
+                projection.bias.zero_()
+                projection.weight[:n] = torch.from_numpy(layer.matrix)
+                projection.bias[:n] = torch.from_numpy(layer.bias)
+                out = rows @ projection.weight.numpy().T + projection.bias.numpy()
+            neck = network.necks[part]
+            if isinstance(neck, torch.nn.BatchNorm1d):
+                out = network.act(torch.from_numpy(np.asarray(out, np.float32))).numpy()
+                neck.running_mean.copy_(torch.from_numpy(out.mean(0)))
+                neck.running_var.copy_(torch.from_numpy(out.var(0)))

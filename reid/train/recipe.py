@@ -1,0 +1,400 @@
+"""Recipes: what made a published system that system, as a TOML file of one machinery.
+
+    <name>.toml
+      system, notes            whose it is; what was scaled down for a laptop
+      [input] [network] [[loss]] [sampling] [augment] [schedule]
+      [laptop.…] [gpu.…]       what differs at that scale, section by section; [[laptop.loss]] replaces all losses
+
+Everything is a frozen dataclass; a key that is not known is an error, and so is a value of another type. A new system is
+a new file, not a new program. Knows numbers and names; trains nothing and imports no torch.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from importlib import resources
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from reid.errors import ConfigError
+
+Scale = Literal["laptop", "gpu"]
+Pooling = Literal["avg", "gem", "max", "max_avg", "last_two", "all_stages", "stripes", "grid"]
+Kind = Literal["shuffled", "identities", "pairs"]
+Mirror = Literal["class", "views", "none"]
+Negatives = Literal["lap", "blocks", "sparse", "random"]
+Optimiser = Literal["adamw", "adam", "sgd"]
+Average = Literal["none", "ema", "swa"]
+_FOLDER = "recipes"
+
+
+@dataclass(frozen=True, slots=True)
+class InputConfig:
+    """What the network sees of a box: `margin` is a share of the box's size, on each side."""
+
+    height: int = 96  # pixels
+    width: int = 96  # pixels
+    margin: float = 0.1
+    grey: bool = False  # True: no colours, in training and ever after
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkConfig:
+    """From pixels to the vector: `reid.train.network`."""
+
+    backbone: str = "tf_efficientnet_lite0"  # any timm name
+    pooling: Pooling = "gem"
+    gem: float = 3.0  # power of the generalised mean; 1 is the mean
+    learn_gem: bool = False
+    stripes: int = 4  # upright strips of the map, with `stripes`
+    rows: int = 2  # parts of the map, with `grid`
+    columns: int = 6
+    norm_first: bool = False  # a batch norm before the dropout
+    dropout: float = 0.0  # share of the pooled numbers; 0: none
+    dim: int = 512  # numbers of the vector; 0: the pooled ones as they are
+    act: Literal["none", "relu", "celu"] = "none"  # between the projection and the neck
+    neck: bool = True  # a batch norm behind it, whose shift stays zero
+    local: int = 0  # numbers of each row of the map for the aligned local distance (training only); 0: none
+    start: Literal["random", "whitened"] = "whitened"  # the projection and class centres at first
+
+
+@dataclass(frozen=True, slots=True)
+class Margin:
+    """Softmax over cosines whose target is cos(m1·θ + m2) − m3, times `scale`: ArcFace (1, .5, 0), CosFace (1, 0, .35),
+    combined (1, .4, .15). With `centres` above 1 each class has so many. With `dynamic` the angle is m_c = a·n^(−b) + c
+    instead of m2, by photos n of the class. `uniform` weighs the cross entropy of `new_whale` photos to 1/C; 0: none.
+    """
+
+    weight: float = 1.0
+    scale: float = 30.0
+    m1: float = 1.0
+    m2: float = 0.0  # radians
+    m3: float = 0.0
+    centres: int = 1
+    dynamic: tuple[float, ...] = ()  # a, b, c
+    uniform: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Sphere:
+    """SphereFace: ‖x‖·cos(m·θ) for the target, blended with ‖x‖·cos θ by λ, which falls to `least` over the steps."""
+
+    weight: float = 1.0
+    m: int = 4
+    base: float = 1000.0  # λ at first
+    least: float = 5.0  # λ in the end
+    falls: float = 0.12  # how fast, per step: λ = base / (1 + falls·step)
+
+
+@dataclass(frozen=True, slots=True)
+class Softmax:
+    """Cross entropy of a linear classifier. `uniform` as in `Margin`; on the network's `parts` too, where it has them."""
+
+    weight: float = 1.0
+    uniform: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Sigmoid:
+    """A binary classifier for each class on cosines times `scale`: mean cross entropy of each photo's `hardest` classes
+    (a share of all, or a number of them from 1 on), plus that of the true class. `focal` is the exponent; 0: none.
+    """
+
+    weight: float = 1.0
+    scale: float = 16.0
+    hardest: float = 30.0
+    hardest_end: float = 0.0  # reached at the end of training; 0: as `hardest`
+    focal: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Triplet:
+    """Batch-hard triplets of unit rows at `margin`; `aligned` takes the network's rows of the map instead, along the
+    shortest path.
+    """
+
+    weight: float = 1.0
+    margin: float = 0.3
+    aligned: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Divided:
+    """Margin loss [d_ap − β + α]₊ + [β − d_an + α]₊ with learnable β, negatives weighted by distance; with `clusters`
+    above 1 the vector is divided, and each cluster of photos, found anew every `renew` epochs, trains its own part.
+    """
+
+    weight: float = 1.0
+    alpha: float = 0.2
+    beta: float = 1.2
+    clusters: int = 1
+    renew: int = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Centre:
+    """Centre loss: half the squared distance of each vector to its class's centre."""
+
+    weight: float = 0.001
+
+
+@dataclass(frozen=True, slots=True)
+class Ring:
+    """Ring loss: squared difference of the vectors' lengths to a learnt one."""
+
+    weight: float = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Cross entropy of the Siamese head on pairs (with `sampling.kind = "pairs"`); `hidden` units a feature."""
+
+    weight: float = 1.0
+    hidden: int = 32
+
+
+LossConfig = Margin | Sphere | Softmax | Sigmoid | Triplet | Divided | Centre | Ring | Pair
+LOSSES: dict[str, type] = {
+    "margin": Margin, "sphere": Sphere, "softmax": Softmax, "sigmoid": Sigmoid, "triplet": Triplet, "divided": Divided,
+    "centre": Centre, "ring": Ring, "pair": Pair,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingConfig:
+    """Which photos an epoch shows: `shuffled`; `identities`, with `photos` of each in every batch; `pairs` set against
+    each other by `reid.train.mining`.
+    """
+
+    kind: Kind = "shuffled"
+    least: int = 0  # photos of an identity an epoch, repeated where it has fewer; 0: each photo once
+    photos: int = 2  # of an identity in a batch, with `identities`
+    mirror: Mirror = "class"  # mirrored photos are other animals, more views of the same, or not shown
+    twins: bool = False  # True: an animal competes with its own mirror image, too; False: that class is masked
+    new_share: float = 0.0  # of every batch, photos without identity; 0: none
+    weighted: bool = False  # photos drawn in proportion to 1/√(photos of their identity), with replacement
+    large_first: int = 0  # the first epochs show identities with so many photos; 0: all from the start
+    large_for: float = 0.25  # share of the training for which
+    negatives: Negatives = "lap"  # with `pairs`
+    hard_positives: bool = False
+    block: int = 4000  # photos assigned at once, with `blocks`
+    neighbours: int = 50  # of each photo, with `sparse`
+    rescore: int = 5  # epochs after which the pairs' scores are found anew
+
+
+@dataclass(frozen=True, slots=True)
+class AugmentConfig:
+    """How photos are varied; 0 switches a kind off. Each view draws uniformly within ± the bound, or with probability.
+
+    `worn` makes the held-out photos small, lossy or wide as the training's are, so that a score is one of the field.
+    """
+
+    rotate: float = 8.0  # degrees
+    shear: float = 5.0  # degrees
+    zoom: float = 0.1  # share by which the window is wider or narrower, each axis by itself
+    shift: float = 0.05  # share of the window
+    perspective: float = 0.0  # share of the window by which corners move
+    wide: float = 0.1  # probability of a window of up to 1.4 times the size
+    light: float = 0.25  # brightness ± this share
+    contrast: float = 0.25
+    colour: float = 0.2  # saturation ± this share
+    gamma: float = 0.0  # exponent 1 ± this
+    grey: float = 0.2  # probability of losing the colours
+    blur: float = 0.1  # probability
+    noise: float = 0.0  # standard deviation of up to this many grey levels
+    erase: float = 0.0  # probability of a box of noise, 2 to 15 % of the area
+    jpeg: float = 2 / 9  # probability of JPEG artefacts, quality 30 to 80
+    shrink: float = 2 / 9  # probability of having been photographed 1.5 to 3 times smaller
+    worn: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduleConfig:
+    """How long, how fast, and what is held still."""
+
+    epochs: int = 20
+    batch: int = 32
+    optimiser: Optimiser = "adamw"
+    rate: float = 1e-3
+    head_rate: float = 10.0  # times `rate`, for all that is not the backbone
+    decay: float = 5e-4
+    warm_up: float = 0.1  # share of the training
+    restarts: int = 0  # of the cosine
+    frozen: int = 0  # first stages of the backbone that stay as they are
+    frozen_for: float = 1.0  # share of the training for which
+    norms: Literal["train", "frozen"] = "train"  # the backbone's batch norms: follow the batches, or stay
+    sizes: tuple[float, ...] = (1.0,)  # of the input, one after the other for equal shares of the training
+    average: Average = "none"  # weights served: the last, their running mean, or that of the last epochs
+    average_of: float = 0.25  # share of the training that `swa` takes in
+    clip: float = 5.0  # largest norm of a gradient; 0: no bound
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """One system at one scale."""
+
+    name: str
+    system: str
+    notes: str
+    scale: Scale
+    losses: tuple[LossConfig, ...]
+    input: InputConfig = field(default_factory=InputConfig)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For a run's record: everything, the losses with their kind."""
+        kinds = {kind: name for name, kind in LOSSES.items()}
+        return asdict(self) | {"losses": [{"kind": kinds[type(loss)], **asdict(loss)} for loss in self.losses]}
+
+
+_SECTIONS: dict[str, type] = {
+    "input": InputConfig, "network": NetworkConfig, "sampling": SamplingConfig, "augment": AugmentConfig,
+    "schedule": ScheduleConfig,
+}  # fmt: skip
+_KNOWN = {"system", "notes", "loss", "laptop", "gpu", *_SECTIONS}
+
+
+def names() -> list[str]:
+    """The recipes that come with the package."""
+    files = (resources.files("reid.train") / _FOLDER).iterdir()
+    return sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml"))
+
+
+def load(name: str | Path, scale: Scale) -> Recipe:
+    """A recipe of the package by name, or one's own by the path of its `.toml` file.
+
+    Raises:
+        ConfigError: there is none, or the file says something that is not known.
+    """
+    own = Path(name)
+    if own.suffix != ".toml" and str(name) not in names():
+        raise ConfigError(f"no recipe '{name}'", next_step=f"choose one of {', '.join(names())}, or a .toml file")
+    source = str(own) if own.suffix == ".toml" else f"recipe {name}"
+    file = own if own.suffix == ".toml" else resources.files("reid.train") / _FOLDER / f"{name}.toml"
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot be read ({error})", source=source, next_step="name another file") from error
+    return parse(text, own.stem if own.suffix == ".toml" else str(name), scale, source)
+
+
+def parse(text: str, name: str, scale: Scale, source: str = "") -> Recipe:
+    """As `load`, for text already read; `source` names it in errors."""
+    source = source or name
+    if scale not in get_args(Scale):
+        raise ConfigError(f"no scale '{scale}'", source=source, next_step=f"choose one of {', '.join(get_args(Scale))}")
+    try:
+        raw = tomllib.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"not a recipe ({error})", source=source, next_step="correct that line") from error
+    _known(raw, _KNOWN, "", source)
+    built = {one: _built(raw, one, name, source) for one in get_args(Scale)}  # a slip in the other scale is one, too
+    return built[scale]
+
+
+def _built(raw: dict[str, Any], scale: Scale, name: str, source: str) -> Recipe:
+    own = raw.get(scale, {})
+    _known(own, {"loss", *_SECTIONS}, f"{scale}.", source)
+    sections: dict[str, Any] = {}
+    for key, kind in _SECTIONS.items():
+        known = {one.name for one in fields(kind)}
+        for part in (raw, own):
+            _known(part.get(key, {}), known, f"{key}.", source)
+        sections[key] = _section(kind, {**raw.get(key, {}), **own.get(key, {})}, source, f"{key}.")
+    losses = tuple(_loss(one, source) for one in own.get("loss", raw.get("loss", [])))
+    made = Recipe(name, str(raw.get("system", "")), str(raw.get("notes", "")), scale, losses, **sections)
+    _check(made, source)
+    return made
+
+
+def _loss(raw: dict[str, Any], source: str) -> LossConfig:
+    rest = dict(raw)
+    kind = rest.pop("kind", None)
+    if kind not in LOSSES:
+        raise ConfigError(f"no loss '{kind}'", source=source, next_step=f"choose one of {', '.join(LOSSES)}")
+    _known(rest, {one.name for one in fields(LOSSES[kind])}, f"loss {kind}: ", source)
+    made: LossConfig = _section(LOSSES[kind], rest, source, f"loss {kind}: ")
+    return made
+
+
+def _section(kind: Any, raw: Any, source: str, prefix: str) -> Any:
+    """A frozen dataclass of `kind` from a table of known keys."""
+    hints = get_type_hints(kind)
+    values: dict[str, Any] = {}
+    for key, value in raw.items():
+        read = _reader(hints[key])
+        try:
+            values[key] = read(value)
+        except ValueError:
+            expected = getattr(hints[key], "__name__", str(hints[key]))
+            raise ConfigError(
+                f"'{prefix}{key}' is {value!r}", source=source, next_step=f"expected {expected}"
+            ) from None
+    return kind(**values)
+
+
+def _reader(wanted: Any) -> Callable[[Any], Any]:
+    """What turns a value of TOML into one of that type, or raises ValueError."""
+    assert not is_dataclass(wanted) and get_origin(wanted) not in (Union, UnionType)
+
+    def read(value: Any) -> Any:
+        if get_origin(wanted) is Literal and value in get_args(wanted):
+            return value
+        if get_origin(wanted) is tuple and isinstance(value, list):
+            one = _reader(get_args(wanted)[0])
+            return tuple(one(part) for part in value)
+        if wanted is float and type(value) is int:
+            return float(value)
+        if type(value) is wanted:
+            return value
+        raise ValueError
+
+    return read
+
+
+def _known(raw: Any, known: set[str], prefix: str, source: str) -> None:
+    if not isinstance(raw, dict):
+        raise ConfigError(
+            f"'{prefix.rstrip('. :')}' is {raw!r}", source=source, next_step="expected a section of keys and values"
+        )
+    for key in raw:
+        if key not in known:
+            raise ConfigError(
+                f"unknown key '{prefix}{key}'", source=source, next_step=f"known: {', '.join(sorted(known))}"
+            )
+
+
+def _check(recipe: Recipe, source: str) -> None:
+    """Ranges and combinations that types cannot say."""
+    network, sampling, schedule = recipe.network, recipe.sampling, recipe.schedule
+    pairs = any(isinstance(loss, Pair) for loss in recipe.losses)
+    aligned = any(isinstance(loss, Triplet) and loss.aligned for loss in recipe.losses)
+    divided = [loss.clusters for loss in recipe.losses if isinstance(loss, Divided)]
+    rules = [
+        (bool(recipe.losses), "a recipe needs a [[loss]]"),
+        (recipe.input.height >= 32 and recipe.input.width >= 32, "input: 32 pixels or more each way"),
+        (0 <= recipe.input.margin <= 1, "input.margin must be in [0, 1]"),
+        (network.dim >= 0 and network.stripes >= 1 and network.rows >= 1 and network.columns >= 1, "network: sizes"),
+        (0 <= network.dropout < 1, "network.dropout must be in [0, 1)"),
+        (network.pooling != "stripes" or network.dim > 0, "network.dim must be above 0 with stripes"),
+        (not aligned or network.local > 0, "network.local must be above 0 for an aligned triplet"),
+        (all(network.dim % n == 0 for n in divided), "network.dim must be a multiple of the clusters"),
+        (pairs == (sampling.kind == "pairs"), 'the loss "pair" and sampling.kind = "pairs" go together'),
+        (sampling.kind != "identities" or sampling.photos >= 2, "sampling.photos must be 2 or more"),
+        (0 <= sampling.new_share < 1, "sampling.new_share must be in [0, 1)"),
+        (sampling.rescore >= 1, "sampling.rescore must be 1 or more"),
+        (schedule.epochs >= 1 and schedule.batch >= 2, "schedule.epochs must be 1 or more, schedule.batch 2 or more"),
+        (schedule.rate > 0, "schedule.rate must be above 0"),
+        (0 <= schedule.warm_up < 1, "schedule.warm_up must be in [0, 1)"),
+        (bool(schedule.sizes) and all(0.2 <= s <= 1 for s in schedule.sizes), "schedule.sizes must be in [.2, 1]"),
+        (all(len(one.dynamic) in (0, 3) for one in recipe.losses if isinstance(one, Margin)), "dynamic: a, b and c"),
+    ]  # fmt: skip
+    for holds, message in rules:
+        if not holds:
+            raise ConfigError(message, source=source, next_step="correct it there")

@@ -1,0 +1,238 @@
+"""The loop: it learns, repeats itself, ends in time, survives what interrupts it, and its model is any other's equal."""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from few_flukes import PHOTOS, WHALES, Sources, fluke_sources, one_thread, tiny
+from painted_store import herd, sources_of
+
+torch = pytest.importorskip("torch")
+
+from reid import models  # noqa: E402
+from reid.embed import OpenVinoEmbedder, unit_rows  # noqa: E402
+from reid.errors import TrainError  # noqa: E402
+from reid.train import augment, backbone, checkpoints, embedder, holdout, pictures, schedule  # noqa: E402
+from reid.train.features import Source  # noqa: E402
+from reid.train.recipe import Recipe, ScheduleConfig  # noqa: E402
+from reid.train.schedule import Budget, Plan  # noqa: E402
+
+__all__ = ["fluke_sources", "one_thread"]
+
+
+def train(flukes: Sources, folder: Path, how: Recipe | None = None, **more: Any) -> embedder.Trained:
+    return embedder.train(*flukes, how or tiny(), folder, "m", pretrained=False, **more)
+
+
+def weights(model: Path) -> dict[str, Any]:
+    return backbone.read_checkpoint(model / "weights.safetensors")
+
+
+def same(one: Path, other: Path) -> bool:
+    first, second = weights(one), weights(other)
+    return first.keys() == second.keys() and all(np.array_equal(first[k], second[k]) for k in first)
+
+
+def test_a_network_from_nothing_learns_to_tell_animals_apart(tmp_path: Path) -> None:
+    animals = sources_of(herd(tmp_path / "photos", 20, 6))
+    held = holdout.split(np.array(animals[1]), seed=0)
+    how = tiny("[augment]\ngrey = 0\nshrink = 0\njpeg = 0\nrotate = 2\nshear = 0\nblur = 0\nwide = 0\n")
+    how = replace(how, schedule=replace(how.schedule, epochs=10, rate=5e-3, batch=16))
+    told: list[tuple[int, float, float]] = []
+    done = train(animals, tmp_path / "run", how, held=held, epochs=lambda *line: told.append(line))
+    first, last = done.history[0], done.history[-1]
+    assert last.map_at_5 > max(0.45, first.map_at_5 + 0.2) and last.loss < 0.5 * first.loss
+    assert last.worn == last.worn and told == [(i, e.loss, e.map_at_5) for i, e in enumerate(done.history)]
+    assert (done.animals, done.photos, done.steps) == (20, 120, 10 * 7)  # of 100 photos that are not held out
+
+
+def test_the_exported_model_gives_the_trained_networks_vectors(fluke_sources: Sources, tmp_path: Path) -> None:
+    how = tiny("[laptop.network]\nnorm_first = true\ndropout = 0.3\nlocal = 4\n")
+    how = replace(how, input=replace(how.input, grey=True))
+    done = train(fluke_sources, tmp_path, how)
+    network, card = backbone.from_folder(done.model)  # the torch runtime's way, from the weights beside the graph
+    crops = np.random.default_rng(0).integers(0, 256, (5, 32, 64, 3), np.uint8)
+    kept = pictures.load(fluke_sources[0], card.preprocessing)
+    seen = augment.plain(kept, np.arange(6), (32, 64)).permute(0, 2, 3, 1).round().byte().numpy()
+    both = np.concatenate([crops, seen])
+    with torch.inference_mode():
+        ours = unit_rows(network(torch.from_numpy(both)).numpy())
+    theirs = OpenVinoEmbedder(done.model).embed(both)
+    assert float((ours * theirs).sum(1).min()) >= backbone.LEAST_COSINE
+    assert (card.dim, card.architecture, card.extra["recipe"]) == (32, "test_efficientnet", "tiny")
+    assert card.preprocessing.margin == how.input.margin and not checkpoints.exists(tmp_path)
+
+
+def test_the_same_seed_gives_the_same_model_and_another_another(fluke_sources: Sources, tmp_path: Path) -> None:
+    one, two, other = (train(fluke_sources, tmp_path / str(i), seed=seed) for i, seed in enumerate((3, 3, 4)))
+    assert same(one.model, two.model) and not same(one.model, other.model)
+    assert models.read_card(one.model).fingerprint == models.read_card(two.model).fingerprint
+    assert [e.loss for e in one.history] == [e.loss for e in two.history]
+
+
+SWA = '[laptop.schedule]\naverage = "swa"\naverage_of = 0.7\noptimiser = "sgd"\n'
+
+
+@pytest.mark.parametrize("more", ["", '[laptop.schedule]\naverage = "ema"\n', SWA])
+def test_an_interrupted_training_goes_on_to_the_same_model(fluke_sources: Sources, tmp_path: Path, more: str) -> None:
+    how = tiny(more)
+    whole = train(fluke_sources, tmp_path / "whole", how)
+
+    def interrupt(epoch: int, loss: float, score: float) -> None:
+        if epoch == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(fluke_sources, tmp_path / "cut", how, epochs=interrupt)
+    assert checkpoints.exists(tmp_path / "cut") and not (tmp_path / "cut" / "m").exists()
+    rest = train(fluke_sources, tmp_path / "cut", how, resume=True)
+    assert same(whole.model, rest.model) and [e.loss for e in rest.history] == [e.loss for e in whole.history]
+    assert rest.steps == whole.steps
+
+
+def test_a_loss_that_is_no_number_ends_the_training_and_the_checkpoint_before_it_is_whole(
+    fluke_sources: Sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        step, count = embedder._Run._loss, [0]
+
+        def spoilt(self: Any, *some: Any) -> Any:
+            count[0] += 1
+            return step(self, *some) * (float("nan") if count[0] > 4 else 1.0)
+
+        patched.setattr(embedder._Run, "_loss", spoilt)
+        with pytest.raises(TrainError, match="no number any more, in epoch 2"):
+            train(fluke_sources, tmp_path / "cut")
+    rest = train(fluke_sources, tmp_path / "cut", resume=True)
+    assert same(rest.model, train(fluke_sources, tmp_path / "whole").model)
+
+
+def test_a_full_disk_leaves_the_checkpoint_before_it(
+    fluke_sources: Sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save, count = torch.save, [0]
+
+    def full(state: Any, file: Any) -> None:
+        count[0] += 1
+        if count[0] == 2:
+            file.write(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(state, file)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoints.torch, "save", full)  # type: ignore[attr-defined]
+        with pytest.raises(OSError, match="No space"):
+            train(fluke_sources, tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == [checkpoints.FILE]
+    assert len(train(fluke_sources, tmp_path, resume=True).history) == 3
+
+
+def test_a_checkpoint_of_another_training_or_none_at_all_is_refused(fluke_sources: Sources, tmp_path: Path) -> None:
+    def interrupt(*line: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(fluke_sources, tmp_path, epochs=interrupt)
+    for other, more in ((tiny(), {"seed": 5}), (tiny("[laptop.schedule]\nrate = 1e-4\n"), {})):
+        with pytest.raises(TrainError, match="another recipe, seed"):
+            train(fluke_sources, tmp_path, other, resume=True, **more)
+    (tmp_path / checkpoints.FILE).write_bytes(b"not a checkpoint")
+    with pytest.raises(TrainError, match="cannot be read"):
+        train(fluke_sources, tmp_path, resume=True)
+
+
+def test_what_cannot_be_trained_on_is_said(fluke_sources: Sources, tmp_path: Path) -> None:
+    sources, labels = fluke_sources
+    with pytest.raises(TrainError, match="36 readable photos of 1 animals"):
+        train((sources, ["one"] * PHOTOS), tmp_path)
+    with pytest.raises(TrainError, match="0 readable photos"):
+        train(([Source(tmp_path / "gone.jpg")] * 2, ["a", "b"]), tmp_path)
+    with pytest.raises(TrainError, match="no two animals have two photos"):
+        how = tiny('[sampling]\nkind = "pairs"\n[[laptop.loss]]\nkind = "pair"\n')
+        train((sources, [str(i) for i in range(PHOTOS)]), tmp_path, how)
+    some = [*sources, Source(tmp_path / "gone.jpg")]
+    done = train((some, [*labels, "w"]), tmp_path / "run")
+    assert [f.code for f in done.failures] == ["bad_photo"] and (done.photos, done.animals) == (PHOTOS, WHALES)
+
+
+class Clock:
+    """So many seconds a look."""
+
+    def __init__(self, each: float) -> None:
+        self.now, self.each = 0.0, each
+
+    def __call__(self) -> float:
+        self.now += self.each
+        return self.now
+
+
+@pytest.mark.parametrize(("step", "slower", "epochs"), [(1.0, 1.0, 4), (1.0, 0.0, 5), (30.0, 1.0, 1), (1.0, 2.0, 3)])
+def test_a_budget_fixes_the_number_of_epochs_by_the_first_steps(step: float, slower: float, epochs: int) -> None:
+    """40 steps an epoch, 200 seconds; from the second epoch on `slower` times as slow."""
+    config, plan, now = ScheduleConfig(), Plan(20), [0.0]
+    budget = Budget(215, lambda: now[0]).begun()
+    shown = 0
+    while plan.left:
+        plan.begin(40, budget, config)
+        for number in range(40):
+            if plan.cut(number):
+                break
+            now[0] += step * (slower if shown else 1.0)
+            plan.step(budget)
+        plan.end(budget)
+        shown += 1
+    assert plan.done == pytest.approx(1.0)
+    assert shown == pytest.approx(epochs, abs=1) and (now[0] <= 1.16 * 200 or step > 20)
+
+
+def test_a_training_with_a_budget_ends_in_time(fluke_sources: Sources, tmp_path: Path) -> None:
+    how = replace(tiny(), schedule=replace(tiny().schedule, epochs=500))
+    done = train(fluke_sources, tmp_path, how, budget=Budget(8.0))
+    assert 1 <= len(done.history) < 500
+    assert sum(one.seconds for one in done.history) < 12
+
+
+def test_the_rate_rises_falls_and_restarts_and_sizes_grow() -> None:
+    config = ScheduleConfig(warm_up=0.2, restarts=1)
+    at = [schedule.rate_at(done, config) for done in (0.0, 0.1, 0.2, 0.4, 0.599, 0.601, 0.8, 1.0)]
+    np.testing.assert_allclose(at, [0.01, 0.5, 1.0, 0.505, 0.01, 1.0, 0.505, 0.01], atol=5e-3)
+    growing = tiny("[laptop.schedule]\nsizes = [0.5, 0.75, 1]\n")
+    found = [schedule.size_at(done, growing) for done in (0.0, 0.3, 0.34, 0.67, 1.0)]
+    assert found == [(32, 32), (32, 32), (32, 48), (32, 64), (32, 64)]
+
+
+def test_frozen_stages_and_norms_stay_as_they_are(fluke_sources: Sources, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    still = tiny('[laptop.schedule]\nfrozen = 3\nnorms = "frozen"\n[laptop.network]\nstart = "random"\n')
+    done = train(fluke_sources, tmp_path, still)
+    network, _ = backbone.from_folder(done.model)
+    first = {name for group in network.network.groups()[:3] for name in group}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        begun, _ = embedder.network.build(still.network, pretrained=False)
+    trained, before = weights(done.model), backbone.tensors_of(begun)
+    changed = {k.removeprefix("backbone.") for k, v in before.items() if not np.array_equal(v, trained[k])}
+    assert not first & changed and "conv_head.weight" in changed
+    assert not any("running" in name for name in changed if "necks" not in name)
+
+
+def test_averaged_weights_are_served_with_norms_of_their_own(fluke_sources: Sources, tmp_path: Path) -> None:
+    plain = train(fluke_sources, tmp_path / "plain")
+    mean = train(fluke_sources, tmp_path / "mean", tiny('[laptop.schedule]\naverage = "swa"\naverage_of = 1.0\n'))
+    one, two = weights(plain.model), weights(mean.model)
+    assert not np.array_equal(one["backbone.conv_head.weight"], two["backbone.conv_head.weight"])
+    assert not np.array_equal(one["backbone.bn1.running_mean"], two["backbone.bn1.running_mean"])
+    assert [e.loss for e in plain.history] == [e.loss for e in mean.history]
+
+
+def test_photos_of_unknown_animals_are_trained_on_as_such(fluke_sources: Sources, tmp_path: Path) -> None:
+    sources, labels = fluke_sources
+    unknown = [label if label in sorted(set(labels))[:6] else "" for label in labels]
+    how = tiny('[sampling]\nnew_share = 0.25\n[[laptop.loss]]\nkind = "margin"\nuniform = 1.0\n')
+    done = train((sources, unknown), tmp_path, how)
+    assert done.animals == 6 and done.photos == PHOTOS and all(np.isfinite(e.loss) for e in done.history)

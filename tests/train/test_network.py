@@ -1,0 +1,123 @@
+"""Poolings and necks against plain arithmetic on the same maps."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from reid.errors import ModelError  # noqa: E402
+from reid.train import network  # noqa: E402
+from reid.train.network import Network  # noqa: E402
+from reid.train.recipe import NetworkConfig  # noqa: E402
+
+TINY = NetworkConfig(backbone="test_efficientnet", dim=0, neck=False)
+X = torch.randn(2, 3, 64, 128, generator=torch.Generator().manual_seed(0))
+
+
+def made(config: NetworkConfig) -> Network:
+    torch.manual_seed(0)
+    return network.build(config, pretrained=False)[0].eval()
+
+
+def gem(maps: Any, power: float) -> Any:
+    values = np.maximum(maps.detach().numpy().astype(np.float64), 1e-6)
+    return (values**power).mean((2, 3)) ** (1 / power)
+
+
+@torch.inference_mode()
+def test_each_pooling_is_what_its_name_says() -> None:
+    bare = made(TINY).backbone
+    last, inner = bare.forward_intermediates(X)
+    means = last.mean((2, 3)).numpy()
+    top = last.amax((2, 3)).numpy()
+    height, width = last.shape[2:]
+    quarters = [last[:, :, :, width * i // 2 : width * (i + 1) // 2] for i in range(2)]
+    grid = torch.stack([
+        last[:, :, height * r // 2 : height * (r + 1) // 2, width * c // 2 : width * (c + 1) // 2].mean((2, 3))
+        for r in range(2) for c in range(2)
+    ], 2).flatten(1).numpy()  # fmt: skip
+    expected = {
+        "avg": means,
+        "max": top,
+        "max_avg": np.concatenate([top, means], 1),
+        "gem": gem(last, 3.0),
+        "last_two": np.concatenate([gem(inner[-2], 3.0), gem(last, 3.0)], 1),
+        "all_stages": np.concatenate([one.mean((2, 3)).numpy() for one in (*inner[-4:-1], last)], 1),
+        "grid": grid,
+    }
+    for pooling, wanted in expected.items():
+        found = made(replace(TINY, pooling=pooling, rows=2, columns=2))  # type: ignore[arg-type]
+        assert found.dim == wanted.shape[1], pooling
+        np.testing.assert_allclose(found(X).numpy(), wanted, rtol=1e-3, atol=1e-5, err_msg=pooling)
+    strips = made(replace(TINY, pooling="stripes", stripes=2, dim=8, gem=4.0))
+    halves = [
+        gem(one, 4.0) @ p.weight.numpy().T + p.bias.numpy() for one, p in zip(quarters, strips.projections, strict=True)
+    ]
+    np.testing.assert_allclose(strips(X).numpy(), np.concatenate(halves, 1), rtol=1e-3, atol=1e-4)
+
+
+def test_more_stripes_than_columns_overlap() -> None:
+    maps = torch.arange(2.0).view(1, 1, 1, 2)
+    assert [s.flatten().tolist() for s in network._strips(maps, 4)] == [[0.0], [0.0], [1.0], [1.0]]
+    three = network._strips(torch.arange(3.0).view(1, 1, 1, 3), 2)
+    assert [s.flatten().tolist() for s in three] == [[0.0, 1.0], [1.0, 2.0]]
+
+
+def test_the_neck_has_no_shift_and_the_rows_are_unit_vectors() -> None:
+    found = made(replace(TINY, dim=16, neck=True, norm_first=True, dropout=0.5, act="celu", local=4))
+    assert not found.necks[0].bias.requires_grad and float(found.necks[0].bias.abs().sum()) == 0
+    out = found.embed(X)
+    assert out.whole.shape == (2, 16) and out.parts[0] is not None and out.rows is not None
+    last = found.backbone.forward_features(X)
+    assert out.rows.shape == (2, last.shape[2], 4)
+    np.testing.assert_allclose(out.rows.norm(dim=2).detach().numpy(), 1, atol=1e-5)
+    assert torch.equal(found(X), out.whole)
+
+
+def test_a_grey_network_sees_no_colours() -> None:
+    torch.manual_seed(0)
+    found = network.build(replace(TINY, dim=8), grey=True, pretrained=False)[0].eval()
+    luma = 0.299 * X[:, :1] + 0.587 * X[:, 1:2] + 0.114 * X[:, 2:]
+    np.testing.assert_allclose(found(X).detach().numpy(), found(luma.expand(-1, 3, -1, -1)).detach().numpy(), atol=1e-4)
+
+
+def test_stages_are_groups_of_all_parameters_in_order() -> None:
+    found = made(TINY)
+    names = [name for group in found.groups() for name in group]
+    assert set(names) == {name for name, _ in found.backbone.named_parameters()}
+    assert "conv_stem.weight" in found.groups()[0] and "conv_head.weight" in found.groups()[-1]
+
+
+def test_a_whitened_start_gives_directions_of_equal_weight() -> None:
+    found = made(replace(TINY, dim=20, neck=True))
+    rng = np.random.default_rng(0)
+    rows = (rng.standard_normal((500, 256)) @ rng.standard_normal((256, 256)) * np.linspace(0.1, 3, 256)).astype(
+        np.float32
+    )
+    network.start_whitened(found, [rows])
+    with torch.inference_mode():
+        out = found.head(torch.from_numpy(rows)).numpy()
+    assert np.abs(out.mean(0)).max() < 1e-3
+    np.testing.assert_allclose(np.cov(out.T), np.eye(20), atol=0.05)
+
+
+def test_an_unknown_backbone_or_uneven_stripes_are_errors() -> None:
+    with pytest.raises(ModelError, match="no backbone 'nonet'"):
+        network.build(NetworkConfig(backbone="nonet"), pretrained=False)
+    with pytest.raises(ModelError, match="cannot be shared"):
+        made(replace(TINY, pooling="stripes", stripes=3, dim=8))
+
+
+def test_lite0_begins_with_its_published_weights() -> None:
+    from reid.train import backbone
+
+    found, (mean, std) = network.build(NetworkConfig(dim=0, neck=False, pooling="avg"))
+    assert mean == std == (127.5,) * 3
+    published = network.weights.read_tensors(network.lite0.weight_file())
+    np.testing.assert_array_equal(found.backbone.conv_stem.weight.detach().numpy(), published["_conv_stem.weight"])
+    assert len(backbone.tensors_of(found.backbone)) == 294

@@ -1,0 +1,125 @@
+"""Recipes as files: what they may say, and that each of the package's can be trained and exported."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from few_flukes import Sources, fluke_sources, one_thread
+
+from reid.errors import ConfigError
+from reid.train import recipe
+from reid.train.recipe import Divided, Margin, Pair, Recipe
+
+__all__ = ["fluke_sources", "one_thread"]
+
+SMALL = """
+system = "ours"
+[input]
+height = 64
+width = 96
+[[loss]]
+kind = "margin"
+scale = 30
+dynamic = [0.27, 0.364, 0.05]
+[schedule]
+epochs = 9
+sizes = [0.5, 1]
+[laptop.schedule]
+epochs = 2
+[[gpu.loss]]
+kind = "divided"
+clusters = 4
+"""
+PUBLISHED = {
+    "arcface_768", "fifteenth_sphereface", "fifth_place", "first_place", "happywhale_subcentre", "ninth_cosface",
+    "second_place", "seventh_metric", "seventh_stripes", "siamese_lap", "tenth_divided_margin", "tenth_siamese",
+    "third_place",
+}  # fmt: skip
+
+
+def test_a_scale_changes_what_its_sections_say_and_nothing_else() -> None:
+    laptop, gpu = (recipe.parse(SMALL, "mine", scale) for scale in ("laptop", "gpu"))  # type: ignore[arg-type]
+    assert laptop.schedule == replace(gpu.schedule, epochs=2) and gpu.schedule.epochs == 9
+    assert gpu.schedule.sizes == (0.5, 1.0) and laptop.input == gpu.input and gpu.input.width == 96
+    assert laptop.losses == (Margin(scale=30.0, dynamic=(0.27, 0.364, 0.05)),) and gpu.losses == (Divided(clusters=4),)
+    assert laptop.to_dict()["losses"][0]["kind"] == "margin" and laptop.name == "mine"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("hight = 3", "unknown key 'hight'"),
+        ("[input]\nhight = 3", "unknown key 'input.hight'"),
+        ("[laptop]\nspeed = 3", "unknown key 'laptop.speed'"),
+        ("[laptop.network]\ndepth = 3", "unknown key 'network.depth'"),
+        ("[schedule]\nepochs = 2.5", "'schedule.epochs' is 2.5"),
+        ("[network]\npooling = 'mean'", "'network.pooling' is 'mean'"),
+        ("[schedule]\nsizes = ['large']", "'schedule.sizes'"),
+        ("[schedule]\nepochs = true", "'schedule.epochs' is True"),
+        ("network = 3", "'network' is 3"),
+        ("[[loss]]\nkind = 'hinge'", "no loss 'hinge'"),
+        ("[[loss]]\nscale = 3", "no loss 'None'"),
+        ("[[loss]]\nkind = 'ring'\nscale = 3", "unknown key 'loss ring: scale'"),
+        ("[[loss]]\nkind = 'pair'", "go together"),
+        ("[schedule]\nepochs = 0", "schedule.epochs must be"),
+        ("[laptop.input]\nheight = 8", "32 pixels or more"),
+        ("[", "not a recipe"),
+    ],
+)
+def test_what_is_not_known_is_an_error_that_names_it(change: str, said: str) -> None:
+    text = change if "[[loss]]" in change else f"{change}\n[[loss]]\nkind = 'margin'\n"
+    with pytest.raises(ConfigError) as caught:
+        recipe.parse(text, "mine", "gpu", "mine.toml")
+    assert said in str(caught.value) and "mine.toml" in str(caught.value)
+
+
+def test_a_recipe_of_ones_own_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(SMALL)
+    assert recipe.load(tmp_path / "mine.toml", "laptop") == recipe.parse(SMALL, "mine", "laptop")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        recipe.load(tmp_path / "other.toml", "laptop")
+    with pytest.raises(ConfigError, match="no recipe 'thrid_place'.*third_place"):
+        recipe.load("thrid_place", "laptop")
+    with pytest.raises(ConfigError, match="no scale 'tpu'"):
+        recipe.load("third_place", "tpu")  # type: ignore[arg-type]
+
+
+def test_the_package_has_every_published_system() -> None:
+    assert set(recipe.names()) == PUBLISHED
+    for name in PUBLISHED:
+        laptop, gpu = (recipe.load(name, scale) for scale in ("laptop", "gpu"))  # type: ignore[arg-type]
+        assert laptop.system and laptop.notes and laptop.network.backbone == "tf_efficientnet_lite0"
+        assert gpu.input.height * gpu.input.width > laptop.input.height * laptop.input.width
+        assert (gpu.sampling.kind == "pairs") == any(isinstance(loss, Pair) for loss in gpu.losses)
+
+
+def tiny(made: Recipe) -> Recipe:
+    """The same system on as few pixels and numbers as it can stand."""
+    wide = made.input.width > made.input.height
+    network = replace(
+        made.network, backbone="test_efficientnet", dim=32 if made.network.dim else 0, local=8 if made.network.local else 0,
+    )  # fmt: skip
+    schedule = replace(made.schedule, epochs=2, batch=12, sizes=made.schedule.sizes[-2:])
+    return replace(
+        made, input=replace(made.input, height=32, width=64 if wide else 32), network=network, schedule=schedule
+    )
+
+
+@pytest.mark.parametrize("name", sorted(PUBLISHED))
+def test_every_recipe_takes_steps_and_is_exported(name: str, tmp_path: Path, fluke_sources: Sources) -> None:
+    pytest.importorskip("torch")
+    from reid.embed import OpenVinoEmbedder
+    from reid.train import embedder
+
+    sources, labels = fluke_sources
+    made = tiny(recipe.load(name, "laptop"))
+    done = embedder.train(sources, labels, made, tmp_path, name, pretrained=False)
+    assert done.steps >= 2 and len(done.history) == 2 and all(np.isfinite(e.loss) for e in done.history)
+    found = OpenVinoEmbedder(done.model)
+    crops = np.random.default_rng(0).integers(0, 256, (3, 32, made.input.width, 3), np.uint8)
+    vectors = found.embed(crops)
+    assert vectors.shape == (3, found.card.dim) and found.card.extra["recipe"] == name
+    assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-4)
