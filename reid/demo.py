@@ -34,7 +34,7 @@ def run(folder: Path, *, whales: int = 30, queries: int = 8, seed: int = 4, prog
     Raises:
         StoreError: `folder` holds the store of an earlier demo.
     """
-    store = Store.create(folder / "store", species="Megaptera novaeangliae")
+    store = Store.create(folder / "store", species="Megaptera novaeangliae", cropper="fluke")
     table = write_dataset(
         folder, whales, seed=seed, n_queries=queries, progress=lambda done, total: progress("render", done, total)
     )

@@ -28,6 +28,8 @@ from reid.records import Failure, PhotoFacts, Sighting
 from reid.store import Store
 
 BATCH = 32  # photos a transaction
+_SAMPLE = 64  # photos by whose boxes the default model is chosen, where a cropper has to find them
+_NO_CROP = models.Preprocessing(8, 8, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 Progress = Callable[[str, int, int], None]  # stage, done, total
 
@@ -80,7 +82,7 @@ def enrol(store: Store, sightings: Sequence[Sighting], *, who: str, progress: Pr
     """
     report = EnrolReport()
     if store.config.embedder.model == "auto" and sightings:
-        store.settle_model(suitable_model(sightings))
+        store.settle_model(suitable_model(_with_boxes(store, sightings)))
     if not store.catalogue.counts().annotations:
         relocate.note(store)
     photos = intake.by_photo(sightings)
@@ -132,6 +134,19 @@ def enrol(store: Store, sightings: Sequence[Sighting], *, who: str, progress: Pr
 def _of_species(store: Store, sighting: Sighting) -> Sighting:
     """The sighting with its species, the store's where it names none."""
     return replace(sighting, species=sighting.species or store.config.species or None)
+
+
+def _with_boxes(store: Store, sightings: Sequence[Sighting]) -> Sequence[Sighting]:
+    """The sightings, or where a cropper is to find boxes some of them, with the boxes that it finds."""
+    croppers = store.croppers
+    given = [_of_species(store, s) for s in sightings[:: -(-len(sightings) // _SAMPLE)]]
+    if all(s.box is not None or croppers.of(s.species) is None for s in given):
+        return sightings
+    found = intake.prepare_all([(s,) for s in given], _NO_CROP, (), croppers=croppers)
+    return [
+        replace(s, box=one.boxes[0]) if s.box is None and isinstance(one, Prepared) and one.boxes else s
+        for s, one in zip(given, found, strict=True)
+    ]
 
 
 def suitable_model(sightings: Sequence[Sighting]) -> str:
