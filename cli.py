@@ -72,6 +72,14 @@ class TrainMode(StrEnum):
     full = "full"
 
 
+class TrainScale(StrEnum):
+    """For what machine a whole network is trained."""
+
+    auto = "auto"
+    laptop = "laptop"
+    gpu = "gpu"
+
+
 @app.callback()
 def main(
     context: typer.Context,
@@ -375,10 +383,18 @@ def train(
     mode: Annotated[
         TrainMode,
         typer.Option(
-            help="head: a projection on kept vectors. full: not part of this version. auto: head, saying why."
+            help="head: a projection on kept vectors, minutes on a CPU. full: the whole network by a recipe. "
+            "auto: what this machine and these photos are fit for, saying why."
         ),
     ] = TrainMode.auto,
-    epochs: Annotated[int, typer.Option(min=0, help="Passes over the vectors; 0: as reid.toml says.")] = 0,
+    recipe: Annotated[
+        str, typer.Option(help="A published system (reid/train/recipes), or your own .toml file; says --mode full.")
+    ] = "",
+    scale: Annotated[
+        TrainScale, typer.Option(help="Backbone, input size and epochs: fit for which machine.")
+    ] = TrainScale.auto,
+    minutes: Annotated[float, typer.Option(min=0, help="End a full training within; 0: as the recipe says.")] = 0,
+    epochs: Annotated[int, typer.Option(min=0, help="Passes over the photos; 0: as reid.toml or the recipe says.")] = 0,
     views: Annotated[int, typer.Option(min=0, help="Views of each photo; 0: as reid.toml says.")] = 0,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same model.")] = 0,
     name: Annotated[str, typer.Option(help="The model's name, behind the date.")] = "head",
@@ -390,11 +406,12 @@ def train(
     The new model is put below models/ and nothing else changes; `reid reindex --train` also puts it in force if it is
     not worse. The run's record is below training/ in the store.
 
-    Example: reid --store whales train --name night
+    Example: reid --store whales train --recipe third_place --minutes 60
     """
     from reid import commands_train, console, retrain
 
-    options = retrain.Options(mode.value, epochs, views, seed, name, resume)
+    size = "" if scale is TrainScale.auto else scale.value
+    options = retrain.Options(mode.value, epochs, views, seed, name, resume, recipe, size, minutes)
     with _store(context) as store, console.progress(json) as show:
         done = retrain.train(store, options, show).report
     console.as_json(done) if json else commands_train.trained(done)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from reid import console
 from reid.mine import Mined
-from reid.retrain import Figure, Refused, Report
+from reid.judge import Figure, Report
+from reid.retrain import Refused
 
 
 def trained(report: Report) -> None:

@@ -21,11 +21,12 @@ pytest.importorskip("torch")
 from fake_stores import assert_index_is_the_catalogue  # noqa: E402
 from painted_store import QUICK, herd, one_thread, painted_store  # noqa: E402
 
-from reid import config, fit, models, retrain  # noqa: E402
+from reid import adopt, config, fit, models, retrain  # noqa: E402
 from reid.config import TrainingConfig  # noqa: E402
-from reid.errors import MissingExtra, ReidError, TrainError  # noqa: E402
+from reid.errors import ConfigError, MissingExtra, ReidError, TrainError  # noqa: E402
+from reid.judge import TRAINED_ON, Figure, Report, Verdict  # noqa: E402
 from reid.reindex import reindex  # noqa: E402
-from reid.retrain import Figure, Options, Refused, Report, Verdict  # noqa: E402
+from reid.retrain import Options, Refused  # noqa: E402
 from reid.store import Store  # noqa: E402
 from reid.train import heads, quick, runs  # noqa: E402
 
@@ -75,7 +76,7 @@ def test_a_training_is_judged_on_photos_apart_and_changes_nothing_that_serves(st
     assert found.gain.value == pytest.approx(found.map_at_5_after.value - found.map_at_5_before.value)
     assert found.gain.low <= found.gain.value <= found.gain.high
     run = store.root / "training" / report.model
-    names = {runs.CONFIG, runs.LOG, runs.METRICS, runs.CURVES, runs.STATE, retrain.TRAINED_ON, report.model}
+    names = {runs.CONFIG, runs.LOG, runs.METRICS, runs.CURVES, runs.STATE, TRAINED_ON, report.model}
     assert {p.name for p in run.iterdir()} == names and runs.read_state(run) == "finished"
     card = models.read_card(store.models_folder / report.model)
     assert card.fingerprint == models.read_card(run / report.model).fingerprint
@@ -95,7 +96,7 @@ def test_judges_and_their_sightings_are_not_trained_on(store: Store) -> None:
     groups = fit.sightings_of(store.catalogue, labels)
     judges = fit.chosen_queries(labels.individuals, groups)
     report = retrain.train(store, Options()).report
-    seen = json.loads((Path(report.run) / retrain.TRAINED_ON).read_text())["annotations"]
+    seen = json.loads((Path(report.run) / TRAINED_ON).read_text())["annotations"]
     assert len(judges) == 24 and len(seen) == report.photos
     assert not set(groups[np.isin(labels.annotations, seen)]) & set(groups[judges])
 
@@ -142,10 +143,10 @@ def test_the_next_training_starts_from_the_same_network_and_spares_the_older_mod
     assert isinstance(first, Report) and isinstance(second, Report)
     assert second.base == "colours" and second.present == first.model and second.model == f"{first.model}-2"
     assert second.verdict.photos == 24  # the same judges: the older model has not seen them
-    record = Path(first.run) / retrain.TRAINED_ON
+    record = Path(first.run) / TRAINED_ON
     everything = store.catalogue.labels().annotations.tolist()
     record.write_text(json.dumps({"annotations": everything}))
-    store.root.joinpath("training", second.model, retrain.TRAINED_ON).write_text(record.read_text())
+    store.root.joinpath("training", second.model, TRAINED_ON).write_text(record.read_text())
     third = retrain.night(store)
     assert isinstance(third, Report) and third.verdict.photos == 0 and not third.swapped
     assert "0 photos of known animals could judge" in third.reason
@@ -188,7 +189,7 @@ def test_when_a_new_model_comes_into_force(
 ) -> None:
     figures = [Figure(v, v, v) for v in (before, after, after - before, before, after)]
     verdict = Verdict(photos, photos, *figures, 0.0, 0.0, lost)
-    reason, swapped = retrain.decision(Report("m", "head", "", "", "b", "b", 100, 30, verdict), rules)
+    reason, swapped = adopt.decision(Report("m", "head", "", "", "b", "b", 100, 30, verdict), rules)
     assert said in reason and swapped == ("not worse" in said)
 
 
@@ -277,9 +278,95 @@ def test_photos_that_vanished_count_against_the_new_model(store: Store) -> None:
     assert done.reason == "10 photos cannot be read any more and would leave the index: the present model stays"
 
 
-def test_full_training_says_that_it_is_not_there(store: Store) -> None:
-    with pytest.raises(TrainError, match="training the whole network is not part of this version"):
-        retrain.train(store, Options(mode="full"))
+TINY = """
+[input]
+height = 32
+width = 48
+[network]
+backbone = "test_efficientnet"
+start = "random"
+dim = 16
+[[loss]]
+kind = "margin"
+scale = 12
+[sampling]
+mirror = "none"
+[augment]
+grey = 0
+jpeg = 0
+shrink = 0
+[schedule]
+epochs = 2
+batch = 24
+"""
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A recipe of one's own, from random weights (there is no network to fetch others over)."""
+    from reid.train import network
+
+    build = network.build
+    monkeypatch.setattr(network, "build", lambda config, **more: build(config, **(more | {"pretrained": False})))
+    (tmp_path / "tiny.toml").write_text(TINY)
+    return str(tmp_path / "tiny.toml")
+
+
+def test_a_whole_network_is_trained_and_judged_like_a_head(store: Store, tiny: str) -> None:
+    before = live(store)
+    done = retrain.train(store, Options(mode="full", recipe=tiny, minutes=2.0))
+    assert live(store) == before
+    report = done.report
+    assert report.mode == "full" and report.model.endswith("-tiny") and report.base == "colours"
+    assert "full, asked for" in report.why_mode and "scale laptop, within 2 minutes" in report.why_mode
+    found = report.verdict
+    assert (found.photos, found.animals, found.lost, report.photos) == (24, 24, 0, 72)
+    card = models.read_card(store.models_folder / report.model)
+    assert (card.extra["recipe"], card.extra["base"], card.dim) == ("tiny", "colours", 16)
+    run = Path(report.run)
+    metrics = json.loads((run / runs.METRICS).read_text())
+    assert len(metrics["losses"]) == len(metrics["epochs"]) == 2 and metrics["steps"] == 6
+    assert (run / runs.CURVES).is_file() and runs.read_state(run) == "finished"
+    seen = json.loads((run / TRAINED_ON).read_text())["annotations"]
+    assert len(seen) == 72
+    reason, better = adopt.decision(report, TrainingConfig(tolerance=1.0))
+    assert better and "in force" in reason
+    adopt.adopt(store, done)
+    assert "another model" in reindex(Store.open(store.root), who="t").rebuilt
+    assert Store.open(store.root).gallery().fingerprint.partition("/")[0] == store.fingerprint
+
+
+def test_an_interrupted_training_of_a_whole_network_goes_on_from_its_last_epoch(store: Store, tiny: str) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        retrain.train(store, Options(recipe=tiny), stopped_at("epoch 2 of 2"))
+    (run,) = (store.root / "training").iterdir()
+    assert runs.read_state(run) == "interrupted"
+    done = retrain.train(store, Options(resume=True))
+    assert done.report.run == str(run) and done.report.mode == "full"
+    whole = retrain.train(store, Options(recipe=tiny, name="whole"))
+    prints = {models.read_card(store.models_folder / one.report.model).fingerprint for one in (done, whole)}
+    assert len(prints) == 1
+
+
+def test_what_is_trained_unasked_depends_on_machine_and_photos(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    plan = retrain._planned(Options(), store)
+    assert plan.recipe is None and plan.why.startswith("head, chosen: no CUDA device") and "--mode full" in plan.why
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    plan = retrain._planned(Options(), store)
+    assert plan.recipe is None and "fewer than 1000 are little" in plan.why
+    monkeypatch.setattr(retrain, "LEAST_FULL", 50)
+    plan = retrain._planned(Options(), store)
+    assert plan.recipe is not None and plan.recipe.scale == "gpu" and plan.why.startswith("full, chosen: a CUDA device")
+    assert retrain._planned(Options(mode="head"), store).recipe is None
+    named = retrain._planned(Options(recipe="ninth_cosface", scale="laptop", epochs=3), store).recipe
+    assert named is not None and (named.name, named.scale, named.schedule.epochs) == ("ninth_cosface", "laptop", 3)
+
+
+def test_an_unknown_recipe_is_refused_before_anything_is_written(store: Store) -> None:
+    with pytest.raises(ConfigError, match="no recipe 'fourth_place'"):
+        retrain.train(store, Options(recipe="fourth_place"))
     assert not (store.root / "training").exists()
 
 
@@ -303,12 +390,12 @@ def test_without_torch_training_names_what_to_install(store: Store, monkeypatch:
     ],
 )
 def test_a_models_name_is_written_into_the_settings_and_nothing_else_changes(text: str, expected: str) -> None:
-    assert retrain.with_model(text, "new") == expected
+    assert adopt.with_model(text, "new") == expected
 
 
 def test_the_template_of_settings_takes_a_models_name() -> None:
     text = config.TEMPLATE.format(species="", new_label="new")
-    changed = retrain.with_model(text, "2026-11-21-head")
+    changed = adopt.with_model(text, "2026-11-21-head")
     assert config.parse(changed, "x").embedder.model == "2026-11-21-head"
     assert changed.count("2026-11-21-head") == 1 and len(changed.splitlines()) == len(text.splitlines())
 
@@ -320,7 +407,7 @@ def test_an_adoption_that_fails_leaves_the_settings(store: Store, monkeypatch: p
     def fails(*some: object) -> None:
         raise ReidError("no room")
 
-    monkeypatch.setattr(retrain, "write_atomically", fails)
+    monkeypatch.setattr(adopt, "write_atomically", fails)
     with pytest.raises(ReidError, match="no room"):
-        retrain.adopt(store, done)
+        adopt.adopt(store, done)
     assert live(store) == before and Store.open(store.root).config.embedder.model == "colours"

@@ -1,0 +1,70 @@
+"""Whether a trained model takes the present one's place, and how it does.
+
+`decision` is the gate; `adopt` puts the new model's vectors into the catalogue and its name into the settings. Nothing
+in force is touched before that. Knows verdicts and stores; trains and judges nothing.
+"""
+
+from __future__ import annotations
+
+import re
+
+from reid import config as settings
+from reid import models
+from reid.judge import LEAST_JUDGES, Candidate, Report
+from reid.store import SETTINGS, Store, write_atomically
+
+
+def decision(report: Report, rules: settings.TrainingConfig) -> tuple[str, bool]:
+    """Why the new model takes the old one's place or does not, and whether it does."""
+    found = report.verdict
+    before, after = found.map_at_5_before.value, found.map_at_5_after.value
+    if found.photos < LEAST_JUDGES:
+        return (
+            f"{found.photos} photos of known animals could judge, {LEAST_JUDGES} are needed: the present model stays",
+            False,
+        )
+    total = max(1, report.photos + found.photos)
+    if found.lost > rules.may_lose * total:
+        return f"{found.lost} photos cannot be read any more and would leave the index: the present model stays", False
+    figures = f"MAP@5 {before:.3f} → {after:.3f} on {found.photos} photos that neither model was trained on"
+    if not after >= before - rules.tolerance:  # also where a figure is NaN
+        return f"{figures}: worse, the present model stays", False
+    return f"{figures}: not worse, the new model is in force", True
+
+
+def adopt(store: Store, candidate: Candidate) -> None:
+    """Make a candidate the store's model: vectors into the catalogue, then its name into `reid.toml`.
+
+    The index still holds the old vectors until the next `fit.fit`; killed in between, `reid reindex` mends it.
+
+    Raises:
+        StoreError, CatalogueError: what was before is in force.
+    """
+    fingerprint = store.fingerprint_with(models.read_card(candidate.folder))
+    for at in range(0, len(candidate.annotations), 512):
+        part = slice(at, at + 512)
+        store.catalogue.put_embeddings(fingerprint, candidate.annotations[part].tolist(), candidate.vectors[part])
+    path = store.root / SETTINGS
+    text = with_model(path.read_text(encoding="utf-8"), candidate.folder.name)
+    changed = settings.parse(text, str(path))
+    write_atomically(path, text)
+    store.config = changed
+    store.__dict__.pop("embedder", None)
+
+
+def with_model(text: str, name: str) -> str:
+    """The text of a `reid.toml` with `[embedder] model` set to `name`, all else as it was."""
+    line = f'model = "{name}"'
+    section = re.search(r"(?m)^[ \t]*\[[ \t]*embedder[ \t]*\][^\n]*\n?", text)
+    if section is None:
+        return f"{text.rstrip()}\n\n[embedder]\n{line}\n"
+    following = re.search(r"(?m)^[ \t]*\[", text[section.end() :])
+    end = section.end() + following.start() if following else len(text)
+    body = text[section.end() : end]
+    changed, found = re.subn(
+        r"""(?m)^([ \t]*)model[ \t]*=[ \t]*("[^"\n]*"|'[^'\n]*')""", rf"\g<1>{line}", body, count=1
+    )
+    if not found:
+        changed = f"{line}\n{body}"
+    head = text[: section.end()]
+    return (head if head.endswith("\n") else f"{head}\n") + changed + text[end:]

@@ -1,0 +1,246 @@
+"""Two models of one store, on photos that neither was trained on: which, how they are asked, and what came of it.
+
+The judges are the photos that `reid.fit` leaves out to place the threshold. They, their encounters and their
+near-duplicates are kept from the training, so the figures are those of new photos of known animals; a judge that the
+*present* model was trained on is passed over, or the older model would be flattered.
+
+Knows stores and vectors; trains nothing and changes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reid import decide, enrol, fit, intake, whiten
+from reid.catalogue import Labels
+from reid.decide import LeftOut
+from reid.embed import Embedder, unit_rows
+from reid.enrol import Progress
+from reid.errors import TrainError
+from reid.images import printable
+from reid.intervals import bootstrap_interval
+from reid.metrics import hits_at_k, reciprocal_ranks
+from reid.records import Failure, Sighting
+from reid.store import Store
+
+if TYPE_CHECKING:
+    from reid.train.features import Source
+
+FOLDER = "training"  # in the store: a directory a run, and the kept vectors
+TRAINED_ON = "trained-on.json"
+LEAST_JUDGES = 20  # left-out photos of known animals below which no model is put in another's place
+
+IntArray = NDArray[np.int64]
+Vectors = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A measure with its 95 % bootstrap interval over animals."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Both models on the same left-out photos. `gain` is of MAP@5, paired; `answers` is MAP@5 with the new individual
+    among the labels, at each model's own threshold (NaN where there is too little to place one).
+    """
+
+    photos: int
+    animals: int
+    map_at_5_before: Figure
+    map_at_5_after: Figure
+    gain: Figure
+    top1_before: Figure
+    top1_after: Figure
+    answers_before: float
+    answers_after: float
+    lost: int
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """One training: what was trained on what, what it gave, and whether it is in force now."""
+
+    model: str
+    mode: str
+    why_mode: str
+    run: str
+    base: str
+    present: str
+    photos: int
+    animals: int
+    verdict: Verdict
+    swapped: bool = False
+    reason: str = ""
+    next_step: str = ""
+    seconds: dict[str, float] = field(default_factory=dict)
+    failures: tuple[Failure, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Candidate:
+    """A trained model, and its raw vectors `(N, D)` of `annotations (N,)`."""
+
+    report: Report
+    folder: Path
+    annotations: IntArray
+    vectors: Vectors
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pool:
+    """`labels` and present `vectors` of everything in service; which of it is trained on, as sources and names."""
+
+    labels: Labels
+    vectors: Vectors
+    chosen: IntArray
+    sources: tuple[Source, ...]
+    names: tuple[str, ...]
+    judges: IntArray
+
+
+def pool_of(store: Store) -> Pool:
+    """What of a store is trained on, and what judges.
+
+    Raises:
+        TrainError: fewer than two animals, or none with a second sighting to judge by.
+    """
+    from reid.train.features import Source
+
+    labels, vectors = fit.gathered(store.catalogue, store.fingerprint)
+    named = labels.individuals >= 0
+    if len(np.unique(labels.individuals[named])) < 2:
+        raise TrainError(
+            f"{int(named.sum())} photos of {len(np.unique(labels.individuals[named]))} animals with a name: "
+            "there is nothing to tell apart",
+            source=str(store.root),
+            next_step="enrol photos with names of more animals",
+        )
+    groups = fit.sightings_of(store.catalogue, labels)
+    judges = fit.chosen_queries(labels.individuals, groups)
+    kept = named & ~np.isin(groups, groups[judges])
+    known = np.isin(labels.individuals[judges], labels.individuals[kept])
+    if not known.any():
+        raise TrainError(
+            "no animal has photos of two sightings apart from one another: nothing to learn from, nothing to judge by",
+            source=str(store.root),
+            next_step="enrol photos of second sightings",
+        )
+    chosen = np.flatnonzero(kept)
+    infos = store.catalogue.annotations(labels.annotations[chosen].tolist())
+    photos = store.catalogue.photos(sorted({info.photo for info in infos.values()}))
+    sources = tuple(
+        Source(
+            store.resolve(info.path),
+            None if info.box.origin == "whole" else info.box,
+            photos[info.photo].width,
+            photos[info.photo].height,
+        )
+        for info in infos.values()
+    )
+    names = tuple(str(labels.individuals[row]) for row in chosen)
+    return Pool(labels, vectors, chosen, sources, names, judges[known])
+
+
+def embedded(
+    store: Store, embedder: Embedder, labels: Labels, progress: Progress
+) -> tuple[Vectors, NDArray[np.bool_], list[Failure]]:
+    """Vectors `(N, D)` of all annotations by another model, on the way of an enrolment; zeros where `there (N,)` is
+    False.
+    """
+    infos = store.catalogue.annotations(labels.annotations.tolist())
+    row_of = {int(a): row for row, a in enumerate(labels.annotations.tolist())}
+    by_path: dict[Path, list[int]] = {}
+    for annotation, info in infos.items():
+        by_path.setdefault(store.resolve(info.path), []).append(annotation)
+    photos = [
+        tuple(Sighting(path, printable(path), box=infos[a].box, species=infos[a].species) for a in ids)
+        for path, ids in by_path.items()
+    ]
+    views = enrol.views_of(store)
+    rows = np.zeros((len(labels.annotations), embedder.card.dim), np.float32)
+    there = np.zeros(len(rows), np.bool_)
+    failures: list[Failure] = []
+    prepared = intake.prepare_all(photos, embedder.card.preprocessing, views, croppers=store.croppers)
+    for done, (ids, one) in enumerate(zip(by_path.values(), prepared, strict=True), 1):
+        if isinstance(one, Failure):
+            failures.append(one)
+        elif len(one.boxes) != len(ids):
+            failures.extend(one.failures)
+        else:
+            at = [row_of[a] for a in ids]
+            rows[at] = enrol.embed_views(embedder, one.crops, len(views))
+            there[at] = True
+        progress("judge", done, len(photos))
+    return rows, there, failures
+
+
+def judge(store: Store, pool: Pool, vectors: Vectors, lost: int) -> Verdict:
+    """The same left-out photos answered by the present and by the new vectors."""
+    whitened = len(pool.labels.annotations) >= whiten.LEAST_PHOTOS
+    before, after = (
+        fit.left_out(store, pool.labels, unit_rows(rows), whitened=whitened) for rows in (pool.vectors, vectors)
+    )
+    queries = fit.chosen_queries(pool.labels.individuals, fit.sightings_of(store.catalogue, pool.labels))
+    seen = _trained_on(store, store.embedder.card.name)
+    unseen = ~np.isin(pool.labels.annotations[queries], seen)
+    usable = np.flatnonzero((before.known_case | after.known_case) & unseen)
+    animals = before.identity[usable]
+    old, new = (reciprocal_ranks(cases.truth_rank[usable]) for cases in (before, after))
+    old_first, new_first = (hits_at_k(cases.truth_rank[usable], 1).astype(float) for cases in (before, after))
+    return Verdict(
+        photos=len(usable),
+        animals=len(np.unique(animals)),
+        map_at_5_before=_figure(old, animals),
+        map_at_5_after=_figure(new, animals),
+        gain=_figure(new - old, animals),
+        top1_before=_figure(old_first, animals),
+        top1_after=_figure(new_first, animals),
+        answers_before=_answers(store, before),
+        answers_after=_answers(store, after),
+        lost=lost,
+    )
+
+
+def _trained_on(store: Store, model: str) -> IntArray:
+    """The annotations that a model of this store was trained on; none where there is no record of it."""
+    try:
+        found = json.loads((store.root / FOLDER / model / TRAINED_ON).read_text(encoding="utf-8"))["annotations"]
+    except (OSError, ValueError, KeyError):
+        found = []
+    return np.asarray(found, np.int64)
+
+
+def _figure(values: NDArray[np.float64], animals: IntArray) -> Figure:
+    if not len(values):
+        return Figure(math.nan, math.nan, math.nan)
+    found = bootstrap_interval(values, animals)
+    return Figure(found.value, found.low, found.high)
+
+
+def _answers(store: Store, cases: LeftOut) -> float:
+    rules = store.config.decision
+    return decide.choose_threshold(cases, objective=rules.objective, new_share=rules.share_new, n=0).score
+
+
+def advice(verdict: Verdict, model: str) -> str:
+    """What to do next, in words."""
+    use = f'to use it: model = "{model}" under [embedder] in reid.toml, then reid reindex'
+    if verdict.photos < LEAST_JUDGES:
+        return f"only {verdict.photos} photos could judge: collect second sightings before you believe this; {use}"
+    if verdict.gain.low > 0:
+        return f"it is better beyond chance; {use}"
+    if verdict.gain.high < 0:
+        return "it is worse beyond chance: keep the present model; `reid mine` shows labels that may be wrong"
+    return f"the difference may be chance: more photos of known animals would tell; {use}"
