@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from reid import commands_cropper
+from reid import commands_cropper, commands_siamese
 from reid.errors import ReidError
 
 app = typer.Typer(
@@ -762,6 +762,7 @@ def add(
 
 
 commands_cropper.register(app, _store)
+commands_siamese.register(app, _store)
 
 if __name__ == "__main__":
     app()

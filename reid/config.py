@@ -83,6 +83,7 @@ class QueryConfig:
 
     stage_timeout_s: float = 30.0  # seconds a source may take for one box before the answer does without it; 0: any
     ranking: Ordering = "fused"  # geometry_first: the first place by geometry alone where it is sure, others by looks
+    siamese: bool = True  # False: a head of `reid train-siamese` is not asked
     geometry_inliers: int = 10  # agreeing points from which geometry_first may give the first place; at least 4
 
 
@@ -179,6 +180,7 @@ matcher_weights = ""     # folder with a learned matcher's files; empty: the pac
 [query]
 stage_timeout_s = 30.0   # seconds a source may take for one box; then the answer does without it, and says so; 0: any
 ranking = "fused"        # geometry_first: first place by geometry alone where it is sure, the others by the embedder
+siamese = true           # false: a head of `reid train-siamese` is not asked
 geometry_inliers = 10    # agreeing points from which geometry_first may do so
 
 [photos]

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from reid import calibrate, decide, duplicates, fusion, local, measure, metrics, promise, whiten
+from reid import calibrate, decide, duplicates, fusion, local, measure, metrics, promise, rescore, whiten
 from reid.calibrate import Calibration
 from reid.catalogue import Catalogue, Labels
 from reid.decide import LeftOut, Neighbours, NewThreshold
@@ -29,6 +29,7 @@ from reid.errors import InputError
 from reid.fusion import Fusion
 from reid.intervals import bootstrap_interval
 from reid.keypoints import LocalFeatures
+from reid.measure import Asked
 from reid.promise import Policy
 from reid.risk import Cases
 from reid.store import CALIBRATION, Store
@@ -241,24 +242,45 @@ def measured(
     if source is None:
         return fusion.EMBEDDING, alone
     groups = sightings_of(store.catalogue, labels)
-    queries = chosen_queries(labels.individuals, groups, most=MOST_FUSED, each=2)
-    if not len(queries):
+    gallery, asked = ask_left_out(
+        store, labels, vectors, groups, source, whitened=whitened, sides=sides, progress=progress
+    )
+    if not asked:
         return fusion.PRIOR_FUSION, alone
+    method = store.config.decision.aggregate
+    plain, prior = (measure.fused(gallery, asked, kind, method) for kind in (fusion.EMBEDDING, fusion.PRIOR_FUSION))
+    if int(plain.cases.known_case.sum()) < decide.MIN_CASES:
+        return fusion.PRIOR_FUSION, prior.cases
+    query = store.config.query
+    if query.ranking == "geometry_first":
+        first = measure.fitted(gallery, asked, method, query.geometry_inliers)
+        if first is not None:
+            return first.fusion, first.cases
+    trees = measure.fitted(gallery, asked, method)
+    best = max((one for one in (plain, prior, trees) if one is not None), key=lambda one: one.map_at_5)
+    return best.fusion, best.cases
+
+
+def ask_left_out(
+    store: Store,
+    labels: Labels,
+    vectors: NDArray[np.float32],
+    groups: IntArray,
+    source: measure.Local,
+    *,
+    whitened: bool,
+    sides: Sides,
+    progress: Progress,
+) -> tuple[measure.Gallery, list[Asked]]:
+    """Left-out photos asked with all sources, by a whitening that has not seen them, and the gallery they belong to."""
+    queries = chosen_queries(labels.individuals, groups, most=MOST_FUSED, each=2)
     rest = np.setdiff1d(np.arange(len(groups)), queries)
     whitening = whiten.fit(vectors[rest], labels.individuals[rest], least=2) if whitened else None
     rows = vectors if whitening is None else whitening.apply(vectors)
     gallery = measure.Gallery(tuple(map(str, labels.annotations.tolist())), rows, labels.individuals, groups)
     opposite = _opposite(store, labels) if sides == "separate" else lambda row: frozenset[int]()
-    asked = measure.ask(
-        gallery, queries, opposite, source, neighbours=store.config.gallery.neighbours, progress=progress
-    )
-    method = store.config.decision.aggregate
-    plain, prior = (measure.fused(gallery, asked, kind, method) for kind in (fusion.EMBEDDING, fusion.PRIOR_FUSION))
-    if int(plain.cases.known_case.sum()) < decide.MIN_CASES:
-        return fusion.PRIOR_FUSION, prior.cases
-    trees = measure.fitted(gallery, asked, method)
-    best = max((one for one in (plain, prior, trees) if one is not None), key=lambda one: one.map_at_5)
-    return best.fusion, best.cases
+    near = store.config.gallery.neighbours
+    return gallery, measure.ask(gallery, queries, opposite, source, neighbours=near, progress=progress)
 
 
 def local_of(store: Store, labels: Labels) -> measure.Local | None:
@@ -278,6 +300,9 @@ def local_of(store: Store, labels: Labels) -> measure.Local | None:
     def compared_of(id: str) -> LocalFeatures | None:
         return source.compared_of(keys, id)
 
+    heads = rescore.open_heads(store)
+    half = {str(a): rescore.half_of(int(i)) for a, i in zip(labels.annotations, labels.individuals, strict=True)}
+    siamese_of = (lambda id, ids: heads.unseen(half[id], id, ids)) if heads is not None else None
     names = source.index.names(local.names_of(store))
     return measure.Local(
         source.index,
@@ -286,6 +311,7 @@ def local_of(store: Store, labels: Labels) -> measure.Local | None:
         source.verify,
         store.config.local.verify,
         compared_of if source.further else None,
+        siamese_of,
     )
 
 

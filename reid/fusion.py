@@ -12,7 +12,7 @@ WildFusion (Cermak et al. 2024); boosted trees over match features, fourth place
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -25,7 +25,7 @@ from reid.score import Trees, ValidatorConfig
 from reid.verify import FEATURE_NAMES, Verification
 
 Floats = NDArray[np.float32]
-Kind = Literal["embedding", "prior", "trees"]
+Kind = Literal["embedding", "prior", "trees", "geometry_first"]
 
 SOURCE_NAMES = (
     "cosine",
@@ -41,6 +41,13 @@ SOURCE_NAMES = (
 )
 NAMES = (*SOURCE_NAMES, *FEATURE_NAMES)
 """Columns of `pair_features`."""
+SIAMESE_NAMES = ("siamese", "siamese_behind_best")
+WIDE_NAMES = (*NAMES, *SIAMESE_NAMES)
+"""Columns where the store has a Siamese head, whose logits are a source, too."""
+GEOMETRY = frozenset({"log_weight", "log_inliers", *FEATURE_NAMES})
+"""What a validator of geometry alone may see."""
+ACCEPTED = 0.5
+"""P(same) of the validator from which `geometry_first` believes it."""
 _STANDING, _VOTES, _WEIGHT = (SOURCE_NAMES.index(n) for n in ("cosine_standing", "log_votes", "log_weight"))
 
 PRIOR = (-5.86, 0.045, 1.41, 3.71)
@@ -55,12 +62,13 @@ def pair_features(
     votes: ArrayLike,
     verifications: Sequence[Verification | None],
     keypoints: int,
+    siamese: ArrayLike | None = None,
 ) -> Floats:
     """`(C, F) float32`, columns `NAMES`, of one query's C candidates.
 
     `cosines (C,)`; `listed (K,)` the cosines of the query's nearest neighbours, by which a cosine's standing is judged;
     `votes (C,)` of the local index, 0 for none; a verification None was not made (its columns are NaN, its weight 0);
-    `keypoints` of the query.
+    `keypoints` of the query; `siamese (C,)` logits of a head, NaN where it was not asked, give `WIDE_NAMES`.
     """
     cosine, near = np.asarray(cosines, np.float64), np.asarray(listed, np.float64)
     vote = np.asarray(votes, np.float64)
@@ -87,15 +95,24 @@ def pair_features(
     )
     nothing = np.full(len(FEATURE_NAMES), np.nan, np.float32)
     geometry = np.stack([v.features if v else nothing for v in verifications]) if verifications else np.empty((0, 0))
+    names = NAMES if siamese is None else WIDE_NAMES
     if not len(cosine):
-        return np.empty((0, len(NAMES)), np.float32)
-    return np.concatenate([own, geometry], axis=1).astype(np.float32)
+        return np.empty((0, len(names)), np.float32)
+    columns = [own, geometry]
+    if siamese is not None:
+        logits = np.asarray(siamese, np.float64)
+        columns.append(np.stack([logits, logits - np.fmax.reduce(logits)], axis=1))
+    return np.concatenate(columns, axis=1).astype(np.float32)
 
 
 @dataclass(frozen=True, slots=True)
 class Fusion:
-    """Row of `pair_features` → P(same animal). `trees` and their `curve` (margin → probability) are there for the kind
-    `trees` alone; `pairs` and `same` are what they were fitted on.
+    """Row of `pair_features` → P(same animal). `trees` and their `curve` (margin → probability) are there for the kinds
+    `trees` and `geometry_first` alone; `pairs` and `same` are what they were fitted on.
+
+    `geometry_first` is the way of the fourth place of Humpback Whale Identification 2019: trees over geometry alone, and
+    the one candidate of a query that they accept with at least `least` agreeing points has the first place; all others
+    stand below it, by their `looks` (Siamese logit or cosine → probability).
     """
 
     kind: Kind
@@ -104,39 +121,50 @@ class Fusion:
     booster: Mapping[str, Any] | None = None
     pairs: int = 0
     same: int = 0
+    looks: Calibration | None = None
+    least: int = 0
+    columns: tuple[str, ...] = NAMES
 
     def scores(self, features: Floats) -> NDArray[np.float64]:
-        """`(C, F) → (C,)`: P(same animal); the bare cosine for the kind `embedding`."""
+        """`(C, F) → (C,)`: P(same animal) of one query's candidates; the bare cosine for the kind `embedding`."""
         if self.kind == "embedding" or not len(features):
             return np.asarray(features[:, 0], np.float64)
         if self.trees is None or self.curve is None:
             return prior(features)
-        return self.curve.probability(self.trees.margin(features))
+        seen = _of_columns(features, len(self.columns))
+        if self.kind == "geometry_first" and self.looks is not None:
+            valid = self.curve.probability(self.trees.margin(only_geometry(seen)))
+            return placed(valid, self.looks.probability(looks_of(seen)), inliers_of(seen), self.least)
+        return self.curve.probability(self.trees.margin(seen))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         curve = self.curve.to_dict() if self.curve else None
-        names = list(NAMES) if self.kind == "trees" else []
+        names = list(self.columns) if self.trees is not None else []
+        further = {"looks": self.looks.to_dict(), "least": self.least} if self.looks else {}
         return {
             "kind": self.kind, "names": names, "curve": curve, "booster": self.booster, "pairs": self.pairs,
-            "same": self.same,
+            "same": self.same, **further,
         }  # fmt: skip
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Fusion:
         """Inverse of `to_dict`. ValueError for what it cannot have written, or for trees over other columns."""
         try:
-            if raw["kind"] not in ("embedding", "prior", "trees"):
+            if raw["kind"] not in ("embedding", "prior", "trees", "geometry_first"):
                 raise ValueError(f"not a fusion: kind '{raw['kind']}'")
-            if raw["kind"] != "trees":
+            if raw["kind"] in ("embedding", "prior"):
                 return cls(raw["kind"])
-            if tuple(raw["names"]) != NAMES:
+            names = tuple(raw["names"])
+            if names not in (NAMES, WIDE_NAMES):
                 raise ValueError("the fusion was fitted on other features")
             booster = raw["booster"]
             trees, curve = score.read_trees(booster), Calibration.from_dict(raw["curve"])
-            if trees.feature.max(initial=-1) >= len(NAMES):
+            if trees.feature.max(initial=-1) >= len(names):
                 raise ValueError("its trees ask for features that are not there")
-            return cls("trees", trees, curve, booster, int(raw["pairs"]), int(raw["same"]))
+            first = raw["kind"] == "geometry_first"
+            looks, least = (Calibration.from_dict(raw["looks"]), int(raw["least"])) if first else (None, 0)
+            return cls(raw["kind"], trees, curve, booster, int(raw["pairs"]), int(raw["same"]), looks, least, names)
         except (AttributeError, KeyError, IndexError, TypeError, ModelError) as error:
             raise ValueError(f"not a fusion: {error}") from error
 
@@ -164,10 +192,64 @@ def fit_trees(
         InputError: fewer than `score.FEWEST` pairs of either kind, or one animal only.
     """
     y = np.asarray(same, np.bool_)
-    trained = score.train_validator(features, y, animals, NAMES, config)
+    names = NAMES if features.shape[1] == len(NAMES) else WIDE_NAMES
+    trained = score.train_validator(features, y, animals, names, config)
     odds = np.clip(trained.out_of_fold, 1e-9, 1 - 1e-9)
     margins = np.log(odds / (1 - odds))
     curve = calibrate.fit_platt(margins, y)
     validator = trained.validator
-    fusion = Fusion("trees", validator.trees, curve, validator.booster, validator.pairs, validator.same)
+    fusion = Fusion("trees", validator.trees, curve, validator.booster, validator.pairs, validator.same, columns=names)
     return fusion, curve.probability(margins)
+
+
+def fit_geometry_first(
+    features: Floats, same: ArrayLike, animals: ArrayLike, least: int, config: ValidatorConfig | None = None
+) -> tuple[Fusion, NDArray[np.float64]]:
+    """The way of the fourth place, and the out-of-fold P(same) of its validator `(N,)`. Arguments and errors as
+    `fit_trees`.
+    """
+    found, valid = fit_trees(only_geometry(features), same, animals, config)
+    looks = calibrate.fit_platt(looks_of(features), np.asarray(same, np.bool_))
+    return replace(found, kind="geometry_first", looks=looks, least=least), valid
+
+
+def placed(
+    valid: NDArray[np.float64], looks: NDArray[np.float64], inliers: NDArray[np.float64], least: int
+) -> NDArray[np.float64]:
+    """Scores in [0, 1] of one query's candidates: the most `valid` of those accepted (at least `ACCEPTED`, with `least`
+    inliers) in the upper half, all others in the lower, by their looks.
+    """
+    scores = 0.5 * looks
+    accepted = np.flatnonzero((valid >= ACCEPTED) & (inliers >= least))
+    if len(accepted):
+        first = accepted[np.argmax(valid[accepted])]
+        scores[first] = 0.5 + 0.5 * valid[first]
+    return scores
+
+
+def only_geometry(features: Floats) -> Floats:
+    """Rows in which all but `GEOMETRY` is unknown."""
+    out = features.copy()
+    out[:, [i for i, name in enumerate(WIDE_NAMES[: features.shape[1]]) if name not in GEOMETRY]] = np.nan
+    return out
+
+
+def looks_of(features: Floats) -> NDArray[np.float64]:
+    """The Siamese head's logit of each row, `(C,)`; where no row has one, the cosine; a row without one has the least."""
+    if features.shape[1] > len(NAMES) and np.isfinite(features[:, len(NAMES)]).any():
+        logits = np.asarray(features[:, len(NAMES)], np.float64)
+        return np.where(np.isfinite(logits), logits, np.fmin.reduce(logits))
+    return np.asarray(features[:, 0], np.float64)
+
+
+def inliers_of(features: Floats) -> NDArray[np.float64]:
+    """Points that agree, `(C,)`; 0 where nobody looked."""
+    return np.nan_to_num(np.asarray(features[:, NAMES.index("inliers")], np.float64))
+
+
+def _of_columns(features: Floats, columns: int) -> Floats:
+    """Rows of as many columns as trees were fitted on: those that are lacking are unknown."""
+    lacking = columns - features.shape[1]
+    if lacking <= 0:
+        return features
+    return np.concatenate([features, np.full((len(features), lacking), np.nan, np.float32)], axis=1)

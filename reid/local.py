@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from reid import intake, learned
+from reid import intake, learned, rescore
 from reid.catalogue import AnnotationInfo
 from reid.errors import GalleryError, IndexStale, SnapshotCorrupt
 from reid.images import printable
@@ -91,7 +91,10 @@ def fingerprint(store: Store) -> str:
     if config is None:
         return ""
     by = f"-{further.network}-{further.fingerprint}" if further else ""
-    return f"{config.fingerprint}-{store.config.local.verify}-{store.config.local.model}{by}"
+    query, head = store.config.query, rescore.fingerprint(store)
+    how = f"-{query.ranking}-{query.geometry_inliers}" if query.ranking != "fused" else ""
+    how += f"-siamese-{head}" if head else ""
+    return f"{config.fingerprint}-{store.config.local.verify}-{store.config.local.model}{by}{how}"
 
 
 def key_of(box: Box) -> BoxKey:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,6 +49,7 @@ class Local:
     verify: VerifyConfig
     checked: int
     compared_of: Callable[[str], LocalFeatures | None] | None = None  # for geometry, where that compares others
+    siamese_of: Callable[[str, Sequence[str]], NDArray[np.float64]] | None = None  # logits by heads that saw neither
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,7 +73,7 @@ def ask(
     progress: Progress,
 ) -> list[Asked]:
     """Every query (a row of the gallery) against the rest: `excluded(row)` names further rows it is not compared with."""
-    played = set(queries.tolist())
+    played, siamese = set(queries.tolist()), local.siamese_of
     rest = np.setdiff1d(np.arange(len(gallery.ids)), queries)
     row_of = {id: row for row, id in enumerate(gallery.ids)}
 
@@ -101,6 +102,7 @@ def ask(
             listed=neighbours,
             checked=local.checked,
             config=local.verify,
+            siamese_of=(lambda ids: siamese(gallery.ids[query], ids)) if siamese is not None else None,
             compared=(local.compared_of(gallery.ids[query]) or empty_features(0, 0)) if local.compared_of else None,
         )
         return _asked(gallery, query, listed, np.array([row_of[i] for i in listed.ids], np.int64), neighbours, features)
@@ -121,8 +123,9 @@ def _asked(
     other = np.flatnonzero(gallery.individuals[rows] != gallery.individuals[query])
     near = np.sort(listed.cosines[other])[::-1][:neighbours]
     unknown = fusion.pair_features(
-        listed.cosines[other], near, listed.votes[other], [listed.verifications[i] for i in other], len(features)
-    )
+        listed.cosines[other], near, listed.votes[other], [listed.verifications[i] for i in other], len(features),
+        None if listed.siamese is None else listed.siamese[other],
+    )  # fmt: skip
     return Asked(query, rows, listed.features, rows[other], unknown)
 
 
@@ -147,8 +150,10 @@ def fused(gallery: Gallery, asked: Sequence[Asked], fusion_kind: Fusion, method:
     return Fused(fusion_kind, _cases(gallery, asked, known, unknown, method))
 
 
-def fitted(gallery: Gallery, asked: Sequence[Asked], method: str) -> Fused | None:
-    """Trees fitted on all pairs of named animals, and the answers out of fold; None where there are too few pairs."""
+def fitted(gallery: Gallery, asked: Sequence[Asked], method: str, least: int | None = None) -> Fused | None:
+    """Trees fitted on all pairs of named animals, and the answers out of fold; None where there are too few pairs. With
+    `least`, those of geometry alone, which has the first place from so many agreeing points.
+    """
     blocks, animals, same = [], [], []
     for one in asked:
         own = gallery.individuals[one.row]
@@ -161,14 +166,21 @@ def fitted(gallery: Gallery, asked: Sequence[Asked], method: str) -> Fused | Non
     if not named:
         return None
     keep, features = np.concatenate(named), np.concatenate(blocks)
+    known = features[keep], np.concatenate(same)[keep], np.concatenate(animals)[keep]
     try:
-        found, scores = fusion.fit_trees(features[keep], np.concatenate(same)[keep], np.concatenate(animals)[keep])
+        found, scores = fusion.fit_trees(*known) if least is None else fusion.fit_geometry_first(*known, least)
     except InputError:
         return None
     spread = np.full(len(keep), np.nan)
     spread[keep] = scores
-    spread[~keep] = found.scores(features[~keep])
+    rest = features[~keep] if least is None else fusion.only_geometry(features[~keep])
+    spread[~keep] = replace(found, kind="trees").scores(rest)
     parts = np.split(spread, np.cumsum([len(block) for block in blocks])[:-1])
+    if found.looks is not None and least is not None:
+        parts = [
+            fusion.placed(valid, found.looks.probability(fusion.looks_of(block)), fusion.inliers_of(block), least)
+            for valid, block in zip(parts, blocks, strict=True)
+        ]
     return Fused(found, _cases(gallery, asked, parts[0::2], parts[1::2], method))
 
 

@@ -128,9 +128,10 @@ class Identifier:
         start, clock = time.perf_counter(), {}
         asked = _read(self.store, queries, None if self.search.local is None else local.description(self.store))
         clock["read"], start = time.perf_counter() - start, time.perf_counter()
-        vectors = self._vectors([photo for one in asked for photo in one.prepared])
+        raw = self._raw([photo for one in asked for photo in one.prepared])
+        vectors = self.store.project(raw, self.gallery) if len(raw) else np.empty((0, self.gallery.dim), np.float32)
         clock["embed"], start = time.perf_counter() - start, time.perf_counter()
-        found = self.search.find(_probes(asked, vectors, self.search.compares_others))
+        found = self.search.find(_probes(asked, vectors, raw, self.search.compares_others))
         clock["search"], start = time.perf_counter() - start, time.perf_counter()
         if observe is not None:
             observe([first + i for i, one in enumerate(asked) for _ in range(_boxes(one))], vectors, found)
@@ -142,12 +143,12 @@ class Identifier:
         share = {stage: seconds / max(1, len(queries)) for stage, seconds in clock.items()}
         return [replace(answer, seconds=share) for answer in answers]
 
-    def _vectors(self, photos: Sequence[Prepared]) -> NDArray[np.float32]:
+    def _raw(self, photos: Sequence[Prepared]) -> NDArray[np.float32]:
+        """The vectors of all boxes as the model makes them."""
         if not photos:
-            return np.empty((0, self.gallery.dim), np.float32)
+            return np.empty((0, self.store.embedder.card.dim), np.float32)
         crops = np.concatenate([photo.crops for photo in photos])
-        raw = embed_views(self.store.embedder, crops, len(views_of(self.store)))
-        return self.store.project(raw, self.gallery)
+        return embed_views(self.store.embedder, crops, len(views_of(self.store)))
 
     @property
     def _new_label(self) -> str:
@@ -316,7 +317,9 @@ def _of_species(store: Store, query: Query, group: Sequence[Sighting]) -> tuple[
     return tuple(replace(s, species=s.species or query.species or store.config.species or None) for s in group)
 
 
-def _probes(asked: Sequence[_Asked], vectors: NDArray[np.float32], others: bool) -> list[Probe]:
+def _probes(
+    asked: Sequence[_Asked], vectors: NDArray[np.float32], raw: NDArray[np.float32], others: bool
+) -> list[Probe]:
     """One probe a box, in order; with `others`, geometry compares features of another kind."""
     boxes = [
         Probe(
@@ -331,7 +334,7 @@ def _probes(asked: Sequence[_Asked], vectors: NDArray[np.float32], others: bool)
         for photo in one.prepared
         for i, sighting in enumerate(photo.sightings)
     ]
-    return [replace(probe, vector=vector) for probe, vector in zip(boxes, vectors, strict=True)]
+    return [replace(probe, vector=vector, raw=row) for probe, vector, row in zip(boxes, vectors, raw, strict=True)]
 
 
 def _boxes(one: _Asked) -> int:

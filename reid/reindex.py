@@ -252,6 +252,7 @@ def _match(identifier: Identifier, annotations: list[int]) -> list[UnknownMatch]
     infos = store.catalogue.annotations(annotations)
     vectors = identifier.gallery.vectors([str(a) for a in annotations])
     keys = local.keys(store, annotations) if search.local else {}
+    raw = store.catalogue.embeddings_of(store.fingerprint, annotations) if search.heads else {}
     probes = [
         Probe(
             vector,
@@ -259,6 +260,7 @@ def _match(identifier: Identifier, annotations: list[int]) -> list[UnknownMatch]
             infos[a].side,
             exclude=frozenset(mates),
             further=search.local.compared_of(keys, str(a)) if search.local else None,
+            raw=raw.get(a),
         )
         for a, vector, mates in zip(annotations, vectors, _mates(store, annotations), strict=True)
     ]

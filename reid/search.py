@@ -7,13 +7,14 @@ index that was behind.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from reid import fit, fusion, local, shortlist, stages
+from reid import fit, fusion, local, rescore, shortlist, stages
 from reid.catalogue import AnnotationInfo
 from reid.errors import IndexStale
 from reid.fit import Fit
@@ -23,6 +24,7 @@ from reid.index.local import Votes
 from reid.keypoints import LocalFeatures, empty_features
 from reid.local import BoxKey, LocalSource
 from reid.records import Candidates, Side
+from reid.rescore import Heads
 from reid.shortlist import Shortlist
 from reid.stages import Outcome, Running
 from reid.store import CALIBRATION, Store
@@ -37,7 +39,8 @@ class Probe:
     """One box to be found again: `vector (d,)` as the gallery holds them, `features` of the box where there are any.
 
     `species` restricts the gallery, empty for all; annotations in `exclude` are not compared with. `further` are the
-    features that geometry compares where the store has a learned matcher, and `troubles` says what went wrong in making
+    features that geometry compares where the store has a learned matcher, `raw (D,)` the vector before the whitening,
+    which a Siamese head wants, and `troubles` says what went wrong in making
     any of it.
     """
 
@@ -48,6 +51,7 @@ class Probe:
     exclude: frozenset[str] = frozenset()
     further: LocalFeatures | None = None
     troubles: tuple[str, ...] = ()
+    raw: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -69,6 +73,8 @@ class Found:
         row = self.shortlist.ids.index(id)
         made = self.shortlist.verifications[row]
         said = {"cosine": float(self.shortlist.cosines[row]), "votes": float(self.shortlist.votes[row])}
+        logit = float("nan") if self.shortlist.siamese is None else float(self.shortlist.siamese[row])
+        said |= {"siamese": 1 / (1 + math.exp(-min(max(logit, -60.0), 60.0)))} if math.isfinite(logit) else {}
         return said | ({"inliers": float(made.inliers)} if made else {})
 
 
@@ -83,6 +89,7 @@ class Searcher:
     k: int
     local: LocalSource | None
     names: Names | None
+    heads: Heads | None = None
     infos: dict[int, AnnotationInfo] = field(default_factory=dict)
 
     @classmethod
@@ -96,7 +103,7 @@ class Searcher:
                 source=str(store.root / CALIBRATION),
                 next_step="reid reindex",
             )
-        source, names = None, None
+        source, names, heads = None, None, None
         if found is not None and found.fusion.kind != "embedding":
             source = LocalSource.open(store)
             if len(source.index) < len(gallery) / 2:
@@ -106,7 +113,8 @@ class Searcher:
                     next_step="reid reindex",
                 )
             names = source.index.names(local.names_of(store))
-        return cls(store, gallery, found, store.catalogue.counts().individuals, k, source, names)
+            heads = rescore.open_heads(store)
+        return cls(store, gallery, found, store.catalogue.counts().individuals, k, source, names, heads)
 
     @property
     def fusion(self) -> Fusion:
@@ -206,6 +214,7 @@ class Searcher:
         assert source is not None  # or this would not have been called
 
         missing = len(self.gallery) - len(source.index)
+        outdated = self.heads is None and rescore.outdated(self.store)
         absent = (
             (f"votes: {missing} of {len(self.gallery)} gallery photos have no local features",) if missing > 0 else ()
         )
@@ -225,11 +234,13 @@ class Searcher:
                 checked=settings.local.verify,
                 config=source.verify,
                 check=lambda ids: self._checked(probe, keys, ids, troubles),
+                siamese_of=(lambda ids: self._rescored(probe, ids, troubles)) if self.heads else None,
             )
             ids, scores = shortlist.ranked(gathered, self.fusion)
             undone = () if troubles else _left_undone(probe.features, gathered, checked[at])
             failed = tuple(troubles)
-            return Found(Candidates(ids, scores), gathered, (*absent, *undone, *failed), failed)
+            noted = ("siamese: the head is of another model; reid train-siamese",) if outdated else ()
+            return Found(Candidates(ids, scores), gathered, (*absent, *noted, *undone, *failed), failed)
 
         return [one(at) for at in range(len(probes))]  # the libraries below use all processors by themselves
 
@@ -251,6 +262,16 @@ class Searcher:
             return Votes(tuple(p for p, _ in there), tuple(v for _, v in there))
 
         return stages.run("votes", ask, self.store.config.query.stage_timeout_s)
+
+    def _rescored(self, probe: Probe, ids: Sequence[str], troubles: list[str]) -> NDArray[np.float64]:
+        """The Siamese head's logits; `troubles` is told where there are none."""
+        heads, raw, nothing = self.heads, probe.raw, np.full(len(ids), np.nan)
+        if heads is None or raw is None:
+            return nothing
+        limit = self.store.config.query.stage_timeout_s
+        done = stages.run("siamese", lambda running: heads.scores(raw, ids), limit)
+        troubles.extend([done.reason] if done.reason else [])
+        return nothing if done.value is None else done.value
 
     def _checked(
         self, probe: Probe, keys: Mapping[str, tuple[str, BoxKey]], ids: Sequence[str], troubles: list[str]

@@ -23,13 +23,18 @@ VOTED = 50
 
 FeaturesOf = Callable[[str], LocalFeatures | None]
 CosinesOf = Callable[[Sequence[str]], ArrayLike]
+RESCORED = 100
+"""Candidates that a Siamese head scores again, where the store has one."""
+
+SiameseOf = Callable[[Sequence[str]], ArrayLike]
 Check = Callable[[Sequence[str]], Mapping[str, Verification]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Shortlist:
     """Candidates of one query: `ids`, and rows of all that is known of each: `cosines`, `votes` (C,), verifications
-    (None where none was made), `features (C, F)` as in `reid.fusion.NAMES`.
+    (None where none was made), `features (C, F)` as in `reid.fusion.NAMES`; `siamese (C,)` logits, NaN where the head
+    was not asked, None without one.
     """
 
     ids: tuple[str, ...]
@@ -37,6 +42,7 @@ class Shortlist:
     votes: NDArray[np.float64]
     verifications: tuple[Verification | None, ...]
     features: NDArray[np.float32]
+    siamese: NDArray[np.float64] | None = None
 
 
 def gather(
@@ -52,12 +58,14 @@ def gather(
     config: VerifyConfig,
     compared: LocalFeatures | None = None,
     check: Check | None = None,
+    siamese_of: SiameseOf | None = None,
 ) -> Shortlist:
     """The union of `near` (best first, with `cosines`) and `votes` (best first), the best of each checked by geometry.
 
     `listed` is how many of `near` are the yardstick of a cosine's standing (the same at fitting and asking); `checked`
     pairs at most are verified, taken from both lists in turn: the features that `features_of` gives with the query's
-    `compared` (None: those by which it was voted for), or as `check` does it.
+    `compared` (None: those by which it was voted for), or as `check` does it. `siamese_of` scores `RESCORED` of the
+    candidates again.
     """
     by_votes, there = list(votes)[:VOTED], set(near)
     voted = [id for id in by_votes if id not in there]
@@ -70,8 +78,18 @@ def gather(
     asked = query if compared is None else compared
     made = check(chosen) if check is not None else verified(asked, chosen, features_of, config)
     verifications = tuple(made.get(id) for id in ids)
-    rows = fusion.pair_features(every, own[:listed], vote, verifications, len(query))
-    return Shortlist(ids, every, vote, verifications, rows)
+    logits = None if siamese_of is None else _rescored(ids, in_turn(near, by_votes, RESCORED), siamese_of)
+    rows = fusion.pair_features(every, own[:listed], vote, verifications, len(query), logits)
+    return Shortlist(ids, every, vote, verifications, rows, logits)
+
+
+def _rescored(ids: Sequence[str], chosen: Sequence[str], siamese_of: SiameseOf) -> NDArray[np.float64]:
+    """Logits of the chosen ids in the places of all."""
+    out = np.full(len(ids), np.nan)
+    if chosen:
+        place = {id: i for i, id in enumerate(ids)}
+        out[[place[id] for id in chosen]] = siamese_of(chosen)
+    return out
 
 
 def in_turn(first: Sequence[str], second: Sequence[str], most: int) -> list[str]:
