@@ -27,7 +27,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from reid import enrol, fit, local
+from reid import enrol, fit, local, withheld
 from reid.catalogue import NewAnnotation, NewPhoto
 from reid.embed import unit_rows
 from reid.exchange import read_sources
@@ -105,7 +105,7 @@ def prepare(folder: Path, photos: int, rendered: int) -> Path:
 
 def fill(store: Store, number: int) -> None:
     """Add `number` photos to the catalogue and to nothing else."""
-    _, real = fit.gathered(store.catalogue, store.fingerprint)
+    _, real = withheld.gathered(store.catalogue, store.fingerprint)
     for batch in filled(real, number):
         store.catalogue.add_photos(batch, who="bench", fingerprint=store.fingerprint)
 

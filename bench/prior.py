@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from reid import enrol, fit, fusion, measure, synth
+from reid import enrol, fusion, measure, synth, withheld
 from reid.embed import unit_rows
 from reid.exchange import read_sources
 from reid.store import Store
@@ -59,13 +59,13 @@ def asked_of(folder: Path, whales: int, seed: int) -> tuple[measure.Gallery, lis
     table = synth.write_dataset(folder, whales, seed=seed)
     with Store.create(folder / "store") as store:
         enrol.enrol(store, read_sources([table]).sightings, who="bench")
-        labels, vectors = fit.gathered(store.catalogue, store.fingerprint)
-        groups = fit.sightings_of(store.catalogue, labels)
-        queries = fit.chosen_queries(labels.individuals, groups)
+        labels, vectors = withheld.gathered(store.catalogue, store.fingerprint)
+        groups = withheld.sightings_of(store.catalogue, labels)
+        queries = withheld.chosen_queries(labels.individuals, groups)
         gallery = measure.Gallery(
             tuple(map(str, labels.annotations.tolist())), unit_rows(vectors), labels.individuals, groups
         )
-        local = fit.local_of(store, labels)
+        local = withheld.local_of(store, labels)
         assert local is not None
         return gallery, measure.ask(
             gallery, queries, lambda row: frozenset(), local, neighbours=200, progress=lambda *_: None

@@ -70,7 +70,7 @@ class LocalConfig:
     use: bool = True  # False: the embedder alone; True: as far as it helps on this gallery, which is measured
     keypoints: int = 1000  # strongest kept of each box; at least 50
     long_side: int = 320  # pixels to which a larger box is reduced before it is described; at least 64
-    verify: int = 20  # gallery photos whose geometry is compared with a query photo's; 0: none
+    verify: int = 30  # gallery photos whose geometry is compared with a query photo's; 0: none
     model: LocalModel = "affine"  # what the geometry may be: homography (flat things), affine, similarity
     matcher: LocalMatcher = "sift"  # whose points the geometry compares; all but sift need the extra matchers
     matcher_keypoints: int = 256  # of a learned matcher, strongest kept of each box; at least 16
@@ -171,7 +171,7 @@ when_none = "whole"      # without one the whole photo serves; no_detection: it 
 use = true               # local features beside the embedder, as far as they help on this gallery; false: never
 keypoints = 1000         # strongest kept of each box
 long_side = 320          # pixels to which a larger box is reduced before it is described
-verify = 20              # gallery photos whose geometry is compared with a query photo's
+verify = 30              # gallery photos whose geometry is compared with a query photo's
 model = "affine"         # what geometry allows: homography (flat things), affine, similarity
 matcher = "sift"         # whose points geometry compares: sift; or xfeat, aliked, disk (extra matchers: slow on a CPU)
 matcher_keypoints = 256  # of a learned matcher, strongest kept of each box

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from reid import decide, enrol, fit, intake, whiten
+from reid import decide, enrol, intake, whiten, withheld
 from reid.catalogue import Labels
 from reid.decide import LeftOut
 from reid.embed import Embedder, unit_rows
@@ -118,7 +118,7 @@ def pool_of(store: Store) -> Pool:
     """
     from reid.train.features import Source
 
-    labels, vectors = fit.gathered(store.catalogue, store.fingerprint)
+    labels, vectors = withheld.gathered(store.catalogue, store.fingerprint)
     named = labels.individuals >= 0
     if len(np.unique(labels.individuals[named])) < 2:
         raise TrainError(
@@ -127,8 +127,8 @@ def pool_of(store: Store) -> Pool:
             source=str(store.root),
             next_step="enrol photos with names of more animals",
         )
-    groups = fit.sightings_of(store.catalogue, labels)
-    judges = fit.chosen_queries(labels.individuals, groups)
+    groups = withheld.sightings_of(store.catalogue, labels)
+    judges = withheld.chosen_queries(labels.individuals, groups)
     kept = named & ~np.isin(groups, groups[judges])
     known = np.isin(labels.individuals[judges], labels.individuals[kept])
     if not known.any():
@@ -190,9 +190,9 @@ def judge(store: Store, pool: Pool, vectors: Vectors, lost: int) -> Verdict:
     """The same left-out photos answered by the present and by the new vectors."""
     whitened = len(pool.labels.annotations) >= whiten.LEAST_PHOTOS
     before, after = (
-        fit.left_out(store, pool.labels, unit_rows(rows), whitened=whitened) for rows in (pool.vectors, vectors)
+        withheld.left_out(store, pool.labels, unit_rows(rows), whitened=whitened) for rows in (pool.vectors, vectors)
     )
-    queries = fit.chosen_queries(pool.labels.individuals, fit.sightings_of(store.catalogue, pool.labels))
+    queries = withheld.chosen_queries(pool.labels.individuals, withheld.sightings_of(store.catalogue, pool.labels))
     seen = _trained_on(store, store.embedder.card.name)
     unseen = ~np.isin(pool.labels.annotations[queries], seen)
     usable = np.flatnonzero((before.known_case | after.known_case) & unseen)

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from reid import fit, images
+from reid import images, withheld
 from reid.catalogue import AnnotationInfo, Labels
 from reid.enrol import Progress, quiet
 from reid.errors import InputError, MissingExtra, ReidError, TrainError
@@ -84,7 +84,7 @@ def hardest(store: Store, *, top: int = 40, seed: int = 0, progress: Progress = 
         raise MissingExtra(f"mining needs {error.name}", next_step='pip install "animal-reid[train]"') from error
     gallery = store.gallery()
     labels = _named(store.catalogue.labels(), set(gallery.ids()))
-    groups = fit.sightings_of(store.catalogue, labels)
+    groups = withheld.sightings_of(store.catalogue, labels)
     rng = np.random.default_rng(seed)
     two, two_scores = _of_two_names(store, labels, groups, rng, progress)
     one, one_scores = _of_one_name(store, labels, groups, rng, progress)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from reid import fit, models, siamese
+from reid import fit, models, siamese, withheld
 from reid.errors import MissingExtra, TrainError
 from reid.intervals import bootstrap_interval
 from reid.metrics import reciprocal_ranks
@@ -78,8 +78,8 @@ def train(store: Store, options: Options, progress: Progress) -> Report:
     except ImportError as error:
         raise MissingExtra(f"training needs {error.name}", next_step="pip install 'animal-reid[train]'") from error
     begun = time.perf_counter()
-    labels, rows = fit.gathered(store.catalogue, store.fingerprint)
-    sightings = fit.sightings_of(store.catalogue, labels)
+    labels, rows = withheld.gathered(store.catalogue, store.fingerprint)
+    sightings = withheld.sightings_of(store.catalogue, labels)
     named = np.flatnonzero(labels.individuals >= 0)
     codes, rows, sightings = labels.individuals[named], rows[named], sightings[named]
     halves = np.array([half_of(int(code)) for code in codes], np.int64)

@@ -32,7 +32,7 @@ def main(what: str, root: Path, where: Path) -> None:
     from fake_stores import reopened, seen, taken_in
 
     from reid import enrol as enrolling
-    from reid import fit, whiten
+    from reid import fit, whiten, withheld
     from reid.errors import ReidError
     from reid.pipeline import identify, query_of
 
@@ -46,7 +46,7 @@ def main(what: str, root: Path, where: Path) -> None:
         taken_in(store, rows, progress=lambda *_: print(store.catalogue.counts().photos, flush=True))
         print("done", flush=True)
     elif what == "fit":
-        _, vectors = fit.gathered(store.catalogue, store.fingerprint)
+        _, vectors = withheld.gathered(store.catalogue, store.fingerprint)
         for turn in range(10_000):
             fit.fit(store)
             store.rebuild(whiten.fit(vectors, least=2, dimensions=8 + turn % 5))

@@ -28,7 +28,7 @@ from fake_stores import (
     taken_in,
 )
 
-from reid import fit, whiten
+from reid import fit, whiten, withheld
 from reid.pipeline import identify, query_of
 from reid.store import Store
 
@@ -273,7 +273,7 @@ def test_a_full_disk_while_fitting_leaves_the_store_answering(
 
 
 def test_whitened_and_raw_galleries_follow_one_another(store: Store) -> None:
-    _, vectors = fit.gathered(store.catalogue, store.fingerprint)
+    _, vectors = withheld.gathered(store.catalogue, store.fingerprint)
     for least in (2, 10_000, 2):
         store.rebuild(whiten.fit(vectors, least=least))
         assert ("/" in store.gallery().fingerprint) == (least == 2)

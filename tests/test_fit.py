@@ -12,7 +12,7 @@ import pytest
 from fake_stores import DIM, ColourEmbedder, assert_index_is_the_catalogue, fake_store, reopened, with_vectors
 from numpy.typing import NDArray
 
-from reid import decide, fit, whiten
+from reid import decide, fit, whiten, withheld
 from reid.embed import unit_rows
 from reid.errors import StoreError
 from reid.store import CALIBRATION, Store
@@ -35,7 +35,7 @@ def test_encounters_and_near_duplicates_are_one_sighting(tmp_path: Path) -> None
     vectors, _ = animals(6, 1)
     with_vectors(store, vectors, ["w"] * 6, encounters=encounters, phashes=hashes)
     labels = store.catalogue.labels()
-    codes = fit.sightings_of(store.catalogue, labels)
+    codes = withheld.sightings_of(store.catalogue, labels)
     together = {(i, j) for i in range(6) for j in range(i) if codes[i] == codes[j]}
     assert together == {(1, 0), (2, 1), (2, 0), (5, 4)}  # 2 joins 0 through 1, its near-duplicate
 
@@ -44,7 +44,7 @@ def test_encounters_and_near_duplicates_are_one_sighting(tmp_path: Path) -> None
 def test_sightings_are_the_connected_components(tmp_path: Path, seed: int) -> None:
     rng = np.random.default_rng(seed)
     photos, encounters = rng.integers(0, 20, 40), rng.integers(-1, 15, 40)
-    codes = fit._joined(photos, encounters)
+    codes = withheld._joined(photos, encounters)
     reached = np.eye(40, dtype=bool)
     for i in range(40):
         for j in range(40):
@@ -57,23 +57,23 @@ def test_sightings_are_the_connected_components(tmp_path: Path, seed: int) -> No
 def test_queries_are_one_photo_an_animal_and_at_most_a_quarter() -> None:
     individuals = np.array([0] * 4 + [1] * 4 + [2] * 2 + [-1] * 10 + list(range(3, 23)))
     groups = np.arange(len(individuals))
-    chosen = fit.chosen_queries(individuals, groups)
+    chosen = withheld.chosen_queries(individuals, groups)
     assert len(chosen) <= len(individuals) // 4
     assert (individuals[chosen] >= 0).all() and len(set(individuals[chosen])) == len(chosen)
     assert {0, 1, 2} <= set(individuals[chosen].tolist())  # seen more than once: they give known cases
-    np.testing.assert_array_equal(chosen, fit.chosen_queries(individuals, groups))
-    assert len(fit.chosen_queries(individuals, groups, most=4)) == 4
+    np.testing.assert_array_equal(chosen, withheld.chosen_queries(individuals, groups))
+    assert len(withheld.chosen_queries(individuals, groups, most=4)) == 4
 
 
 def test_an_animal_seen_in_one_encounter_only_is_not_preferred() -> None:
     individuals = np.array([0, 0, 0, 0, 1, 1, *range(2, 12)])
     groups = np.array([0, 0, 0, 0, 1, 2, *range(3, 13)])
-    assert 1 in individuals[fit.chosen_queries(individuals, groups, most=1)]
+    assert 1 in individuals[withheld.chosen_queries(individuals, groups, most=1)]
 
 
 def test_a_gallery_of_nobody_gives_no_queries() -> None:
-    assert len(fit.chosen_queries(np.full(9, -1), np.arange(9))) == 0
-    assert len(fit.chosen_queries(np.empty(0, np.int64), np.empty(0, np.int64))) == 0
+    assert len(withheld.chosen_queries(np.full(9, -1), np.arange(9))) == 0
+    assert len(withheld.chosen_queries(np.empty(0, np.int64), np.empty(0, np.int64))) == 0
 
 
 def test_a_fit_is_due_first_and_then_when_the_gallery_grew_by_half_and_fifty(tmp_path: Path) -> None:
@@ -263,5 +263,5 @@ def test_opposite_flanks_are_struck_out_of_the_measurement(tmp_path: Path) -> No
         for number, side in zip(ids, ["left", "right", "unknown"], strict=True):
             connection.execute(text("UPDATE annotation SET side = :s WHERE id = :i"), {"s": side, "i": number})
     every = np.arange(3)
-    struck = fit._sided(store, labels, np.zeros((3, 3), np.float32), every, every)
+    struck = withheld._sided(store, labels, np.zeros((3, 3), np.float32), every, every)
     np.testing.assert_array_equal(np.isneginf(struck), [[0, 1, 0], [1, 0, 0], [0, 0, 0]])

@@ -15,7 +15,7 @@ from fake_stores import DIM, ColourEmbedder, fake_store, reopened, with_vectors
 from local_store import changed_settings, described, local_store, sightings
 from rendered_store import flukes, reid
 
-from reid import fit, fusion, intake, local, rescore, siamese
+from reid import fit, fusion, intake, local, rescore, siamese, withheld
 from reid.errors import ModelError, TrainError
 from reid.pipeline import Query, identify
 from reid.records import Answer
@@ -92,7 +92,7 @@ def test_heads_rank_animals_better_that_they_have_not_seen(trained: Path) -> Non
 
 def test_what_is_judged_is_what_a_loop_over_all_pairs_gives(trained: Path) -> None:
     store = reopened(trained)
-    labels, rows = fit.gathered(store.catalogue, store.fingerprint)
+    labels, rows = withheld.gathered(store.catalogue, store.fingerprint)
     heads = rescore.open_heads(store)
     assert heads is not None
     total = 0.0
@@ -112,7 +112,7 @@ def test_what_is_judged_is_what_a_loop_over_all_pairs_gives(trained: Path) -> No
 def test_each_half_was_trained_without_the_others_animals(trained: Path) -> None:
     """A head that has seen an animal knows it better: were the halves swapped, it would show."""
     store = reopened(trained)
-    labels, rows = fit.gathered(store.catalogue, store.fingerprint)
+    labels, rows = withheld.gathered(store.catalogue, store.fingerprint)
     heads = rescore.open_heads(store)
     assert heads is not None
     gaps = {}

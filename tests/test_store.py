@@ -19,7 +19,7 @@ from fake_stores import (
     taken_in,
 )
 
-from reid import config, fit, whiten
+from reid import config, whiten, withheld
 from reid.config import Config
 from reid.errors import ConfigError, IndexStale, SnapshotCorrupt, StoreError, StoreNotFound
 from reid.index import Gallery
@@ -117,7 +117,7 @@ def test_a_gallery_of_another_model_is_refused_and_repaired_on_request(tmp_path:
 def test_a_rebuild_keeps_fresh_whitenings_and_sweeps_old_ones(tmp_path: Path) -> None:
     store = fake_store(tmp_path / "s")
     taken_in(store, herd(tmp_path / "p", 20, 3))
-    _, vectors = fit.gathered(store.catalogue, store.fingerprint)
+    _, vectors = withheld.gathered(store.catalogue, store.fingerprint)
     old, other, mine = (whiten.fit(vectors, least=2, dimensions=d) for d in (8, 9, 10))
     assert old and other and mine
     for one in (old, other):
@@ -136,7 +136,7 @@ def test_a_rebuild_keeps_fresh_whitenings_and_sweeps_old_ones(tmp_path: Path) ->
 def test_vectors_are_projected_by_the_whitening_of_the_gallery_in_hand(tmp_path: Path) -> None:
     store = fake_store(tmp_path / "s")
     taken_in(store, herd(tmp_path / "p", 20, 3))
-    _, vectors = fit.gathered(store.catalogue, store.fingerprint)
+    _, vectors = withheld.gathered(store.catalogue, store.fingerprint)
     raw = store.gallery()
     np.testing.assert_allclose(store.project(2 * vectors, raw), vectors, atol=1e-6)
     first, second = (whiten.fit(vectors, least=2, dimensions=d) for d in (8, 9))
@@ -150,7 +150,7 @@ def test_vectors_are_projected_by_the_whitening_of_the_gallery_in_hand(tmp_path:
 def test_a_gallery_replaced_while_it_is_opened_is_opened_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store, other = fake_store(tmp_path / "s"), reopened(tmp_path / "s")
     taken_in(other, herd(tmp_path / "p", 20, 3))
-    _, vectors = fit.gathered(store.catalogue, store.fingerprint)
+    _, vectors = withheld.gathered(store.catalogue, store.fingerprint)
     whitening = whiten.fit(vectors, least=2)
     opened, times = Gallery.open, []
 
@@ -171,7 +171,7 @@ def test_a_gallery_replaced_while_it_is_opened_is_opened_again(tmp_path: Path, m
 def test_a_whitening_that_is_missing_or_changed_is_damage(tmp_path: Path) -> None:
     store = fake_store(tmp_path / "s")
     taken_in(store, herd(tmp_path / "p", 20, 3))
-    whitening = whiten.fit(fit.gathered(store.catalogue, store.fingerprint)[1], least=2)
+    whitening = whiten.fit(withheld.gathered(store.catalogue, store.fingerprint)[1], least=2)
     assert whitening
     store.rebuild(whitening)
     path = store.index_folder / f"whitening-{whitening.name}.npz"

@@ -21,7 +21,7 @@ pytest.importorskip("torch")
 from fake_stores import assert_index_is_the_catalogue  # noqa: E402
 from painted_store import QUICK, herd, one_thread, painted_store  # noqa: E402
 
-from reid import adopt, config, fit, models, retrain  # noqa: E402
+from reid import adopt, config, models, retrain, withheld  # noqa: E402
 from reid.config import TrainingConfig  # noqa: E402
 from reid.errors import ConfigError, MissingExtra, ReidError, TrainError  # noqa: E402
 from reid.judge import TRAINED_ON, Figure, Report, Verdict  # noqa: E402
@@ -93,8 +93,8 @@ def test_settings_and_options_say_how_to_train(store: Store) -> None:
 
 def test_judges_and_their_sightings_are_not_trained_on(store: Store) -> None:
     labels = store.catalogue.labels()
-    groups = fit.sightings_of(store.catalogue, labels)
-    judges = fit.chosen_queries(labels.individuals, groups)
+    groups = withheld.sightings_of(store.catalogue, labels)
+    judges = withheld.chosen_queries(labels.individuals, groups)
     report = retrain.train(store, Options()).report
     seen = json.loads((Path(report.run) / TRAINED_ON).read_text())["annotations"]
     assert len(judges) == 24 and len(seen) == report.photos
@@ -103,9 +103,9 @@ def test_judges_and_their_sightings_are_not_trained_on(store: Store) -> None:
 
 def test_the_verdict_is_that_of_plain_loops_over_the_left_out_photos(store: Store) -> None:
     done = retrain.train(store, Options())
-    labels, old = fit.gathered(store.catalogue, store.fingerprint)
-    groups = fit.sightings_of(store.catalogue, labels)
-    judges = fit.chosen_queries(labels.individuals, groups)
+    labels, old = withheld.gathered(store.catalogue, store.fingerprint)
+    groups = withheld.sightings_of(store.catalogue, labels)
+    judges = withheld.chosen_queries(labels.individuals, groups)
     for vectors, figure, first in (
         (old, done.report.verdict.map_at_5_before, done.report.verdict.top1_before),
         (done.vectors, done.report.verdict.map_at_5_after, done.report.verdict.top1_after),

@@ -1,0 +1,238 @@
+"""Photos of a store that play queries: which they are, what of the gallery they may be compared with, and how the store
+answers them.
+
+A photo that plays a query is left out of whitening and gallery, as a real query is, together with its sighting: its
+encounter and its near-duplicates. Knows stores; fits nothing and writes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reid import decide, duplicates, local, measure, rescore, whiten
+from reid.catalogue import Catalogue, Labels
+from reid.decide import LeftOut, Neighbours
+from reid.embed import unit_rows
+from reid.keypoints import LocalFeatures
+from reid.measure import Asked
+from reid.store import Store
+
+MOST_QUERIES = 1000
+MOST_FUSED = 600  # photos that go through local features and geometry too
+FEATURES_HELD = 2000  # photos whose local features are held in memory while measuring (about 150 kB each)
+MOST_GALLERY = 30_000  # photos held in memory for the measurement; a random sample of a larger gallery
+
+IntArray = NDArray[np.int64]
+Progress = Callable[[str, int, int], None]
+Sides = Literal["separate", "together"]
+
+
+def gathered(
+    catalogue: Catalogue, fingerprint: str, *, most: int = MOST_GALLERY, seed: int = 0
+) -> tuple[Labels, NDArray[np.float32]]:
+    """Labels and raw unit vectors `(N, D) float32` of the annotations in service that have one; a random sample of
+    `most` where there are more.
+    """
+    labels = catalogue.labels()
+    share = min(1.0, most / max(1, len(labels.annotations)))
+    rng = np.random.default_rng(seed)
+    ids, parts = [], []
+    for chunk in catalogue.embeddings(fingerprint):
+        keep = np.isin(chunk.annotations, labels.annotations) & (rng.random(len(chunk.annotations)) < share)
+        ids.append(chunk.annotations[keep])
+        parts.append(chunk.vectors[keep])
+    if not ids:
+        nothing = np.empty(0, np.int64)
+        return Labels(nothing, nothing, nothing, nothing), np.empty((0, 1), np.float32)
+    kept = np.concatenate(ids)
+    at = np.searchsorted(labels.annotations, kept)
+    some = Labels(kept, labels.individuals[at], labels.encounters[at], labels.photos[at], labels.names)
+    return some, unit_rows(np.concatenate(parts))
+
+
+def chosen_queries(
+    individuals: IntArray, groups: IntArray, *, most: int = MOST_QUERIES, each: int = 1, seed: int = 0
+) -> IntArray:
+    """Rows that play queries: at most `each` photos (of different sightings) of each of a random choice of animals, at
+    most `most` and a quarter of the gallery.
+
+    Animals with a sighting more than they give come first (they give known cases), the others fill up to as many
+    again.
+    """
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(np.flatnonzero(individuals >= 0))
+    seen: dict[int, set[int]] = {}
+    rounds: list[list[int]] = [[] for _ in range(each)]
+    for row in order.tolist():
+        sightings = seen.setdefault(int(individuals[row]), set())
+        if len(sightings) < each and int(groups[row]) not in sightings:
+            rounds[len(sightings)].append(row)
+        sightings.add(int(groups[row]))
+    limit = min(most, len(individuals) // 4)
+    known: list[int] = []
+    for turn, rows in enumerate(rounds):  # a second photo of an animal only where a third sighting is left to find
+        known += [row for row in rows if len(seen[int(individuals[row])]) > turn + 1]
+    known = known[:limit]
+    rest = [row for row in rounds[0] if len(seen[int(individuals[row])]) == 1]
+    rest = rest[: min(limit - len(known), max(len(known), decide.MIN_CASES))]
+    return np.sort(np.array([*known, *rest], np.int64))
+
+
+def sightings_of(catalogue: Catalogue, labels: Labels) -> IntArray:
+    """A code for each annotation, `(N,)`: annotations of one encounter, or of near-duplicate photos, share it."""
+    photo_ids, hashes = catalogue.phashes()
+    pairs = duplicates.near_duplicates(*_distinct(hashes))
+    first = {int(h): i for i, h in reversed(list(enumerate(hashes.tolist())))}
+    parent = np.arange(len(photo_ids))
+    edges = [(first[int(h)], i) for i, h in enumerate(hashes.tolist())]
+    unique = np.unique(hashes)
+    edges += [
+        (first[int(unique[a])], first[int(unique[b])])
+        for a, b in zip(pairs.first.tolist(), pairs.second.tolist(), strict=True)
+    ]
+    for a, b in edges:
+        parent[_root(parent, b)] = _root(parent, a)
+    lookup = {int(p): int(_root(parent, i)) for i, p in enumerate(photo_ids.tolist())}
+    by_photo = np.array([lookup.get(int(p), -int(p) - 2) for p in labels.photos], np.int64)
+    return _joined(by_photo, labels.encounters)
+
+
+def _distinct(hashes: NDArray[np.uint64]) -> tuple[NDArray[np.uint64]]:
+    """Each hash once: equal ones would pair with one another in their square."""
+    return (np.unique(hashes),)
+
+
+def _joined(photos: IntArray, encounters: IntArray) -> IntArray:
+    """Connected components of annotations that share a duplicate group or an encounter."""
+    parent = np.arange(len(photos))
+    for codes in (photos, encounters):
+        seen: dict[int, int] = {}
+        for i, code in enumerate(codes.tolist()):
+            if code == -1:
+                continue
+            if code in seen:
+                parent[_root(parent, i)] = _root(parent, seen[code])
+            else:
+                seen[code] = i
+    roots = np.array([_root(parent, i) for i in range(len(parent))], np.int64)
+    return np.unique(roots, return_inverse=True)[1].astype(np.int64)
+
+
+def _root(parent: IntArray, i: int) -> int:
+    while parent[i] != i:
+        parent[i] = parent[parent[i]]
+        i = int(parent[i])
+    return i
+
+
+def left_out(
+    store: Store, labels: Labels, vectors: NDArray[np.float32], *, whitened: bool, sides: Sides = "separate"
+) -> LeftOut:
+    """By the embedding alone: photos of the gallery answered as if they were queries: unseen by the whitening, apart from their encounter and
+    near-duplicates.
+    """
+    groups = sightings_of(store.catalogue, labels)
+    queries = chosen_queries(labels.individuals, groups)
+    rest = np.setdiff1d(np.arange(len(groups)), queries)
+    whitening = whiten.fit(vectors[rest], labels.individuals[rest], least=2) if whitened else None
+    rows = vectors if whitening is None else whitening.apply(vectors)
+    k = min(len(rest), store.config.gallery.neighbours + int(np.bincount(groups).max(initial=1)))
+    near = np.full((len(queries), max(k, 1)), -1, np.int64)
+    scores = np.zeros((len(queries), max(k, 1)))
+    for at in range(0, len(queries), 256):
+        part = queries[at : at + 256]
+        matrix = rows[part] @ rows[rest].T
+        if sides == "separate":
+            matrix = _sided(store, labels, matrix, part, rest)
+        if k:
+            found = decide.nearest(matrix, k)
+            near[at : at + 256], scores[at : at + 256] = rest[found.rows], found.scores
+    near[np.isneginf(scores)] = -1
+    scores[near < 0] = 0.0
+    return decide.leave_one_out(
+        queries, Neighbours(near, scores), labels.individuals, groups, store.config.decision.aggregate
+    )
+
+
+def _sided(
+    store: Store, labels: Labels, scores: NDArray[np.float32], queries: IntArray, gallery: IntArray
+) -> NDArray[np.float32]:
+    """Scores with opposite flanks struck out, as a query does."""
+    infos = store.catalogue.annotations(labels.annotations[queries].tolist())
+    sides = [infos[int(a)].side for a in labels.annotations[queries]]
+    for side, opposite in (("left", "right"), ("right", "left")):
+        mine = [i for i, s in enumerate(sides) if s == side]
+        if mine:
+            other = np.isin(labels.annotations[gallery], store.catalogue.annotations_of(sides=[opposite]))  # type: ignore[list-item]
+            scores[np.ix_(np.array(mine), np.flatnonzero(other))] = -np.inf
+    return scores
+
+
+def ask_left_out(
+    store: Store,
+    labels: Labels,
+    vectors: NDArray[np.float32],
+    groups: IntArray,
+    source: measure.Local,
+    *,
+    whitened: bool,
+    sides: Sides,
+    progress: Progress,
+) -> tuple[measure.Gallery, list[Asked]]:
+    """Left-out photos asked with all sources, by a whitening that has not seen them, and the gallery they belong to."""
+    queries = chosen_queries(labels.individuals, groups, most=MOST_FUSED, each=2)
+    rest = np.setdiff1d(np.arange(len(groups)), queries)
+    whitening = whiten.fit(vectors[rest], labels.individuals[rest], least=2) if whitened else None
+    rows = vectors if whitening is None else whitening.apply(vectors)
+    gallery = measure.Gallery(tuple(map(str, labels.annotations.tolist())), rows, labels.individuals, groups)
+    opposite = _opposite(store, labels) if sides == "separate" else lambda row: frozenset[int]()
+    near = store.config.gallery.neighbours
+    return gallery, measure.ask(gallery, queries, opposite, source, neighbours=near, progress=progress)
+
+
+def local_of(store: Store, labels: Labels) -> measure.Local | None:
+    """The store's local features opened for measuring; None where it does without or has none."""
+    if local.description(store) is None:
+        return None
+    source = local.LocalSource.open(store)
+    if not source.index.descriptors:
+        return None
+    keys = local.keys(store, labels.annotations.tolist())
+
+    @lru_cache(maxsize=FEATURES_HELD)
+    def features_of(id: str) -> LocalFeatures | None:
+        return source.features_of(keys, id)
+
+    @lru_cache(maxsize=FEATURES_HELD)
+    def compared_of(id: str) -> LocalFeatures | None:
+        return source.compared_of(keys, id)
+
+    heads = rescore.open_heads(store)
+    half = {str(a): rescore.half_of(int(i)) for a, i in zip(labels.annotations, labels.individuals, strict=True)}
+    siamese_of = (lambda id, ids: heads.unseen(half[id], id, ids)) if heads is not None else None
+    names = source.index.names(local.names_of(store))
+    return measure.Local(
+        source.index,
+        names,
+        features_of,
+        source.verify,
+        store.config.local.verify,
+        compared_of if source.further else None,
+        siamese_of,
+    )
+
+
+def _opposite(store: Store, labels: Labels) -> Callable[[int], frozenset[int]]:
+    """Row → the rows that show the other flank."""
+    flank: dict[int, str] = {}
+    rows: dict[str, frozenset[int]] = {"": frozenset()}
+    for side, other in (("left", "right"), ("right", "left")):
+        mine = np.isin(labels.annotations, store.catalogue.annotations_of(sides=[side]))  # type: ignore[list-item]
+        rows[side] = frozenset(np.flatnonzero(mine).tolist())
+        flank |= dict.fromkeys(rows[side], other)
+    return lambda row: rows[flank.get(row, "")]
