@@ -12,9 +12,13 @@ Knows photos with identities; no stores.
 
 from __future__ import annotations
 
+import hashlib
 import math
+import os
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +36,7 @@ from reid.train import augment, backbone, checkpoints, holdout, losses, network,
 from reid.train.assignment import codes_of
 from reid.train.features import Source
 from reid.train.holdout import Split
-from reid.train.network import Embedded, Network
+from reid.train.network import Network
 from reid.train.pairing import Pairing
 from reid.train.pictures import Pictures
 from reid.train.recipe import Divided, Recipe
@@ -139,12 +143,15 @@ def write(net: Network, recipe: Recipe, seen: Preprocessing, folder: Path, name:
     extra: dict[str, Any] = {
         "recipe": recipe.name, "scale": recipe.scale, "network": asdict(recipe.network), "grey": recipe.input.grey,
     }  # fmt: skip
+    facts = (
+        f"{sorted(extra['network'].items())} {extra['grey']} {models.hash_tensors(backbone.tensors_of(net).items())}"
+    )
     card = ModelCard(
         name=name,
         dim=net.dim,
         preprocessing=seen,
         pooling=recipe.network.pooling,
-        weights_sha256=models.hash_tensors(backbone.tensors_of(net).items()),
+        weights_sha256=hashlib.sha256(facts.encode()).hexdigest(),
         source=f"{recipe.network.backbone}, trained by recipe {recipe.name} ({recipe.scale})",
         licence="that of the photos it was trained on",
         architecture=recipe.network.backbone,
@@ -188,6 +195,18 @@ def _inside(held: Split, kept: Pictures, labels: Sequence[str]) -> _Held:
     found = [np.flatnonzero(np.isin(kept.rows, rows)) for rows in (held.queries, held.gallery)]
     names = np.asarray(labels, dtype=np.str_)[kept.rows[np.concatenate(found)]]
     return _Held(found[0], found[1], codes_of(names))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Views:
+    """What one step sees: photos `rows (B,)`, whether each is mirrored, the part of a divided vector that they train,
+    and `pixels (B, 3, h, w)`, 0–255.
+    """
+
+    rows: IntArray
+    turned: NDArray[np.bool_]
+    part: int | None
+    pixels: torch.Tensor
 
 
 class _Run:
@@ -297,7 +316,7 @@ class _Run:
     def finish(self) -> None:
         """The averaged weights, where the recipe wants some, with batch norms of their own."""
         if self.average:
-            self.net.load_state_dict({k: v.to(self.device) for k, v in self.average.items()})
+            self.net.load_state_dict(self.average)
             if self.recipe.schedule.norms == "train":
                 self.refresh(np.random.default_rng([self.seed, 13]))
         self.net.eval()
@@ -327,17 +346,52 @@ class _Run:
         batches = self._batches(rng)
         self.plan.begin(len(batches), budget, self.recipe.schedule)
         total, shown = 0.0, 0
-        for batch in batches:
-            if self.plan.cut(shown):
-                break
-            total += self._step(batch, rng)
+        for views in self._prepared(batches, number):
+            total += self._step(views)
             shown += 1
             self.plan.step(budget)
             self._take_in(at_end=False)
             if progress is not None:
                 progress(f"epoch {number + 1} of {number + self.plan.left}", shown, len(batches))
+            if self.plan.cut(shown):
+                break
         self.plan.end(budget)
         return total / max(1, shown)
+
+    def _prepared(self, batches: list[Any], number: int) -> Iterator[_Views]:
+        """The batches' views, in order: for a GPU made ahead on threads of their own. Each batch draws from its own
+        seed, so that both ways give the same.
+        """
+        size = size_at(self.plan.done, self.recipe)
+
+        def make(step: int) -> _Views:
+            return self._views(batches[step], size, np.random.default_rng([self.seed, 101, number, step]))
+
+        if self.device.type == "cpu":
+            yield from map(make, range(len(batches)))
+            return
+        ahead: deque[Future[_Views]] = deque()
+        workers = max(1, min(8, (os.cpu_count() or 2) - 1))
+        with ThreadPoolExecutor(workers) as pool:
+            for step in range(len(batches) + 2 * workers):
+                if step < len(batches):
+                    ahead.append(pool.submit(make, step))
+                if step >= 2 * workers and ahead:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+
+    def _views(self, batch: Any, size: tuple[int, int], rng: np.random.Generator) -> _Views:
+        """One batch: its pixels, which of them are mirrored, and which part of the vector it trains."""
+        part, rows = batch if isinstance(batch, tuple) else (None, batch)
+        if self.pairing is not None:
+            turned = self.pairing.turned(rows.shape[1], rng).ravel()
+            rows = rows.ravel()
+        elif self.recipe.sampling.mirror == "none":
+            turned = np.zeros(len(rows), np.bool_)
+        else:
+            turned = sampling.mirrored(self.codes[rows], self.recipe.sampling.kind, rng)
+        return _Views(rows, turned, part, augment.views(self.kept, rows, size, self.recipe.augment, rng, turned))
 
     def _batches(self, rng: np.random.Generator) -> list[Any]:
         config = self.recipe.schedule
@@ -373,16 +427,17 @@ class _Run:
                 np.add.at(votes, (self.codes[known], found), 1)
                 self.clusters = np.where(self.codes >= 0, votes.argmax(1)[self.codes.clip(0)], -1)
 
-    def _step(self, batch: Any, rng: np.random.Generator) -> float:
-        """One batch: views, loss, gradients, weights."""
+    def _step(self, views: _Views) -> float:
+        """One batch: loss, gradients, weights."""
         config, done = self.recipe.schedule, self.plan.done
-        part, rows = batch if isinstance(batch, tuple) and isinstance(batch[0], int) else (None, batch)
         self._hold_still(done)
         for group in self.optimiser.param_groups:
             group["lr"] = config.rate * group["factor"] * rate_at(done, config)
-        size = size_at(done, self.recipe)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.device.type == "cuda"):
-            loss = self._pair_loss(rows, size, rng) if self.pairing else self._loss(rows, size, part, rng)
+            out = self.net.embed(self._normal(views.pixels))
+            loss = self.losses(out, self._targets(views))
+            if self.pairing is not None:
+                loss = loss + self.pairing.loss(torch.nn.functional.normalize(out.whole.float()))
         if not bool(torch.isfinite(loss)):
             raise TrainError(
                 f"the loss is no number any more, in epoch {len(self.history) + 1}",
@@ -397,30 +452,17 @@ class _Run:
         self.steps += 1
         return float(loss.item())
 
-    def _loss(self, rows: IntArray, size: tuple[int, int], part: int | None, rng: np.random.Generator) -> torch.Tensor:
-        sampled, codes = self.recipe.sampling, self.codes[rows]
-        turned = np.zeros(len(rows), np.bool_)
-        if sampled.mirror != "none":
-            turned = sampling.mirrored(codes, sampled.kind, rng)
-        x = augment.views(self.kept, rows, size, self.recipe.augment, rng, turned)
-        classes, twins = codes, np.full(len(codes), -1)
+    def _targets(self, views: _Views) -> losses.Targets:
+        """Classes of a batch: with mirrored photos as other animals, class c + n is the mirror image of class c."""
+        classes = self.codes[views.rows]
+        twins = np.full(len(classes), -1)
         if self.by_class:
-            classes = np.where(codes >= 0, codes + self.n * turned, -1)
-            if not sampled.twins:
-                twins = np.where(codes >= 0, codes + self.n * ~turned, -1)
-        targets = losses.Targets(
-            torch.from_numpy(classes).to(self.device), torch.from_numpy(twins).to(self.device), self.plan.done, part
-        )
-        found: torch.Tensor = self.losses(self.net.embed(self._normal(x)), targets)
-        return found
-
-    def _pair_loss(self, rows: IntArray, size: tuple[int, int], rng: np.random.Generator) -> torch.Tensor:
-        assert self.pairing is not None
-        turned = self.pairing.turned(rows.shape[1], rng)
-        x = augment.views(self.kept, rows.ravel(), size, self.recipe.augment, rng, turned.ravel())
-        whole = self.net(self._normal(x))
-        rest = self.losses(Embedded(whole, (whole,)), losses.Targets(*(torch.empty(0, dtype=torch.int64),) * 2))
-        return self.pairing.loss(torch.nn.functional.normalize(whole.float())) + rest
+            known, plain = classes >= 0, classes
+            classes = np.where(known, plain + self.n * views.turned, -1)
+            if not self.recipe.sampling.twins:
+                twins = np.where(known, plain + self.n * ~views.turned, -1)
+        own, other = (torch.from_numpy(one).to(self.device) for one in (classes, twins))
+        return losses.Targets(own, other, self.plan.done, views.part)
 
     def _hold_still(self, done: float) -> None:
         """Training mode, but for stages and norms that the recipe holds still now."""
@@ -451,7 +493,7 @@ class _Run:
         self.averaged += 1
         keep = 1 - 1 / self.averaged if config.average == "swa" else min(_EMA, self.averaged / (10 + self.averaged))
         for name, value in self.net.state_dict().items():
-            now = value.detach().cpu()
+            now = value.detach()
             if name not in self.average or not now.is_floating_point():
                 self.average[name] = now.clone()
             else:
@@ -517,6 +559,7 @@ class _Run:
             self.pairing.load_state_dict(kept["pairing"])
         self.optimiser.load_state_dict(kept["optimiser"])
         self.plan = Plan.from_dict(kept["plan"])
-        self.average, self.averaged, self.steps = kept["average"], kept["averaged"], kept["steps"]
+        self.average = {name: value.to(self.device) for name, value in kept["average"].items()}
+        self.averaged, self.steps = kept["averaged"], kept["steps"]
         self.clusters = None if kept["clusters"] is None else kept["clusters"].numpy()
         self.history = [Epoch(*numbers) for numbers in kept["history"]]

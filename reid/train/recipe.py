@@ -386,6 +386,7 @@ def _check(recipe: Recipe, source: str) -> None:
         (not aligned or network.local > 0, "network.local must be above 0 for an aligned triplet"),
         (all(network.dim % n == 0 for n in divided), "network.dim must be a multiple of the clusters"),
         (pairs == (sampling.kind == "pairs"), 'the loss "pair" and sampling.kind = "pairs" go together'),
+        (not pairs or all(isinstance(loss, Pair | Ring) for loss in recipe.losses), 'beside the loss "pair" only "ring"'),
         (sampling.kind != "identities" or sampling.photos >= 2, "sampling.photos must be 2 or more"),
         (0 <= sampling.new_share < 1, "sampling.new_share must be in [0, 1)"),
         (sampling.rescore >= 1, "sampling.rescore must be 1 or more"),
