@@ -44,13 +44,13 @@ def broken(*_: Any, **__: Any) -> Any:
 
 
 def slow(*_: Any, **__: Any) -> Any:
-    time.sleep(3)
+    time.sleep(12)
     raise AssertionError("nobody waits for this")
 
 
 @pytest.fixture
 def limited(local_store: Store) -> Store:
-    return changed_settings(local_store, r"stage_timeout_s = 30\.0 → stage_timeout_s = 0.3")
+    return changed_settings(local_store, r"stage_timeout_s = 30\.0 → stage_timeout_s = 3.0")
 
 
 def test_without_trouble_nothing_is_skipped(local_store: Store, flukes: Path) -> None:
@@ -60,7 +60,7 @@ def test_without_trouble_nothing_is_skipped(local_store: Store, flukes: Path) ->
 
 @pytest.mark.parametrize(
     ("how", "said"),
-    [(broken, "votes: failed (the disk is gone; mend it)"), (slow, "votes: not done within 0.3 s")],
+    [(broken, "votes: failed (the disk is gone; mend it)"), (slow, "votes: not done within 3 s")],
 )
 def test_votes_that_cannot_be_had_are_named_and_the_rest_stands(
     limited: Store, flukes: Path, monkeypatch: pytest.MonkeyPatch, how: Any, said: str
@@ -68,7 +68,7 @@ def test_votes_that_cannot_be_had_are_named_and_the_rest_stands(
     monkeypatch.setattr(LocalIndex, "search", how)
     start = time.perf_counter()
     answer = ask(limited, known(flukes))
-    assert time.perf_counter() - start < 2.9
+    assert time.perf_counter() - start < 11
     assert answer.stages_skipped == (said,)
     assert len(answer.labels) == 5 and answer.status in ("match", "review")
     assert any(one.evidence.get("inliers", 0) > 0 for one in answer.labels)  # geometry was done all the same
@@ -77,8 +77,8 @@ def test_votes_that_cannot_be_had_are_named_and_the_rest_stands(
 @pytest.mark.parametrize(
     ("how", "said"),
     [
-        (broken, "geometry: failed (the disk is gone; mend it); 0 of 20 pairs were compared"),
-        (slow, "geometry: not done within 0.3 s; 0 of 20 pairs were compared"),
+        (broken, "geometry: failed (the disk is gone; mend it); 0 of {} pairs were compared"),
+        (slow, "geometry: not done within 3 s; 0 of {} pairs were compared"),
     ],
 )
 def test_geometry_that_cannot_be_had_is_named_and_the_rest_stands(
@@ -86,7 +86,7 @@ def test_geometry_that_cannot_be_had_is_named_and_the_rest_stands(
 ) -> None:
     monkeypatch.setattr(verify, "verify_matches", how)
     answer = ask(limited, known(flukes))
-    assert answer.stages_skipped == (said,)
+    assert answer.stages_skipped == (said.format(limited.config.local.verify),)
     assert len(answer.labels) == 5 and answer.status in ("match", "review")
     assert any(one.evidence.get("votes", 0) > 0 for one in answer.labels)
     assert not any("inliers" in one.evidence for one in answer.labels)
@@ -97,16 +97,18 @@ def test_pairs_that_were_compared_in_time_count(limited: Store, flukes: Path, mo
 
     def dawdling(*given: Any, **more: Any) -> Any:
         if len(done) >= 2:
-            time.sleep(1.0)
+            time.sleep(5.0)
         done.append(1)
         return true(*given, **more)
 
     monkeypatch.setattr(verify, "verify_matches", dawdling)
     answer = ask(limited, known(flukes))
-    assert answer.stages_skipped == ("geometry: not done within 0.3 s; 2 of 20 pairs were compared",)
+    assert answer.stages_skipped == (
+        f"geometry: not done within 3 s; 2 of {limited.config.local.verify} pairs were compared",
+    )
     assert answer.status in ("match", "review")
     asked = len(done)
-    time.sleep(1.5)
+    time.sleep(6.0)
     assert len(done) <= asked + 2  # the thread listened
 
 
