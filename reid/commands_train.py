@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from reid import console
-from reid.mine import Mined
 from reid.judge import Figure, Report
+from reid.mine import Mined
 from reid.retrain import Refused
 
 
