@@ -23,7 +23,9 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="Find the individual animal in a photo.\n\nExample: reid init && reid enroll photos/ --table names.csv && reid query new.jpg",
+    help="Find the individual animal in a photo.\n\nExample: reid init && reid enroll photos/ --table names.csv && reid query new.jpg\n\n"
+    "Exit codes: 0 done (match, new, review) · 1 error · 2 wrong usage · 3 done, but photos or rows were left out · "
+    "4 no candidates · 5 no animal found · 6 the index is stale.",
 )
 people = typer.Typer(
     no_args_is_help=True,
@@ -159,7 +161,7 @@ def enroll(
     layout: Annotated[Layout, typer.Option(help="Whether folders are names of individuals.")] = Layout.auto,
     masks: Annotated[
         Path | None,
-        typer.Option(help="Folder of masks (.png, not black on the animal) that bear the photos' names."),
+        typer.Option(exists=True, help="Folder of masks (.png, not black on the animal) that bear the photos' names."),
     ] = None,
     report: Report = None,
     who: Who = "",
@@ -198,7 +200,7 @@ def query(
     box: Annotated[str, typer.Option(help="The animal's box in the photo: x0,y0,x1,y1 in pixels.")] = "",
     mask: Annotated[
         Path | None,
-        typer.Option(help="Where exactly the animal is: a mask (not black on it), or a folder of masks."),
+        typer.Option(exists=True, help="Where exactly the animal is: a mask (not black on it), or a folder of masks."),
     ] = None,
     sheet: Annotated[
         Path | None, typer.Option(help="Draw the answer: query beside the best photo of each candidate.")
@@ -305,11 +307,12 @@ def explain(
     b: Annotated[Path, typer.Argument(help="Another one.")],
     out: Annotated[Path, typer.Option(help="Folder for the pictures and the page that shows them.")],
     box_a: Annotated[str, typer.Option(help="The animal's box in the first photo: x0,y0,x1,y1 in pixels.")] = "",
-    box_b: Annotated[str, typer.Option(help="The same in the second.")] = "",
+    box_b: Annotated[str, typer.Option(exists=True, help="The same in the second.")] = "",
     mask_a: Annotated[
-        Path | None, typer.Option(help="Where exactly it is in the first photo: a mask (not black on the animal).")
+        Path | None,
+        typer.Option(exists=True, help="Where exactly it is in the first photo: a mask (not black on the animal)."),
     ] = None,
-    mask_b: Annotated[Path | None, typer.Option(help="The same in the second.")] = None,
+    mask_b: Annotated[Path | None, typer.Option(exists=True, help="The same in the second.")] = None,
     heat: Annotated[bool, typer.Option(help="Heat maps of what the model looked at (most of the time).")] = True,
     matches: Annotated[bool, typer.Option(help="Lines between matching points.")] = True,
     warp: Annotated[bool, typer.Option(help="One photo laid over the other, for a slider.")] = True,

@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from reid.errors import MissingExtra
+
 if TYPE_CHECKING:
     from reid.recrop import Report
 
 Opened = Callable[..., AbstractContextManager[Any]]
+USABLE = 0.5  # median IoU below which nobody is told how to put a cropper in force
 LEFT_OUT = 3  # exit code: done, but some photos were left out
 
 
@@ -41,13 +44,23 @@ def register(app: typer.Typer, opened: Opened) -> None:
 
         Example: reid --store whales train-cropper --from-store --name ours
         """
-        from reid import console, recrop
+        from reid import console
 
-        options = recrop.Options(from_store, whales, epochs, folds, seed, name, resume)
-        with opened(context, create=True) as store, console.progress(json) as show:
+        with opened(context) as store, console.progress(json) as show:
+            recrop = _recrop()
+            options = recrop.Options(from_store, whales, epochs, folds, seed, name, resume)
             done = recrop.train(store, options, show)
         console.as_json(done) if json else trained(done)
         raise typer.Exit(LEFT_OUT if done.failures else 0)
+
+
+def _recrop() -> Any:
+    """`reid.recrop`, which needs torch; MissingExtra where that is not installed."""
+    try:
+        from reid import recrop
+    except ImportError as error:
+        raise MissingExtra(f"training needs {error.name}", next_step="pip install 'animal-reid[train]'") from error
+    return recrop
 
 
 def trained(report: Report) -> None:
@@ -62,5 +75,11 @@ def trained(report: Report) -> None:
         ("landmark error there, share of the width", report.landmark_error),
     )
     console.table(("measure", "value"), [(what, f"{value:.3f}") for what, value in measures if not math.isnan(value)])
-    print(report.next_step)
+    best = max((v for v in (report.iou_store, report.iou_rendered) if not math.isnan(v)), default=math.nan)
+    if best < USABLE:
+        print(
+            f"its boxes miss the animals (median IoU {best:.2f}): more photos or epochs are needed before it is of use"
+        )
+    else:
+        print(report.next_step)
     console.failures(report.failures)

@@ -262,5 +262,8 @@ def test_the_demo_renders_enrols_asks_and_draws(tmp_path: Path) -> None:
     assert [Path(s).is_file() for s in done["sheets"]] == [True] * 3
     assert done["enrolled"]["failures"] == []
     assert {a["status"] for a in done["answers"]} <= {"match", "new"}
-    again = reid("demo", tmp_path / "d", "--whales", 5, "--queries", 3)
-    assert (again.exit_code, "store" in again.stderr) == (1, True)
+    again = reid_json("demo", tmp_path / "d", "--whales", 5, "--queries", 3)  # goes on with what is there
+    assert again["enrolled"]["new"] == 0 and again["answers"][0]["labels"] == done["answers"][0]["labels"]
+    (tmp_path / "d" / "README.txt").unlink()  # as if the store were somebody's own
+    refused = reid("demo", tmp_path / "d", "--whales", 5, "--queries", 3)
+    assert (refused.exit_code, "store" in refused.stderr) == (1, True)
