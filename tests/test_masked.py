@@ -253,7 +253,12 @@ def test_masks_on_the_command_line(tmp_path: Path, flukes: Path) -> None:
     assert answer["status"] == "no_detection"
     boxed = reid_json("query", photos / names[0], "--mask", folder, store=store, code=4)  # nothing there is named
     assert boxed["boxes"][0]["x1"] == pytest.approx(size_of(photos / names[0])[0] / 2, abs=1)
-    nothing = reid("enroll", photos, "--masks", tmp_path / "nowhere", store=store)
+    absent = reid("enroll", photos, "--masks", tmp_path / "nowhere", store=store)
+    assert absent.exit_code == 2 and "does not exist" in " ".join(absent.output.split())
+    gone = reid("query", photos / names[0], "--mask", tmp_path / "gone.png", store=store)
+    assert gone.exit_code == 2 and "does not exist" in " ".join(gone.output.split())
+    (tmp_path / "none").mkdir()
+    nothing = reid("enroll", photos, "--masks", tmp_path / "none", store=store)
     assert nothing.exit_code == 1 and "no masks of these photos" in nothing.output
     several = reid("query", photos / names[0], photos / names[1], "--mask", empty, store=store)
     assert several.exit_code == 2 and "folder of masks" in several.output
