@@ -29,7 +29,6 @@ from reid.store import Store
 
 BATCH = 32  # photos a transaction
 _SAMPLE = 64  # photos by whose boxes the default model is chosen, where a cropper has to find them
-_NO_CROP = models.Preprocessing(8, 8, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 Progress = Callable[[str, int, int], None]  # stage, done, total
 
@@ -142,7 +141,7 @@ def _with_boxes(store: Store, sightings: Sequence[Sighting]) -> Sequence[Sightin
     given = [_of_species(store, s) for s in sightings[:: -(-len(sightings) // _SAMPLE)]]
     if all(s.box is not None or croppers.of(s.species) is None for s in given):
         return sightings
-    found = intake.prepare_all([(s,) for s in given], _NO_CROP, (), croppers=croppers)
+    found = intake.prepare_all([(s,) for s in given], intake.NO_CROP, (), croppers=croppers)
     return [
         replace(s, box=one.boxes[0]) if s.box is None and isinstance(one, Prepared) and one.boxes else s
         for s, one in zip(given, found, strict=True)

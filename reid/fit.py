@@ -246,8 +246,8 @@ def measured(
         first = measure.fitted(gallery, asked, method, query.geometry_inliers)
         if first is not None:
             return first.fusion, first.cases
-    trees = measure.fitted(gallery, asked, method)
-    best = max((one for one in (plain, prior, trees) if one is not None), key=lambda one: one.map_at_5)
+    trees = [measure.fitted(gallery, some, method) for some in measure.with_and_without_siamese(asked)]
+    best = max((one for one in (plain, prior, *trees) if one is not None), key=lambda one: one.map_at_5)
     return best.fusion, best.cases
 
 

@@ -28,6 +28,8 @@ from reid.records import Box, Failure, PhotoFacts, Sighting
 
 AHEAD = 24  # photos prepared in advance; bounds memory
 
+NO_CROP = Preprocessing(8, 8, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+"""For `prepare` without views: what is cut where nothing is to be embedded."""
 Describe = Callable[[NDArray[np.uint8], NDArray[np.uint8] | None], LocalFeatures | None]  # crop, mask of its size
 
 

@@ -26,7 +26,6 @@ from reid.intake import Describe, Prepared
 from reid.keypoints import FeatureStore, KeypointConfig, LocalFeatures
 from reid.learned import LearnedConfig
 from reid.masks import MaskStore
-from reid.models import Preprocessing
 from reid.records import Box, Failure, Mask, Sighting
 from reid.store import Store
 from reid.verify import VerifyConfig
@@ -37,7 +36,6 @@ REDRAWN = "redrawn"  # a file in `MASKS`: keypoints of boxes whose mask has chan
 _BATCH = 256  # boxes indexed in one commit while describing
 _MANY = 8 * _BATCH  # boxes from which an addition is planned for, rather than taken as it comes
 _SAMPLE = 500  # boxes whose features stand for all in that plan
-_NO_CROP = Preprocessing(8, 8, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))  # where only local features are wanted
 
 BoxKey = tuple[float, float, float, float]
 Progress = Callable[[str, int, int], None]  # stage, done, total
@@ -293,7 +291,7 @@ def _described(store: Store, annotations: Sequence[int]) -> Iterator[tuple[list[
     groups = [
         tuple(_sighting(path, infos[a], drawn, hashes[infos[a].photo]) for a in ids) for path, ids in by_path.items()
     ]
-    prepared = intake.prepare_all(groups, _NO_CROP, (), describe=description(store), further=describer(store))
+    prepared = intake.prepare_all(groups, intake.NO_CROP, (), describe=description(store), further=describer(store))
     for ids, one in zip(by_path.values(), prepared, strict=True):
         if isinstance(one, Prepared) and one.facts.sha256 != hashes[infos[ids[0]].photo]:
             name = printable(one.facts.path)

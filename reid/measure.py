@@ -150,6 +150,16 @@ def fused(gallery: Gallery, asked: Sequence[Asked], fusion_kind: Fusion, method:
     return Fused(fusion_kind, _cases(gallery, asked, known, unknown, method))
 
 
+def with_and_without_siamese(asked: Sequence[Asked]) -> list[Sequence[Asked]]:
+    """The same left-out photos without the columns of a Siamese head, and with them where there are any: a head that
+    does not help is not to be listened to.
+    """
+    narrow = len(fusion.NAMES)
+    if all(one.known.shape[1] <= narrow for one in asked):
+        return [asked]
+    return [[replace(one, known=one.known[:, :narrow], unknown=one.unknown[:, :narrow]) for one in asked], asked]
+
+
 def fitted(gallery: Gallery, asked: Sequence[Asked], method: str, least: int | None = None) -> Fused | None:
     """Trees fitted on all pairs of named animals, and the answers out of fold; None where there are too few pairs. With
     `least`, those of geometry alone, which has the first place from so many agreeing points.

@@ -17,13 +17,11 @@ from reid.catalogue import AnnotationInfo, NewAnnotation, NewPhoto, PhotoInfo
 from reid.catalogue.boxes import MACHINE, same
 from reid.images import printable
 from reid.intake import Prepared
-from reid.models import Preprocessing
 from reid.records import Failure, Sighting
 from reid.store import Store
 
 RECORD = "cropper.json"
 _BATCH = 32  # photos a transaction
-_NO_CROP = Preprocessing(8, 8, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 Progress = Callable[[str, int, int], None]  # stage, done, total
 
@@ -59,7 +57,7 @@ def relocate(store: Store, *, who: str, progress: Progress) -> Relocated:
     photos = store.catalogue.photos([info.photo for info in chosen])
     groups = [(Sighting(store.resolve(i.path), printable(i.path), species=i.species),) for i in chosen]
     waiting: list[NewPhoto] = []
-    prepared = intake.prepare_all(groups, _NO_CROP, (), croppers=store.croppers)
+    prepared = intake.prepare_all(groups, intake.NO_CROP, (), croppers=store.croppers)
     for info, one in zip(chosen, prepared, strict=True):
         done.looked += 1
         if isinstance(one, Failure):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -261,3 +261,37 @@ def test_trees_are_fitted_on_named_pairs_and_answer_their_own_photos_out_of_fold
     known = found.cases.known_case
     assert not np.allclose(inside.cases.known_best[known], found.cases.known_best[known])
     assert found.cases.known_best[known].mean() < inside.cases.known_best[known].mean()
+
+
+def test_columns_of_a_siamese_head_are_also_done_without(world: World, asked: list[Asked]) -> None:
+    assert measure.with_and_without_siamese(asked) == [asked] and measure.with_and_without_siamese([]) == [[]]
+    rng = np.random.default_rng(0)
+    wide = [
+        replace(
+            one,
+            known=np.hstack([one.known, rng.normal(size=(len(one.known), 2)).astype(np.float32)]),
+            unknown=np.hstack([one.unknown, rng.normal(size=(len(one.unknown), 2)).astype(np.float32)]),
+        )
+        for one in asked
+    ]
+    without, with_them = measure.with_and_without_siamese(wide)
+    assert with_them is wide
+    for plain, one in zip(asked, without, strict=True):
+        np.testing.assert_array_equal(one.known, plain.known)
+        np.testing.assert_array_equal(one.unknown, plain.unknown)
+        assert (one.row, one.rows.tolist(), one.others.tolist()) == (
+            plain.row,
+            plain.rows.tolist(),
+            plain.others.tolist(),
+        )
+
+
+def test_trees_without_a_siamese_head_s_columns_answer_rows_that_have_them() -> None:
+    rng = np.random.default_rng(1)
+    rows = rng.normal(size=(400, len(NAMES))).astype(np.float32)
+    same = rows[:, NAMES.index("log_votes")] > 1
+    animals = np.stack([np.arange(400) % 40, 40 + np.arange(400) % 37], axis=1)
+    found, _ = fusion.fit_trees(rows, same, animals)
+    wide = np.hstack([rows, rng.normal(size=(400, 2)).astype(np.float32)])
+    assert found.columns == NAMES
+    np.testing.assert_array_equal(found.scores(wide), found.scores(rows))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -47,16 +46,6 @@ def _rendered(base: Path) -> Sources:
 @pytest.fixture(scope="session")
 def fluke_sources(tmp_path_factory: pytest.TempPathFactory) -> Sources:
     return _rendered(tmp_path_factory.getbasetemp() / "few-flukes")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Networks as small as these are slower on two threads."""
-    torch = pytest.importorskip("torch")
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def tiny(more: str = "") -> Recipe:

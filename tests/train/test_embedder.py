@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from few_flukes import PHOTOS, WHALES, Sources, fluke_sources, one_thread, tiny
-from painted_store import colour_graph, herd, sources_of
+from few_flukes import PHOTOS, WHALES, Sources, fluke_sources, tiny
+from painted_store import colour_graph, herd, one_thread, sources_of
 
 torch = pytest.importorskip("torch")
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from few_flukes import Sources, fluke_sources, one_thread
+from few_flukes import Sources, fluke_sources
+from painted_store import one_thread
 
 from reid.errors import ConfigError
 from reid.train import recipe
