@@ -32,10 +32,11 @@ from reid.embed import unit_rows
 from reid.errors import TrainError
 from reid.models import ModelCard, Preprocessing
 from reid.records import Failure
-from reid.train import augment, backbone, checkpoints, holdout, losses, network, pictures, sampling
+from reid.train import augment, backbone, checkpoints, holdout, lanes, losses, network, pictures, sampling
 from reid.train.assignment import codes_of
 from reid.train.features import Source
 from reid.train.holdout import Split
+from reid.train.lanes import Lanes
 from reid.train.network import Network
 from reid.train.pairing import Pairing
 from reid.train.pictures import Pictures
@@ -120,15 +121,18 @@ def train(
         tell = (lambda done, of: progress("photos", done, of)) if progress else None
         kept = pictures.load(sources, seen, tell)
         run = _Run(net, kept, _codes(labels, kept, held), recipe, seed, chosen, seen)
-        run.clock["photos"] = budget.spent()
-        if resume and checkpoints.exists(folder):
-            run.restore(folder)
-        else:
-            run.start(progress)
-            run.clock["start"] = budget.spent() - run.clock["photos"]
-        inside = None if held is None else _inside(held, kept, labels)
-        run.all_epochs(folder, budget, inside, progress, epochs)
-        run.finish()
+        try:
+            run.clock["photos"] = budget.spent()
+            if resume and checkpoints.exists(folder):
+                run.restore(folder)
+            else:
+                run.start(progress)
+                run.clock["start"] = budget.spent() - run.clock["photos"]
+            inside = None if held is None else _inside(held, kept, labels)
+            run.all_epochs(folder, budget, inside, progress, epochs)
+            run.finish()
+        finally:
+            run.lanes.close()
     model = write(net, recipe, seen, folder, name, base=base)
     checkpoints.remove(folder)
     run.clock["total"] = budget.spent()
@@ -224,6 +228,7 @@ class _Run:
         self.by_class = recipe.sampling.mirror == "class" and recipe.sampling.kind != "pairs"
         space = losses.Space(net.dim, net.n_parts, np.tile(counts, 2) if self.by_class else counts)
         self.net = net.to(device, memory_format=torch.channels_last)
+        self.lanes = Lanes(self.net, lanes.fitting(recipe.schedule.batch) if device.type == "cpu" else 1)
         self.losses = losses.Sum(recipe.losses, space).to(device)
         self.pairing = Pairing(recipe, net.dim, codes).to(device) if recipe.sampling.kind == "pairs" else None
         self.mean, self.std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (seen.mean, seen.std))
@@ -254,7 +259,7 @@ class _Run:
         if config.optimiser == "sgd":
             return torch.optim.SGD(listed, config.rate, momentum=0.9, nesterov=True)
         kind = torch.optim.AdamW if config.optimiser == "adamw" else torch.optim.Adam
-        return kind(listed, config.rate)
+        return kind(listed, config.rate, fused=True)
 
     # Beginning and end ------------------------------------------------------------------------------------------------
 
@@ -266,16 +271,8 @@ class _Run:
         if self.recipe.schedule.norms == "train":
             self.refresh(rng)
         some = self.rows if len(self.rows) <= _WHITENED else np.sort(rng.permutation(self.rows)[:_WHITENED])
-        pooled: list[list[NDArray[np.float32]]] = [[] for _ in range(self.net.n_parts)]
-
-        def keep(x: torch.Tensor) -> torch.Tensor:
-            found = self.net.pooled(self.net.maps(x))
-            for number, one in enumerate(found):
-                pooled[number].append(one.float().cpu().numpy())
-            return found[0]
-
-        self._through(some, keep)
-        stacked = [np.concatenate(one) for one in pooled]
+        pooled = self._through(some, lambda x: torch.stack(self.net.pooled(self.net.maps(x)), 1))
+        stacked = [pooled[:, part] for part in range(self.net.n_parts)]
         for number, norm in enumerate(self.net.first):
             if isinstance(norm, torch.nn.BatchNorm1d):
                 norm.running_mean.copy_(torch.from_numpy(stacked[number].mean(0)))
@@ -314,11 +311,11 @@ class _Run:
             norm.momentum = momentum
 
     def finish(self) -> None:
-        """The averaged weights, where the recipe wants some, with batch norms of their own."""
+        """The averaged weights, where the recipe wants some; batch norms as the photos have them with these weights."""
         if self.average:
             self.net.load_state_dict(self.average)
-            if self.recipe.schedule.norms == "train":
-                self.refresh(np.random.default_rng([self.seed, 13]))
+        if self.recipe.schedule.norms == "train":
+            self.refresh(np.random.default_rng([self.seed, 13]))
         self.net.eval()
 
     # Epochs -----------------------------------------------------------------------------------------------------------
@@ -359,19 +356,16 @@ class _Run:
         return total / max(1, shown)
 
     def _prepared(self, batches: list[Any], number: int) -> Iterator[_Views]:
-        """The batches' views, in order: for a GPU made ahead on threads of their own. Each batch draws from its own
-        seed, so that both ways give the same.
+        """The batches' views, in order, made ahead on threads of their own; each batch draws from its own seed, so that
+        it does not matter which is made first.
         """
         size = size_at(self.plan.done, self.recipe)
 
         def make(step: int) -> _Views:
             return self._views(batches[step], size, np.random.default_rng([self.seed, 101, number, step]))
 
-        if self.device.type == "cpu":
-            yield from map(make, range(len(batches)))
-            return
         ahead: deque[Future[_Views]] = deque()
-        workers = max(1, min(8, (os.cpu_count() or 2) - 1))
+        workers = 1 if self.device.type == "cpu" else max(1, min(8, (os.cpu_count() or 2) - 1))
         with ThreadPoolExecutor(workers) as pool:
             for step in range(len(batches) + 2 * workers):
                 if step < len(batches):
@@ -434,7 +428,7 @@ class _Run:
         for group in self.optimiser.param_groups:
             group["lr"] = config.rate * group["factor"] * rate_at(done, config)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.device.type == "cuda"):
-            out = self.net.embed(self._normal(views.pixels))
+            out = self.net.embed_maps(self.lanes.maps(self._normal(views.pixels)))
             loss = self.losses(out, self._targets(views))
             if self.pairing is not None:
                 loss = loss + self.pairing.loss(torch.nn.functional.normalize(out.whole.float()))
@@ -445,6 +439,7 @@ class _Run:
             )
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
+        self.lanes.backward()
         if config.clip:
             params = [p for group in self.optimiser.param_groups for p in group["params"]]
             torch.nn.utils.clip_grad_norm_(params, config.clip)
@@ -510,15 +505,18 @@ class _Run:
     ) -> NDArray[np.float32]:
         self.net.eval()
         size = self.recipe.input.height, self.recipe.input.width
-        out: list[NDArray[np.float32]] = []
-        with torch.inference_mode():
-            for at in range(0, len(rows), _AT_ONCE):
-                some = rows[at : at + _AT_ONCE]
+
+        def found(at: int) -> NDArray[np.float32]:
+            some = rows[at : at + _AT_ONCE]
+            with torch.inference_mode():
                 if worn:
                     x = augment.field(self.kept, some, size, self.recipe.augment, self.seed + at)
                 else:
                     x = augment.plain(self.kept, some, size, np.full(len(some), turned))
-                out.append(what(self._normal(x)).float().cpu().numpy())
+                out: NDArray[np.float32] = what(self._normal(x)).float().cpu().numpy()
+            return out
+
+        out = self.lanes.each(found, range(0, len(rows), _AT_ONCE))
         return np.concatenate(out) if out else np.empty((0, self.net.dim), np.float32)
 
     def scores(self, held: _Held) -> tuple[float, float]:

@@ -37,6 +37,7 @@ from reid.train.recipe import (
 )
 
 _LEFT_OUT = -1e4  # a logit that takes no part
+_LENGTH = 4.0  # of a class centre at first: only its direction counts, and the longer it is the slower it turns
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -93,9 +94,10 @@ class MarginSoftmax(torch.nn.Module):  # type: ignore[misc]
         known = targets.classes >= 0
         classes = targets.classes.clamp_min(0)
         true = cosine.gather(1, classes[:, None])[:, 0].clamp(-1 + 1e-6, 1 - 1e-6)
-        angle = config.m1 * true.acos() + self.margin[classes]
+        grown = min(1.0, targets.done / config.grows) if config.grows else 1.0
+        angle = (1 + grown * (config.m1 - 1)) * true.acos() + grown * self.margin[classes]
         # Beyond π a cosine would rise again: there the target goes on falling along a line (Deng et al.'s code).
-        wanted = torch.where(angle < math.pi, angle.cos(), -1 - (angle - math.pi)) - config.m3
+        wanted = torch.where(angle < math.pi, angle.cos(), -1 - (angle - math.pi)) - grown * config.m3
         logits = cosine.scatter(1, classes[:, None], wanted[:, None].to(cosine.dtype)) * config.scale
         loss = _cross_entropy(without_twins(logits, targets), classes, known)
         if config.uniform and not bool(known.all()):
@@ -110,7 +112,7 @@ class MarginSoftmax(torch.nn.Module):  # type: ignore[misc]
             noise[:, 0] = 0
             centres = (functional.normalize(centres)[:, None] + 0.5 * noise).flatten(0, 1)
         with torch.no_grad():
-            self.centres.copy_(functional.normalize(centres))
+            self.centres.copy_(functional.normalize(centres) * _LENGTH)
 
 
 class SphereFace(torch.nn.Module):  # type: ignore[misc]
@@ -143,7 +145,7 @@ class SphereFace(torch.nn.Module):  # type: ignore[misc]
     def start(self, centres: torch.Tensor) -> None:
         """Begin with these class centres `(C, D)`."""
         with torch.no_grad():
-            self.centres.copy_(functional.normalize(centres))
+            self.centres.copy_(functional.normalize(centres) * _LENGTH)
 
 
 class SoftmaxHeads(torch.nn.Module):  # type: ignore[misc]
@@ -207,7 +209,7 @@ class HardSigmoid(torch.nn.Module):  # type: ignore[misc]
     def start(self, centres: torch.Tensor) -> None:
         """Begin with these class centres `(C, D)`."""
         with torch.no_grad():
-            self.centres.copy_(functional.normalize(centres))
+            self.centres.copy_(functional.normalize(centres) * _LENGTH)
 
 
 class BatchHard(torch.nn.Module):  # type: ignore[misc]

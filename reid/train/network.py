@@ -47,9 +47,12 @@ class Network(torch.nn.Module):  # type: ignore[misc]  # torch is not followed b
         self.backbone, self.config, self.grey = backbone, config, grey
         widths = [int(stage["num_chs"]) for stage in backbone.feature_info]
         last = int(backbone.num_features)
-        self.stages = {"last_two": [len(widths) - 2], "all_stages": list(range(len(widths) - 4, len(widths) - 1))}.get(
-            config.pooling, []
-        )
+        if config.levels:
+            widths = widths[: config.levels]
+            last = widths[-1]
+            backbone.prune_intermediate_layers([config.levels - 1], prune_norm=True, prune_head=True)
+        before = {"last_two": 1, "all_stages": 3}.get(config.pooling, 0)
+        self.stages = list(range(len(widths) - 1 - before, len(widths) - 1))
         wide = {
             "max_avg": 2 * last,
             "grid": config.rows * config.columns * last,
@@ -82,7 +85,10 @@ class Network(torch.nn.Module):  # type: ignore[misc]  # torch is not followed b
 
     def embed(self, x: torch.Tensor) -> Embedded:
         """The vector, and what only training needs."""
-        maps = self.maps(x)
+        return self.embed_maps(self.maps(x))
+
+    def embed_maps(self, maps: list[torch.Tensor]) -> Embedded:
+        """As `embed`, from what `maps` gave."""
         parts = tuple(self.head(pooled, number) for number, pooled in enumerate(self.pooled(maps)))
         rows = None
         if self.local is not None:
@@ -94,6 +100,10 @@ class Network(torch.nn.Module):  # type: ignore[misc]  # torch is not followed b
         if self.grey:
             luma = torch.tensor([0.299, 0.587, 0.114], dtype=x.dtype, device=x.device).view(1, 3, 1, 1)
             x = (x * luma).sum(1, keepdim=True).expand(-1, 3, -1, -1)
+        if self.config.levels:
+            levels = [*self.stages, self.config.levels - 1]
+            cut: list[torch.Tensor] = self.backbone.forward_intermediates(x, indices=levels, intermediates_only=True)
+            return cut
         if not self.stages:
             return [self.backbone.forward_features(x)]
         last, inner = self.backbone.forward_intermediates(x, indices=self.stages)
@@ -175,6 +185,8 @@ def build(config: NetworkConfig, *, grey: bool = False, pretrained: bool = True)
         )
     if not hasattr(network, "forward_intermediates") or not hasattr(network, "feature_info"):
         raise ModelError(f"'{config.backbone}' gives no maps to pool", next_step="choose another backbone of timm")
+    if config.levels > len(network.feature_info):
+        raise ModelError(f"'{config.backbone}' has {len(network.feature_info)} levels, not {config.levels}")
     data = timm.data.resolve_model_data_config(network)
     mean, std = (tuple(255.0 * float(v) for v in data[key]) for key in ("mean", "std"))
     return Network(network, config, grey=grey), (mean, std)

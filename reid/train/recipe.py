@@ -46,6 +46,9 @@ class NetworkConfig:
     """From pixels to the vector: `reid.train.network`."""
 
     backbone: str = "tf_efficientnet_lite0"  # any timm name
+    levels: int = (
+        0  # of the backbone's maps that are kept, the finest first: small photos leave little in the last; 0: all
+    )
     pooling: Pooling = "gem"
     gem: float = 3.0  # power of the generalised mean; 1 is the mean
     learn_gem: bool = False
@@ -65,7 +68,8 @@ class NetworkConfig:
 class Margin:
     """Softmax over cosines whose target is cos(m1·θ + m2) − m3, times `scale`: ArcFace (1, .5, 0), CosFace (1, 0, .35),
     combined (1, .4, .15). With `centres` above 1 each class has so many. With `dynamic` the angle is m_c = a·n^(−b) + c
-    instead of m2, by photos n of the class. `uniform` weighs the cross entropy of `new_whale` photos to 1/C; 0: none.
+    instead of m2, by photos n of the class. The margins grow from nothing over the first `grows` of the training: whole
+    at once, they undo a good start. `uniform` weighs the cross entropy of `new_whale` photos to 1/C; 0: none.
     """
 
     weight: float = 1.0
@@ -75,6 +79,7 @@ class Margin:
     m3: float = 0.0
     centres: int = 1
     dynamic: tuple[float, ...] = ()  # a, b, c
+    grows: float = 0.0  # share of the training
     uniform: float = 0.0
 
 

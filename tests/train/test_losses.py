@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -76,6 +77,15 @@ def test_margin_softmax_is_cross_entropy_of_cosines_with_the_margin_on_the_targe
         points.append(cross_entropy(logits, true))
     expected = np.mean(points) + (config.uniform * np.mean(uniform) if config.uniform else 0.0)
     assert loss(x, aims).item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_margins_grow_from_nothing_to_what_they_are() -> None:
+    x, aims = embedded(), targets(new=False)
+    for done, share in ((0.0, 0.0), (0.1, 0.5), (0.2, 1.0), (0.9, 1.0)):
+        growing = losses.MarginSoftmax(Margin(scale=20, m1=0.9, m2=0.4, m3=0.15, grows=0.2), space())
+        whole = losses.MarginSoftmax(Margin(scale=20, m1=1 - 0.1 * share, m2=0.4 * share, m3=0.15 * share), space())
+        whole.load_state_dict({**growing.state_dict(), "margin": whole.margin})
+        assert growing(x, replace(aims, done=done)).item() == pytest.approx(whole(x, aims).item(), rel=1e-5)
 
 
 def test_arcface_and_cosface_are_those_of_pytorch_metric_learning_where_nothing_is_left_out() -> None:
