@@ -263,7 +263,8 @@ def _looked(path: Path, eye: Eye, options: Options, box: Box | None, mask: Mask 
     masked = intake.with_masks([Sighting(path, printable(path), box=box, mask=mask)], facts.width, facts.height)
     if masked.failures:
         problem = masked.failures[0]
-        raise InputError(problem.message, source=problem.source, next_step=problem.next_step)
+        message = problem.message.removesuffix(intake.WITHOUT_MASK)
+        raise InputError(message, source=problem.source, next_step=problem.next_step)
     [sighting] = masked.sightings
     return look(path, eye, options, box=sighting.box, mask=masked.of(sighting), name=name)
 

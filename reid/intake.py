@@ -28,6 +28,7 @@ from reid.records import Box, Failure, PhotoFacts, Sighting
 
 AHEAD = 24  # photos prepared in advance; bounds memory
 
+WITHOUT_MASK = "; its box serves without it"  # ends the message of a mask that cannot be used
 NO_CROP = Preprocessing(8, 8, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 """For `prepare` without views: what is cut where nothing is to be embedded."""
 Describe = Callable[[NDArray[np.uint8], NDArray[np.uint8] | None], LocalFeatures | None]  # crop, mask of its size
@@ -71,7 +72,8 @@ def by_photo(sightings: Sequence[Sighting]) -> list[tuple[Sighting, ...]]:
 @dataclass(frozen=True, slots=True, eq=False)
 class Masked:
     """Sightings of a photo whose masks are pixels now: `(H, W) bool` of the upright photo. One that had a mask and no
-    box has the box around it; those whose mask cannot be used are among the `failures`.
+    box has the box around it. Masks that cannot be used are among the `failures`: a sighting with a box goes on without
+    its mask, one without a box is left out.
     """
 
     sightings: tuple[Sighting, ...]
@@ -105,13 +107,22 @@ def with_masks(sightings: Sequence[Sighting], width: int, height: int) -> Masked
                         next_step="mark the animal, or leave the mask away",
                     )
             except ReidError as error:
-                failures.append(failure_of(error))
-                continue
-            if sighting.box is None:
-                sighting = replace(sighting, box=Box(*corners), declared_size=None)
-            drawn[id(sighting)] = mask
+                failures.append(_no_mask(error, sighting))
+                if sighting.box is None:  # nothing else says where the animal is
+                    continue
+                sighting = replace(sighting, mask=None)
+            else:
+                if sighting.box is None:
+                    sighting = replace(sighting, box=Box(*corners), declared_size=None)
+                drawn[id(sighting)] = mask
         kept.append(sighting)
     return Masked(tuple(kept), tuple(failures), drawn)
+
+
+def _no_mask(error: ReidError, sighting: Sighting) -> Failure:
+    """Said of a mask that cannot be used: what goes in without it, if anything does."""
+    failure = failure_of(error)
+    return replace(failure, message=failure.message + WITHOUT_MASK) if sighting.box else failure
 
 
 def place_boxes(

@@ -85,14 +85,36 @@ def test_a_mask_without_a_box_gives_the_box_around_it(photo: Sighting, tmp_path:
     assert prepared.boxes == (Box(0.0, 0.0, float(round(0.5 * width)), float(height)),)
 
 
-@pytest.mark.parametrize("keep_box", [True, False])
-def test_an_empty_mask_is_said_and_nothing_is_cut(photo: Sighting, tmp_path: Path, keep_box: bool) -> None:
+def test_an_empty_mask_without_a_box_is_said_and_nothing_is_cut(photo: Sighting, tmp_path: Path) -> None:
     nothing = drawn(tmp_path / "none.png", photo.path, right=0.0)
-    one = replace(photo, box=photo.box if keep_box else None, mask=Mask(picture=nothing))
+    one = replace(photo, box=None, mask=Mask(picture=nothing))
     prepared = intake.prepare([one], PREPROCESSING, describe=KeypointConfig())
     assert prepared.boxes == () and prepared.local == () and len(prepared.crops) == 0
     [failure] = prepared.failures
     assert failure.code == "bad_input" and "mask is empty" in failure.message and failure.next_step
+
+
+@pytest.mark.parametrize("trouble", ["empty", "another shape", "no picture"])
+def test_a_mask_that_cannot_be_used_costs_a_photo_with_a_box_the_mask_alone(
+    photo: Sighting, tmp_path: Path, trouble: str
+) -> None:
+    bad = tmp_path / "bad.png"
+    if trouble == "empty":
+        drawn(bad, photo.path, right=0.0)
+    elif trouble == "another shape":
+        assert cv2.imwrite(str(bad), np.full((50, 50), 255, np.uint8))
+    else:
+        bad.write_bytes(b"nonsense")
+    one = replace(photo, mask=Mask(picture=bad))
+    prepared = intake.prepare([one], PREPROCESSING, describe=KeypointConfig())
+    plain = intake.prepare([photo], PREPROCESSING, describe=KeypointConfig())
+    assert (prepared.boxes, prepared.local, prepared.masks) == (plain.boxes, plain.local, (None,))
+    assert np.array_equal(prepared.crops, plain.crops) and plain.failures == ()
+    [failure] = prepared.failures
+    assert failure.code == "bad_input" and failure.next_step
+    assert "mask" in failure.message and failure.message.endswith("its box serves without it")
+    [again] = intake.with_masks([one], prepared.facts.width, prepared.facts.height).sightings
+    assert (again.box, again.mask, again.identity) == (photo.box, None, photo.identity)
 
 
 def test_a_store_keeps_masks_and_describes_by_them_again(flukes: Path, tmp_path: Path) -> None:
