@@ -24,6 +24,7 @@ from reid.exchange import failure_of, read_sources
 from reid.images import printable
 from reid.pipeline import Identifier
 from reid.records import Failure, Sighting
+from reid.remove import removed_paths
 from reid.search import Probe
 from reid.store import Store
 
@@ -145,7 +146,8 @@ def _present(store: Store, report: ReindexReport) -> tuple[int, float | None]:
 
 def _look_at_files(store: Store, report: ReindexReport, progress: Progress) -> list[Path]:
     """Compare every known file with the disk: gone, back, or holding other bytes; the files that do."""
-    files = store.catalogue.known_files()
+    out = {photo.id for photo in store.catalogue.removed()}
+    files = [file for file in store.catalogue.known_files() if file.photo not in out]
     gone: list[Path] = []
     changed: list[Path] = []
     back: list[Path] = []
@@ -206,14 +208,15 @@ def _enrol_again(store: Store, who: str, progress: Progress) -> EnrolReport:
     """Read every source of earlier enrolments again; known files cost a look at their time and size."""
     total = EnrolReport()
     photos = {os.fspath(store.resolve(file.path)) for file in store.catalogue.known_files()}
+    out = removed_paths(store)
     for entry in (store.read_json(SOURCES) or {}).get("sources", []):
         # a single photo that has gone is listed as vanished; a folder or table that has gone is somebody's mistake
-        sources = [s for s in entry["sources"] if os.path.exists(s) or s not in photos]
+        sources = [s for s in entry["sources"] if s not in out and (os.path.exists(s) or s not in photos)]
         if entry["sources"] and not sources:
             continue
         table, root = (Path(entry[k]) if entry[k] else None for k in ("table", "root"))
         try:
-            found = read_sources(sources, table=table, root=root, layout=entry["layout"])
+            found = read_sources(sources, table=table, root=root, layout=entry["layout"], removed=out)
         except ReidError as error:  # a table that has gone: the rest of the store is brought up to date all the same
             total.failures.append(failure_of(error))
             continue

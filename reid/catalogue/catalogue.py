@@ -23,6 +23,7 @@ from reid.catalogue.engine import WAIT_S, connect, database_url, reading, writin
 from reid.catalogue.events import Signature
 from reid.catalogue.identity import Replay, State
 from reid.catalogue.records import (
+    REMOVED,
     Added,
     AnnotationInfo,
     Counts,
@@ -144,6 +145,19 @@ class Catalogue:
         """The files at these paths are back with the bytes they had: the photos that were missing."""
         with writing(self._engine) as writer:
             return files.back(writer, [path_to_text(path) for path in paths])
+
+    def remove(self, photos: Collection[int], *, who: str, why: str = "") -> list[int]:
+        """Take photos out of service for good: their vectors leave the index, all that was said of them stays. Those
+        that were in service; one comes back when it is enrolled again.
+        """
+        by = self._sign(who, why, None)
+        note = f"{REMOVED}{by.who} on {by.at:%Y-%m-%d %H:%M} UTC" + (f": {by.why}" if by.why else "")
+        with writing(self._engine) as writer:
+            return files.remove(writer, photos, note)
+
+    def removed(self) -> list[PhotoInfo]:
+        """The photos that somebody took out of service, in order of id; the last of their notes says who."""
+        return [p for p in self.photos_in_state("changed") if any(note.startswith(REMOVED) for note in p.notes)]
 
     def group_encounters(
         self, max_gap: timedelta = MAX_GAP, max_km: float = MAX_KM, *, everything: bool = False
@@ -307,6 +321,11 @@ class Catalogue:
         """How much of everything there is."""
         with reading(self._engine) as connection:
             return queries.counts(connection)
+
+    def cut_out(self, newest: int = 500) -> tuple[int, int]:
+        """Of the `newest` annotations in service, how many show a part of their photo only; and how many there are."""
+        with reading(self._engine) as connection:
+            return queries.cut_out(connection, newest)
 
     def encounter_keys(self, ids: Collection[int]) -> dict[int, str | None]:
         """The owner's key of each encounter, None where it was grouped."""

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import URL, Connection, Engine, create_engine, event, func, insert, inspect, make_url, select, update
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError, SQLAlchemyError
 
+from reid import steps
 from reid.catalogue.tables import (
     Annotation,
     Base,
@@ -79,7 +80,7 @@ def connect(url: URL, wait_s: float = WAIT_S) -> Engine:
         raise CatalogueError(
             f"the driver is not installed ({error})",
             source=url.render_as_string(),
-            next_step="pip install 'animal-reid[postgres]'",
+            next_step=steps.install("postgres"),
         ) from error
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _sqlite_connect(wait_s))

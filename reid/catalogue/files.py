@@ -15,7 +15,7 @@ from reid.catalogue.encoding import text_to_path
 from reid.catalogue.engine import Writer
 from reid.catalogue.names import chunks
 from reid.catalogue.queries import photo_state
-from reid.catalogue.records import KnownFile, PhotoState
+from reid.catalogue.records import REMOVED, KnownFile, PhotoState
 from reid.catalogue.tables import Photo, PhotoCopy
 
 
@@ -109,11 +109,30 @@ def set_state(writer: Writer, photo: int, state: PhotoState) -> None:
     if before == state:
         return
     values: dict[str, object] = {"state": state}
+    if before == "changed":  # back in service
+        notes = writer.connection.scalar(select(Photo.notes).where(Photo.id == photo)) or []
+        values["notes"] = [note for note in notes if not note.startswith(REMOVED)]
     serves = "changed" not in (before, state)
     if not serves:
         values["revision"] = writer.revision
     writer.touch(vectors=not serves)
     writer.connection.execute(update(Photo).where(Photo.id == photo).values(values))
+
+
+def remove(writer: Writer, photos: Collection[int], note: str) -> list[int]:
+    """Take photos out of service, `note` (begins with `REMOVED`) saying who did; those that were in it, in order of id.
+
+    Nothing else of them changes: boxes, names and events stay on record.
+    """
+    removed: list[int] = []
+    for part in chunks(photos):
+        query = select(Photo.id, Photo.notes).where(Photo.id.in_(part), Photo.state != "changed").order_by(Photo.id)
+        for row in writer.connection.execute(query).all():
+            set_state(writer, row.id, "changed")
+            values = {"notes": [*row.notes, note]}
+            writer.connection.execute(update(Photo).where(Photo.id == row.id).values(values))
+            removed.append(row.id)
+    return sorted(removed)
 
 
 def show_from(writer: Writer, photo: int, path: str, size_bytes: int, mtime_ns: int | None) -> None:

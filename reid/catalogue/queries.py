@@ -28,6 +28,9 @@ from reid.catalogue.tables import (
 )
 from reid.records import Box, BoxOrigin, Side
 
+NEARLY_WHOLE = 0.9
+"""Share of a photo's area from which a box is no cut at all."""
+
 
 def photo_state(text: str) -> PhotoState:
     """A state as read from a column."""
@@ -251,6 +254,21 @@ def labels(connection: Connection) -> Labels:
     names = connection.execute(select(Individual.id, Individual.name).where(Individual.live)).all()
     ids, owners, encounters, photos = map(np.ascontiguousarray, columns)
     return Labels(ids, owners, encounters, photos, dict(names))
+
+
+def cut_out(connection: Connection, newest: int) -> tuple[int, int]:
+    """Of the newest annotations in service, how many are a part of their photo and not (nearly) the whole of it; and
+    how many were looked at.
+    """
+    query = (
+        select(Annotation.x1 - Annotation.x0, Annotation.y1 - Annotation.y0, Photo.width, Photo.height)
+        .join(Photo, Photo.id == Annotation.photo_id)
+        .where(*in_service())
+        .order_by(Annotation.id.desc())
+        .limit(newest)
+    )
+    rows = connection.execute(query).all()
+    return sum(w * h < NEARLY_WHOLE * width * height for w, h, width, height in rows), len(rows)
 
 
 def owners(connection: Connection) -> dict[int, int]:

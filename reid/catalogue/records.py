@@ -19,9 +19,11 @@ from reid.catalogue.identity import Kind
 from reid.records import Box, PhotoFacts, Side
 
 PhotoState = Literal["present", "missing", "changed"]
-"""`missing`: the file was not found, its vectors still serve. `changed`: the file now holds other bytes, its vectors
-no longer serve.
+"""`missing`: the file was not found, its vectors still serve. `changed`: the file now holds other bytes, or somebody took
+the photo out (its notes say who, see `REMOVED`); its vectors no longer serve.
 """
+REMOVED = "removed by "
+"""How the note of a photo begins that somebody took out of service."""
 
 
 @dataclass(frozen=True, slots=True)

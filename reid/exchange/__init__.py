@@ -11,7 +11,7 @@ from __future__ import annotations
 import glob
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from typing import Any
 from reid.errors import InputError, ReidError, TableError
 from reid.exchange import coco, kaggle, megadetector, wildlife_csv
 from reid.exchange.folders import Layout, read_folder
-from reid.exchange.gather import Gathering, SightingList, failure_of
+from reid.exchange.gather import REMOVED, Gathering, SightingList, failure_of
 from reid.exchange.tables import missing_columns, open_table
 from reid.images import printable
 from reid.records import Box, Sighting
@@ -37,21 +37,23 @@ def read_sources(
     root: Path | None = None,
     layout: Layout = "auto",
     keep_boxless: bool = False,
+    removed: Collection[str] = (),
 ) -> SightingList:
     """List the sightings in folders, globs, photos and tables; never ends for one bad row, file or source.
 
     `table` gives names, boxes and dates to the photos of `sources` (to its own photos where there are no sources).
     `root` is where paths in tables start; else the table's own folder. `layout` says whether a folder holds one
     folder per animal (`folders`), no names (`flat`), or is to be looked at (`auto`). A row whose box is nonsense is
-    left out and reported; with `keep_boxless` it is reported, and its photo stays without a box. Rows are named
+    left out and reported; with `keep_boxless` it is reported, and its photo stays without a box. Photos at the absolute
+    paths `removed` were taken out by somebody: they are passed by with a note, unless one is itself a source. Rows are named
     `labels.csv row 12`, counted as a spreadsheet counts them. Raises TableError for a `table`, or a table among the
     sources, that cannot be read at all.
     """
-    gathering = Gathering(keep_boxless)
+    gathering = Gathering(keep_boxless, removed)
     formats = [_read_source(source, gathering, root, layout) for source in sources]
     if table is not None:
         bases = [Path(s) for s in sources if os.path.isdir(s)]
-        names = Gathering(keep_boxless)
+        names = Gathering(keep_boxless, removed)
         formats.append(read_table(Path(table), names, bases=[*([root] if root else []), *bases]))
         if sources:
             names.sightings = _joined(gathering.sightings, names, printable(Path(table).name))
@@ -59,6 +61,7 @@ def read_sources(
         gathering.failures += names.failures
         gathering.notes += names.notes
         gathering.take_odd(names)
+    _pass_by(gathering, {os.path.abspath(s) for s in sources})
     return gathering.finish("+".join(dict.fromkeys(formats)) or "empty")
 
 
@@ -138,6 +141,18 @@ def _read_source(source: str | Path, gathering: Gathering, root: Path | None, la
         return "photos"
     gathering.sightings.append(Sighting(path=path, where=printable(path)))
     return "photos"
+
+
+def _pass_by(gathering: Gathering, named: set[str]) -> None:
+    """Leave out what somebody removed, unless the photo itself was `named`."""
+    kept = []
+    for sighting in gathering.sightings:
+        path = os.path.abspath(sighting.path) if gathering.removed else ""
+        if path in gathering.removed and path not in named:
+            gathering.odd(REMOVED, sighting.where)
+        else:
+            kept.append(sighting)
+    gathering.sightings = kept
 
 
 def _nothing(source: str | Path, message: str) -> ReidError:

@@ -42,7 +42,7 @@ def read_coco(document: dict[str, Any], path: Path, gathering: Gathering, *, bas
             error = PhotoError(
                 f"there is no photo '{printable(file)}'", source=f"{table} image {number}", next_step=step
             )
-            gathering.fail(error)
+            gathering.no_photo(error, finder.meant(file))
             continue
         found[image.get("id")] = (image, photo)
     bare = dict(found)

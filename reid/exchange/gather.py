@@ -7,7 +7,7 @@ format.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from reid.errors import ReidError, TableError
@@ -16,6 +16,7 @@ from reid.records import Box, Failure, Sighting
 
 # What tables write where nobody knows the animal: wildlife-datasets, Wildbook, both Kaggle competitions, pandas.
 UNKNOWN_NAMES = frozenset({"", "unknown", "____", "new_whale", "new_individual", "nan"})
+REMOVED = "photos that were removed, passed by"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +32,13 @@ class SightingList:
 class Gathering:
     """Filled row by row by a reader, closed by `finish`.
 
+    `removed` are the paths of photos that somebody took out: rows that mean one whose file is gone are no mistakes.
     With `keep_boxless`, a row whose box is nonsense is reported all the same, but its photo stays, without a box.
     """
 
-    def __init__(self, keep_boxless: bool = False) -> None:
+    def __init__(self, keep_boxless: bool = False, removed: Collection[str] = ()) -> None:
         self.keep_boxless = keep_boxless
+        self.removed = frozenset(removed)
         self.sightings: list[Sighting] = []
         self.failures: list[Failure] = []
         self.notes: list[str] = []
@@ -44,6 +47,13 @@ class Gathering:
     def fail(self, error: ReidError) -> None:
         """Something was left out, for this reason."""
         self.failures.append(failure_of(error))
+
+    def no_photo(self, error: ReidError, meant: Collection[str]) -> None:
+        """A row's photo is not there; `meant` are the paths it may have had."""
+        if self.removed.isdisjoint(meant):
+            self.fail(error)
+        else:
+            self.odd(REMOVED, error.source)
 
     def odd(self, what: str, example: str) -> None:
         """Something was used without a part of it; the same `what` is told once, with its count and first example."""

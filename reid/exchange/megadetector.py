@@ -42,7 +42,8 @@ def read_megadetector(document: Any, path: Path, gathering: Gathering, *, bases:
         photo = finder.find(file)
         if photo is None:
             step = "correct the path, or tell where the photos lie (--root)"
-            gathering.fail(PhotoError(f"there is no photo '{printable(file)}'", source=where, next_step=step))
+            error = PhotoError(f"there is no photo '{printable(file)}'", source=where, next_step=step)
+            gathering.no_photo(error, finder.meant(file))
             continue
         if image.get("failure"):
             gathering.odd("photos the detector failed on, taken without a box", f"{where}: {image['failure']}")

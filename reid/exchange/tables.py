@@ -211,6 +211,15 @@ class PhotoFinder:
                         return Path(os.path.normpath(os.path.join(folder, found)))
         return None
 
+    def meant(self, cell: str) -> frozenset[str]:
+        """Every path that a cell may have meant, whether there is a file or not."""
+        cell = cell.strip()
+        if not cell or "\0" in cell:
+            return frozenset()
+        spellings = {cell, cell.replace("\\", "/"), text_of(cell)}
+        bases = self._bases or [os.path.abspath(".")]
+        return frozenset(os.path.normpath(os.path.join(base, one)) for base in bases for one in spellings)
+
     def _exact(self, folder: str, name: str) -> str | None:
         return name if name in self._listing(folder) else None
 

@@ -103,7 +103,8 @@ def read_rows(table: Table, gathering: Gathering, dialect: Dialect, finder: Phot
         photo = finder.find(cells[columns["path"]])
         if photo is None:
             missing += 1
-            gathering.fail(_no_photo(table.where(number), cells[columns["path"]]))
+            cell = cells[columns["path"]]
+            gathering.no_photo(_no_photo(table.where(number), cell), finder.meant(cell))
             continue
         try:
             box = box_of(box_cells(cells), as_corners) if box_names else None
@@ -114,6 +115,9 @@ def read_rows(table: Table, gathering: Gathering, dialect: Dialect, finder: Phot
                 continue
             box = None
         gathering.sightings.append(_sighting(table.where(number), photo, box, cells, columns, gathering, finder))
+    if not rows:
+        step = "add a row for each photo"
+        gathering.fail(TableError("has a header and no rows", source=source, next_step=step))
     if rows and missing == rows:
         gathering.notes.append(
             f"{table.name}: none of its photos was found; tell where they lie (--root), or put the table beside them"
