@@ -76,6 +76,15 @@ def status_of(labels: Sequence[str], new_label: str) -> Literal["match", "new"]:
     return "new" if labels[0] == new_label else "match"
 
 
+def clearly_beyond(score: float, threshold: float) -> bool:
+    """Whether a score lies at least half the way from a threshold to 1, the score of a photo with itself.
+
+    Asked of a match where the threshold was not measured on this gallery: what is barely beyond it may be owed to
+    photos unlike those it comes from.
+    """
+    return score >= threshold + (1.0 - threshold) / 2
+
+
 # Leaving photos out --------------------------------------------------------------------------------
 
 

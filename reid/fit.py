@@ -87,12 +87,39 @@ def _kept(store: Store) -> Iterator[dict[str, Any]]:
 
 
 def is_due(store: Store) -> bool:
-    """Whether the gallery has outgrown its last fit, or never had one."""
+    """Whether the gallery has outgrown its last fit, or never had one, or can be measured now and could not then."""
     gallery = store.gallery()
     last = read(store, gallery.fingerprint)
     if last is None:
         return len(gallery) > 0
+    if last.basis != "measured" and _can_be_measured(store, last):
+        return True
     return len(gallery) >= max(GROWTH * last.photos, last.photos + LEAST_GROWTH)
+
+
+def _can_be_measured(store: Store, last: Fit) -> bool:
+    """Whether there are photos and names enough now for what the last fit had too few of; never twice for the same."""
+    counts = store.catalogue.counts()
+    if (counts.annotations, counts.unnamed) == (last.report.get("gallery_photos"), last.report.get("gallery_unnamed")):
+        return False
+    gallery = _census(store)
+    enough = gallery["gallery_photos"] >= withheld.LEAST_PHOTOS and gallery["gallery_animals"] >= withheld.LEAST_ANIMALS
+    return enough and (last.basis == "default" or gallery["gallery_animals_twice"] >= withheld.LEAST_ANIMALS)
+
+
+def _census(store: Store) -> dict[str, int]:
+    """What a measurement needs enough of: photos, named animals, and those of them with a second sighting."""
+    labels = store.catalogue.labels()
+    named = labels.individuals >= 0
+    groups = withheld.sightings_of(store.catalogue, labels)
+    pairs = np.unique(np.stack([labels.individuals[named], groups[named]]), axis=1)[0]
+    animals, sightings = np.unique(pairs, return_counts=True)
+    return {
+        "gallery_photos": len(named),
+        "gallery_unnamed": int((~named).sum()),
+        "gallery_animals": len(animals),
+        "gallery_animals_twice": int((sightings > 1).sum()),
+    }
 
 
 def fit(store: Store, *, progress: Progress = local.quiet) -> Fit:
@@ -123,7 +150,7 @@ def fit(store: Store, *, progress: Progress = local.quiet) -> Fit:
         reason=found.reason,
         curve=_curve(cases, found, of_new=False),
         curve_new=_curve(cases, found, of_new=True),
-        report={k: v for k, v in asdict(found).items() if not (isinstance(v, float) and math.isnan(v))},
+        report=_report(found) | ({} if found.basis == "measured" else _census(store)),
         made=datetime.now().isoformat(timespec="seconds"),
         cases=gathered_cases.to_dict(),
         policy=_renewed(store, gathered_cases),
@@ -131,6 +158,11 @@ def fit(store: Store, *, progress: Progress = local.quiet) -> Fit:
     write(store, result)
     store.rebuild(whitening)
     return result
+
+
+def _report(found: NewThreshold) -> dict[str, Any]:
+    """A threshold as plain values; what could not be measured is left out."""
+    return {k: v for k, v in asdict(found).items() if not (isinstance(v, float) and math.isnan(v))}
 
 
 def write(store: Store, result: Fit) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from reid import aggregate, decide, intake, learned, local, stages
+from reid import aggregate, caveats, decide, intake, learned, local, stages
 from reid.aggregate import Ranking
 from reid.embed import prepare_aside
 from reid.enrol import embed_views, views_of
@@ -113,6 +113,13 @@ class Identifier:
             return fixed
         return float(self.store.embedder.card.extra.get("threshold", decide.DEFAULT_THRESHOLD))
 
+    @property
+    def basis(self) -> str:
+        """Where the threshold comes from, see `Answer.basis`."""
+        if self.store.config.decision.threshold >= 0:
+            return "settings"
+        return self.fit.basis if self.fit else "default"
+
     def answers(self, queries: Sequence[Query], *, observe: Observe | None = None) -> list[Answer]:
         """An answer for each query; a query's own trouble becomes its status, never an exception.
 
@@ -136,8 +143,10 @@ class Identifier:
         if observe is not None:
             observe([first + i for i, one in enumerate(asked) for _ in range(_boxes(one))], vectors, found)
         answers, at = [], 0
+        whole = any(box.origin == "whole" for one in asked for photo in one.prepared for box in photo.boxes)
+        cut = caveats.cut_out(self.store) if whole else (0, 0)
         for one in asked:
-            answers.append(self._answer(one, found[at : at + _boxes(one)]))
+            answers.append(self._answer(one, found[at : at + _boxes(one)], cut))
             at += _boxes(one)
         clock["decide"] = time.perf_counter() - start
         share = {stage: seconds / max(1, len(queries)) for stage, seconds in clock.items()}
@@ -154,7 +163,7 @@ class Identifier:
     def _new_label(self) -> str:
         return self.store.config.decision.new_label
 
-    def _answer(self, one: _Asked, found: Sequence[Found]) -> Answer:
+    def _answer(self, one: _Asked, found: Sequence[Found], cut: tuple[int, int]) -> Answer:
         photos = tuple(printable(s.path) for s in one.query.sightings)
         base = Answer("error", photos, model=self.store.embedder.card.name, threshold=self.threshold)
         trouble = "; ".join(f"{f.source}: {f.message}" for f in one.failures)
@@ -175,16 +184,28 @@ class Identifier:
             )
             return replace(base, status="no_candidates", message=f"{trouble + '; ' if trouble else ''}{step}")
         labels = self._labels(ranking, found)
+        base = replace(base, basis=self.basis, warnings=self._caveats(one, cut))
         failed = tuple(dict.fromkeys(text for each in found for text in each.failed))
         status: Status = decide.status_of([label.label for label in labels], self._new_label)
         policy = self.fit.policy if self.fit else None
         if policy is not None:
             status = policy.verdict(float(ranking.scores[0]))
             base = replace(base, promise=_promised(policy))
+        elif status == "match" and base.basis == "default":
+            status = "match" if decide.clearly_beyond(float(ranking.scores[0]), self.threshold) else "review"
         if failed and status == "new":  # its low scores may be owed to that: nobody has looked everywhere
             status = "review"
             trouble = "; ".join([*([trouble] if trouble else []), "a source was missing: ask again", *failed])
         return replace(base, status=status, labels=labels, message=trouble)
+
+    def _caveats(self, one: _Asked, cut: tuple[int, int]) -> tuple[str, ...]:
+        """What to know before the answer is believed."""
+        seen = [
+            (printable(p.facts.path), s, box) for p in one.prepared for s, box in zip(p.sightings, p.boxes, strict=True)
+        ]
+        cropped = any(self.store.croppers.of(s.species) is not None for _, s, box in seen if box.origin == "whole")
+        whole = caveats.whole_photo([name for name, _, _ in seen], [box for _, _, box in seen], cropped, *cut)
+        return tuple(text for text in (whole, caveats.unmeasured(self.fit)) if text)
 
     def _ranking(self, one: _Asked, found: Sequence[Found]) -> Ranking:
         """Animals best first over all photos of the sighting."""

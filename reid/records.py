@@ -146,10 +146,14 @@ class Answer:
     """The reply to one query (a photo, or all photos of an encounter).
 
     `labels` best first, at most five, the new-individual label among them where its threshold puts it; empty unless
-    `status` is `match`, `new` or `review` (a promised error rate does not allow to decide: a person should look).
+    `status` is `match`, `new` or `review`: a person should look, since a promised error rate does not allow to decide,
+    or nothing was measured on this gallery (`basis` is `default`) and the score is not clearly beyond the threshold.
     `threshold` is the score at which the new-individual label stands. `message` says in words what happened and, where
     something is wrong, the next step. `seconds` per stage; `stages_skipped` what was left out on the way and why.
     `promise` has the thresholds `match_at` and `new_at` (None: refused) and the rates they keep, where there is one.
+    `basis` says where the threshold comes from: `measured` on this gallery, `unknowns` (on left-out animals alone),
+    `default` (nothing could be measured), `settings`; empty where nothing was compared. `warnings` are what to know
+    before the answer is believed, each with the next step.
     """
 
     status: Status
@@ -163,3 +167,5 @@ class Answer:
     seconds: dict[str, float] = field(default_factory=dict)
     stages_skipped: tuple[str, ...] = ()
     promise: dict[str, float | None] = field(default_factory=dict)
+    basis: str = ""
+    warnings: tuple[str, ...] = ()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from reid import fit, risk
+from reid import caveats, fit, risk
 from reid.errors import IndexStale, SnapshotCorrupt
 from reid.index import Gallery
 from reid.store import Store
@@ -13,7 +13,8 @@ from reid.store import Store
 
 @dataclass(frozen=True, slots=True)
 class StoreStatus:
-    """Counts of the catalogue and the state of the index; `index` is `current`, `behind`, `stale`, `corrupt` or `none`.
+    """Counts of the catalogue (`photos` counts the removed, too) and the state of the index; `index` is `current`,
+    `behind`, `stale`, `corrupt` or `none`.
 
     `sources` is what answers rest on (`embedding`, or with local features `prior` or `trees`), `opposite_sides` whether
     left and right flanks are compared (`together`, `separate`), `promise` the error rates that were measured.
@@ -28,6 +29,7 @@ class StoreStatus:
     encounters: int
     missing_files: int
     changed_files: int
+    removed_photos: int
     index: str
     indexed: int
     revision: int
@@ -47,6 +49,7 @@ def status(store: Store) -> StoreStatus:
         CatalogueError: the catalogue cannot be read.
     """
     counts, revision = store.catalogue.counts(), store.catalogue.revision
+    removed = len(store.catalogue.removed())
     state, indexed, index_revision, fitted = "none", 0, 0, None
     if (store.index_folder / "MANIFEST.json").exists():
         try:
@@ -70,7 +73,8 @@ def status(store: Store) -> StoreStatus:
         counts.unnamed,
         counts.encounters,
         counts.missing,
-        counts.changed,
+        counts.changed - removed,
+        removed,
         state,
         indexed,
         revision,
@@ -85,10 +89,11 @@ def status(store: Store) -> StoreStatus:
 
 
 def _warnings(fitted: fit.Fit | None, photos: int) -> tuple[str, ...]:
-    """What has changed so much since the last measurement that its error rates may no longer hold."""
+    """What was never measured, or has changed so much since that its error rates may no longer hold."""
+    unmeasured = (caveats.unmeasured(fitted),) if fitted is not None and fitted.basis != "measured" and photos else ()
     if fitted is None or fitted.policy is None:
-        return ()
+        return unmeasured
     said = list(risk.drift((), (), fitted.photos, photos).reasons)
     if fitted.policy.matches.threshold is None and fitted.policy.new.threshold is None:
         said.append("the promised rates cannot be kept any more, every answer is for review: `reid calibrate` others")
-    return tuple(said)
+    return (*unmeasured, *said)

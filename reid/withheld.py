@@ -26,6 +26,8 @@ MOST_QUERIES = 1000
 MOST_FUSED = 600  # photos that go through local features and geometry too
 FEATURES_HELD = 2000  # photos whose local features are held in memory while measuring (about 150 kB each)
 MOST_GALLERY = 30_000  # photos held in memory for the measurement; a random sample of a larger gallery
+LEAST_PHOTOS = 4 * decide.MIN_CASES  # a quarter of the gallery plays queries at most: below, nothing is measured
+LEAST_ANIMALS = decide.MIN_CASES  # an animal may give one photo only; with a third sighting of each, fewer will do
 
 IntArray = NDArray[np.int64]
 Progress = Callable[[str, int, int], None]
