@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from reid import steps
 from reid.errors import MissingExtra
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def _recrop() -> Any:
     try:
         from reid import recrop
     except ImportError as error:
-        raise MissingExtra(f"training needs {error.name}", next_step="pip install 'animal-reid[train]'") from error
+        raise MissingExtra(f"training needs {error.name}", next_step=steps.install("train")) from error
     return recrop
 
 
@@ -81,5 +82,5 @@ def trained(report: Report) -> None:
             f"its boxes miss the animals (median IoU {best:.2f}): more photos or epochs are needed before it is of use"
         )
     else:
-        print(report.next_step)
+        console.say(report.next_step)
     console.failures(report.failures)

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from reid import models
+from reid import models, steps
 from reid.errors import MissingExtra, ModelError
 from reid.models import ModelCard
 
@@ -169,7 +169,7 @@ def _torch(folder: Path) -> Embedder:
         from reid.train.torch_runtime import TorchEmbedder
     except ImportError as error:
         raise MissingExtra(
-            f"the torch runtime needs {error.name}", source=str(folder), next_step="pip install 'animal-reid[train]'"
+            f"the torch runtime needs {error.name}", source=str(folder), next_step=steps.install("train")
         ) from error
     embedder: Embedder = TorchEmbedder(folder)
     return embedder

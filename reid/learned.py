@@ -27,6 +27,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from reid import steps
 from reid.errors import InputError, MissingExtra, ModelError
 from reid.keypoints import THUMBNAIL, LocalFeatures, check_crop, empty_features
 from reid.matching import Matches
@@ -209,9 +210,7 @@ def _loaded(name: str, extractor: str, matcher: str) -> Networks:
     try:
         from reid.train.local_networks import Networks
     except ImportError as error:
-        raise MissingExtra(
-            f"matcher '{name}' needs {error.name}", next_step="pip install 'animal-reid[matchers]'"
-        ) from error
+        raise MissingExtra(f"matcher '{name}' needs {error.name}", next_step=steps.install("matchers")) from error
     return Networks(name, Path(extractor), Path(matcher))
 
 

@@ -12,6 +12,7 @@ Needs `lap` (extra `train`), not torch. Knows stores; draws with `reid.explain`.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from reid import images, withheld
+from reid import images, steps, withheld
 from reid.catalogue import AnnotationInfo, Labels
 from reid.enrol import Progress, quiet
 from reid.errors import InputError, MissingExtra, ReidError, TrainError
@@ -81,7 +82,7 @@ def hardest(store: Store, *, top: int = 40, seed: int = 0, progress: Progress = 
     try:
         import lap  # noqa: F401
     except ImportError as error:
-        raise MissingExtra(f"mining needs {error.name}", next_step='pip install "animal-reid[train]"') from error
+        raise MissingExtra(f"mining needs {error.name}", next_step=steps.install("train")) from error
     gallery = store.gallery()
     labels = _named(store.catalogue.labels(), set(gallery.ids()))
     groups = withheld.sightings_of(store.catalogue, labels)
@@ -219,7 +220,7 @@ def _pair(
 ) -> HardPair:
     first, second = (_shown(store, infos[int(labels.annotations[row])]) for row in rows)
     ask = (
-        f"one animal under two names? reid individuals merge {first.name} {second.name}"
+        f"one animal under two names? reid individuals merge {shlex.quote(first.name)} {shlex.quote(second.name)}"
         if kind == "two names"
         else f"two animals under one name? reid individuals split {second.annotation}"
     )

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from reid import models
+from reid import models, steps
 from reid.adopt import adopt, decision
 from reid.embed import OpenVinoEmbedder
 from reid.enrol import Progress, quiet
@@ -207,7 +207,7 @@ def _training_modules() -> Any:
 
         from reid.train import embedder, quick, runs  # noqa: F401
     except ImportError as error:
-        raise MissingExtra(f"training needs {error.name}", next_step='pip install "animal-reid[train]"') from error
+        raise MissingExtra(f"training needs {error.name}", next_step=steps.install("train")) from error
     return runs
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import tempfile
 import time
 from collections.abc import Iterator
@@ -89,7 +90,9 @@ class Store:
             ConfigError: its settings are wrong.
         """
         if not (root / SETTINGS).is_file():
-            raise StoreNotFound("no store there", source=str(root), next_step=f"reid --store {root} init")
+            raise StoreNotFound(
+                "no store there", source=str(root), next_step=f"reid --store {shlex.quote(str(root))} init"
+            )
         return cls(root, config.load(root / SETTINGS))
 
     def __enter__(self) -> Store:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from reid import fit, models, siamese, withheld
+from reid import fit, models, siamese, steps, withheld
 from reid.errors import MissingExtra, TrainError
 from reid.intervals import bootstrap_interval
 from reid.metrics import reciprocal_ranks
@@ -76,7 +76,7 @@ def train(store: Store, options: Options, progress: Progress) -> Report:
     try:
         from reid.train import siamese as training
     except ImportError as error:
-        raise MissingExtra(f"training needs {error.name}", next_step="pip install 'animal-reid[train]'") from error
+        raise MissingExtra(f"training needs {error.name}", next_step=steps.install("train")) from error
     begun = time.perf_counter()
     labels, rows = withheld.gathered(store.catalogue, store.fingerprint)
     sightings = withheld.sightings_of(store.catalogue, labels)

@@ -88,7 +88,7 @@ def test_without_kornia_the_extra_is_named(tmp_path):
         "try:\n    learned.networks(config)\nexcept MissingExtra as error:\n    print(error)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "pip install 'animal-reid[matchers]'" in done.stdout
+    assert "pip install '.[matchers]'" in done.stdout
 
 
 def test_the_way_without_learned_features_imports_no_torch():
