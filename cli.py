@@ -7,6 +7,7 @@ animal found · 6 the index is stale (run `reid reindex`).
 from __future__ import annotations
 
 import getpass
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -15,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from reid import commands_cropper, commands_siamese
+from reid import commands_cropper, commands_individuals, commands_models, commands_remove, commands_siamese, steps
 from reid.errors import ReidError
 
 app = typer.Typer(
@@ -27,25 +28,12 @@ app = typer.Typer(
     "Exit codes: 0 done (match, new, review) · 1 error · 2 wrong usage · 3 done, but photos or rows were left out · "
     "4 no candidates · 5 no animal found · 6 the index is stale.",
 )
-people = typer.Typer(
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    help="Individuals: list, show, name, merge, split; every change can be undone.\n\nExample: reid individuals merge Ana Anna --why 'same notch'",
-)
-networks = typer.Typer(
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    help="Models that turn crops into vectors.\n\nExample: reid models list",
-)
-app.add_typer(people, name="individuals")
-app.add_typer(networks, name="models")
-
 EXITS = {"match": 0, "new": 0, "review": 0, "error": 1, "no_candidates": 4, "no_detection": 5, "index_stale": 6}
 LEFT_OUT = 3
+STORELESS = ("evaluate", "demo")  # commands that need no store
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 Who = Annotated[str, typer.Option(help="Who says so, for the log.", envvar="REID_USER")]
-Why = Annotated[str, typer.Option(help="Why, for the log.")]
 Report = Annotated[Path | None, typer.Option(help="Write everything that was left out to this CSV.")]
 Root = Annotated[Path | None, typer.Option(help="Where relative paths in tables start (else the table's folder).")]
 
@@ -91,6 +79,10 @@ def main(
 ) -> None:
     """Where the store is."""
     context.obj = store
+    source = context.get_parameter_source("store")
+    typed = source is not None and source.name == "COMMANDLINE"
+    names = getattr(context.command, "commands", {})
+    steps.stand_at(store if typed else None, [name for name in names if name not in STORELESS])
 
 
 @contextmanager
@@ -99,7 +91,7 @@ def _errors() -> Iterator[None]:
     try:
         yield
     except ReidError as error:
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(f"error: {steps.pasted(str(error))}", err=True)
         raise typer.Exit(EXITS["index_stale"] if error.code in ("index_stale", "snapshot_corrupt") else 1) from error
     except KeyboardInterrupt as error:
         typer.echo("interrupted: what was done is kept; the same command goes on from there", err=True)
@@ -144,7 +136,7 @@ def init(
 
     with _errors():
         store = Store.create(context.obj, species=species, new_label=new_label, model=model, cropper=cropper)
-    typer.echo(f"made a store in {store.root}; next: reid --store {store.root} enroll PHOTOS")
+    typer.echo(f"made a store in {store.root}; next: reid --store {shlex.quote(str(store.root))} enroll PHOTOS")
 
 
 @app.command()
@@ -174,9 +166,11 @@ def enroll(
     from reid import console, enrol, reindex
     from reid.exchange import read_sources
     from reid.masks import attached
+    from reid.remove import removed_paths
 
     with _store(context, create=True) as store, console.progress(json) as show:
-        found = read_sources(sources, table=table, root=root, layout=layout.value)
+        out = removed_paths(store)
+        found = read_sources(sources, table=table, root=root, layout=layout.value, removed=out)
         sightings = attached(found.sightings, masks)[0] if masks else found.sightings
         done = enrol.enrol(store, sightings, who=who or _user(), progress=show)
         reindex.remember_sources(store, sources, table, root, layout.value)
@@ -194,7 +188,11 @@ def query(
     photos: Annotated[list[Path], typer.Argument(help="Photos to name; each by itself unless --encounter.")],
     encounter: Annotated[bool, typer.Option(help="All photos show the same animal: one answer.")] = False,
     side: Annotated[
-        Side, typer.Option(help="Which side they show; the opposite flank is then left out.")
+        Side,
+        typer.Option(
+            help="Which side they show; the opposite flank is left out, unless this gallery showed that it helps "
+            "(opposite_sides in reid.toml)."
+        ),
     ] = Side.unknown,
     species: Annotated[str, typer.Option(help="Compare with this species only.")] = "",
     box: Annotated[str, typer.Option(help="The animal's box in the photo: x0,y0,x1,y1 in pixels.")] = "",
@@ -217,6 +215,7 @@ def query(
     """
     from reid import pipeline
 
+    _no_folders(photos)
     with _store(context) as store:
         corners = _box(box)
         groups = [photos] if encounter else [[photo] for photo in photos]
@@ -229,6 +228,14 @@ def query(
         explained = _explain_answers(store, answers, groups, explain, drawn_by) if explain else []
     _print_answers(answers, drawn, json, explained)
     raise typer.Exit(max(EXITS[answer.status] for answer in answers))
+
+
+def _no_folders(photos: list[Path]) -> None:
+    for photo in photos:
+        if photo.is_dir():
+            raise typer.BadParameter(
+                f"'{photo}' is a folder: name its photos ({photo}/*.jpg), or enrol it", param_hint="PHOTOS..."
+            )
 
 
 def _box(text: str, option: str = "--box") -> Any:
@@ -261,14 +268,14 @@ def _masks(photos: list[Path], mask: Path | None) -> Any:
 
 
 def _draw(store: Any, answers: Any, target: Path) -> list[Path]:
-    """One sheet an answer; several get a number before the suffix."""
+    """One sheet an answer, none where there is nothing to show; several get a number before the suffix."""
     from reid.sheet import write_sheet
 
     names = (
         [target] if len(answers) == 1 else [target.with_stem(f"{target.stem}-{i}") for i in range(1, len(answers) + 1)]
     )
     try:
-        return [write_sheet(store, answer, name) for answer, name in zip(answers, names, strict=True)]
+        return [write_sheet(store, a, name) for a, name in zip(answers, names, strict=True) if a.labels]
     except (OSError, ValueError) as error:
         raise typer.BadParameter(f"cannot write the sheet: {error}", param_hint="--sheet") from error
 
@@ -424,7 +431,10 @@ def train(
 @app.command()
 def mine(
     context: typer.Context,
-    top: Annotated[int, typer.Option(min=1, help="Pairs to show, of two names and of one.")] = 40,
+    top: Annotated[int, typer.Option(min=1, help="Pairs to look for, of two names and of one.")] = 40,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Print every pair; else the worst ten (--json and --sheet have them all).")
+    ] = False,
     sheet: Annotated[Path | None, typer.Option(help="Draw the pairs into this picture.")] = None,
     json: Json = False,
 ) -> None:
@@ -438,7 +448,7 @@ def mine(
     with _store(context) as store, console.progress(json) as show:
         found = pairs.hardest(store, top=top, progress=show)
         drawn = pairs.write_sheet(store, found, sheet) if sheet else None
-    console.as_json(found) if json else commands_train.mined(found)
+    console.as_json(found) if json else commands_train.mined(found, everything=everything)
     if drawn and not json:
         typer.echo(f"contact sheet: {drawn}")
 
@@ -449,9 +459,7 @@ def status(context: typer.Context, json: Json = False) -> None:
 
     Example: reid status --json
     """
-    from dataclasses import asdict
-
-    from reid import console
+    from reid import console, figures
     from reid.status import status as look
 
     with _store(context) as store:
@@ -459,11 +467,7 @@ def status(context: typer.Context, json: Json = False) -> None:
     if json:
         console.as_json(found)
         return
-    rows = asdict(found) | {
-        "promise": "; ".join(console.promises(found.promise)),
-        "warnings": "; ".join(found.warnings),
-    }
-    console.table(("", ""), [(k.replace("_", " "), v) for k, v in rows.items()])
+    figures.stated(found)
 
 
 @app.command()
@@ -521,7 +525,7 @@ def evaluate(
 
     Example: reid evaluate gallery.csv queries.csv --dedup --json
     """
-    from reid import console
+    from reid import console, figures
     from reid.evaluate import evaluate as run
 
     with _errors(), console.progress(json) as show:
@@ -529,12 +533,7 @@ def evaluate(
     if json:
         console.as_json(found.to_json())
         return
-    console.table(
-        ("measure", "value", "95 % interval"),
-        [(k, f"{m.value:.4f}", f"{m.low:.4f} – {m.high:.4f}") for k, m in found.measures.items()],
-    )
-    console.table(("", ""), [*found.counts.items(), *((f"seconds, {k}", f"{v:.3f}") for k, v in found.seconds.items())])
-    console.failures(found.failures)
+    figures.evaluated(found)
 
 
 @app.command()
@@ -588,182 +587,9 @@ def export(
         typer.echo(f"not in the table: {note}")
 
 
-@people.command("list")
-def list_people(context: typer.Context, json: Json = False) -> None:
-    """Every individual with its photos.
-
-    Example: reid individuals list
-    """
-    from reid import console
-
-    with _store(context) as store:
-        found = store.catalogue.individuals()
-    if json:
-        console.as_json({"individuals": found})
-        return
-    rows = [(i.name, i.n_photos, i.n_encounters, i.first_seen, i.last_seen, ", ".join(i.aliases)) for i in found]
-    console.table(("individual", "photos", "encounters", "first seen", "last seen", "also called"), rows)
-
-
-@people.command()
-def show(context: typer.Context, name: str, json: Json = False) -> None:
-    """One individual: its photos, and who changed what.
-
-    Example: reid individuals show Ana
-    """
-    from reid import console
-
-    with _store(context) as store:
-        info, events = store.catalogue.individual(name), store.catalogue.history(name)
-        photos = list(store.catalogue.annotations(store.catalogue.annotations_of(individual=name)).values())
-    if json:
-        console.as_json({"individual": info, "annotations": photos, "history": events})
-        return
-    console.table(("annotation", "photo", "taken", "side"), [(p.id, p.path, p.taken_at, p.side) for p in photos])
-    rows = [(e.id, f"{e.at:%Y-%m-%d %H:%M}", e.kind + (" (undone)" if e.undone else ""), e.who, e.why) for e in events]
-    console.table(("event", "when", "what", "who", "why"), rows)
-
-
-@people.command()
-def rename(context: typer.Context, name: str, new: str, who: Who = "", why: Why = "", json: Json = False) -> None:
-    """Call an individual otherwise; the old name still finds it.
-
-    Example: reid individuals rename w_17 Ana
-    """
-    with _store(context) as store:
-        _said(store.catalogue.rename(name, new, who=who or _user(), why=why), json)
-
-
-@people.command()
-def merge(context: typer.Context, keep: str, absorbed: str, who: Who = "", why: Why = "", json: Json = False) -> None:
-    """Say that two individuals are one animal.
-
-    Example: reid individuals merge Ana Anna --why "same notch"
-    """
-    with _store(context) as store:
-        _said(store.catalogue.merge(keep, absorbed, who=who or _user(), why=why), json)
-
-
-@people.command()
-def split(
-    context: typer.Context,
-    annotations: Annotated[list[int], typer.Argument(help="Annotation numbers, from `reid individuals show`.")],
-    name: Annotated[str, typer.Option(help="Whose they are; empty: a new individual.")] = "",
-    who: Who = "",
-    why: Why = "",
-    json: Json = False,
-) -> None:
-    """Say that some photos of an individual show another one.
-
-    Example: reid individuals split 12 13 --name Bela
-    """
-    with _store(context) as store:
-        _said(store.catalogue.split(annotations, name or None, who=who or _user(), why=why), json)
-
-
-@people.command()
-def assign(
-    context: typer.Context, annotation: int, name: str, who: Who = "", why: Why = "", json: Json = False
-) -> None:
-    """Say whose an annotation is.
-
-    Example: reid individuals assign 12 Ana
-    """
-    with _store(context) as store:
-        _said(store.catalogue.assign([annotation], name, who=who or _user(), why=why), json)
-
-
-@people.command()
-def undo(context: typer.Context, event: int, who: Who = "", why: Why = "", json: Json = False) -> None:
-    """Take an event back, however old; undoing an undo brings it back.
-
-    Example: reid individuals undo 42
-    """
-    with _store(context) as store:
-        _said(store.catalogue.undo(event, who=who or _user(), why=why), json)
-
-
-def _said(event: int, json: bool) -> None:
-    from reid import console
-
-    console.as_json({"event": event}) if json else typer.echo(
-        f"event {event}; take it back with: reid individuals undo {event}"
-    )
-
-
-@networks.command("list")
-def list_models(context: typer.Context, json: Json = False) -> None:
-    """The models of this store; * marks the one in use.
-
-    Example: reid models list
-    """
-    from reid import console, models
-
-    with _store(context) as store:
-        cards = models.listed(store.models_folder)
-        used = store.config.embedder.model
-    if json:
-        console.as_json({"models": [_card(c) for c in cards], "used": used})
-        return
-    rows = [
-        ("*" if c.name == used else "", c.name, c.dim, f"{c.preprocessing.height}×{c.preprocessing.width}", c.source)
-        for c in cards
-    ]
-    console.table(("", "model", "dimensions", "input", "from"), rows)
-
-
-@networks.command()
-def info(context: typer.Context, name: str, json: Json = False) -> None:
-    """Everything about one model.
-
-    Example: reid models info lite0
-    """
-    from reid import console, models
-
-    with _store(context) as store:
-        card = models.read_card(models.ensure(store.models_folder, name))
-    console.as_json(_card(card)) if json else console.table(("", ""), list(_card(card).items()))
-
-
-def _card(card: Any) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    return asdict(card) | {"fingerprint": card.fingerprint}
-
-
-@networks.command()
-def add(
-    context: typer.Context,
-    name: Annotated[
-        str,
-        typer.Argument(help="A timm name, hf-hub:OWNER/MODEL, or with --checkpoint the architecture of a local file."),
-    ],
-    checkpoint: Annotated[
-        Path | None, typer.Option(help="Local weights: .safetensors, or a torch file of tensors only.")
-    ] = None,
-    json: Json = False,
-) -> None:
-    """Export a network into the store (needs the train extra). Put its name into reid.toml, then run reid reindex.
-
-    Example: reid models add hf-hub:BVRA/MegaDescriptor-T-224
-    """
-    from reid import console
-    from reid.errors import MissingExtra
-
-    with _store(context) as store:
-        try:
-            from reid.train import backbone
-        except ImportError as error:
-            raise MissingExtra(
-                f"adding models needs {error.name}", next_step="pip install 'animal-reid[train]'"
-            ) from error
-        network, card = backbone.from_name(name, checkpoint)
-        backbone.export(network, card, store.models_folder)
-    console.as_json(_card(card)) if json else typer.echo(
-        f'added {card.name}; to use it: model = "{card.name}" under [embedder] in reid.toml, then reid reindex'
-    )
-
-
+commands_individuals.register(app, _store, _user)
+commands_models.register(app, _store)
+commands_remove.register(app, _store, _user)
 commands_cropper.register(app, _store)
 commands_siamese.register(app, _store)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from reid import console
+from reid import console, steps
 from reid.judge import Figure, Report
-from reid.mine import Mined
+from reid.mine import HardPair, Mined
 from reid.retrain import Refused
+
+WORST = 10  # hard pairs printed unless all are asked for
 
 
 def trained(report: Report) -> None:
@@ -25,7 +27,7 @@ def trained(report: Report) -> None:
     if report.reason:
         print(report.reason)
     if report.next_step:
-        print(report.next_step)
+        console.say(report.next_step)
     console.failures(report.failures)
 
 
@@ -40,11 +42,12 @@ def night(found: Report | Refused | None) -> None:
 def _refused(found: Refused) -> None:
     """Why there was no training; the nightly run has done everything else."""
     where = f"{found.source}: " if found.source else ""
-    print(f"no training ({where}{found.reason}); {found.next_step}; the present model stays")
+    console.say(f"no training ({where}{found.reason}); {found.next_step}; the present model stays")
 
 
-def mined(found: Mined) -> None:
-    """The hardest pairs as a table."""
+def mined(found: Mined, *, everything: bool = False) -> None:
+    """The hardest pairs as a table: the worst ones, or all of them."""
+    shown = found.pairs if everything else worst(found)
     print(f"{found.photos} photos of {found.animals} animals looked at, by model {found.model}")
     console.table(
         ("kind", "score", "photo", "photo", "ask yourself"),
@@ -56,11 +59,24 @@ def mined(found: Mined) -> None:
                     f"{one.name} · {one.annotation} · {one.photo.rpartition('/')[2]}"
                     for one in (pair.first, pair.second)
                 ),
-                pair.ask,
+                steps.pasted(pair.ask),
             )
-            for pair in found.pairs
+            for pair in shown
         ],
     )
+    if len(shown) < len(found.pairs):
+        print(f"{len(found.pairs) - len(shown)} more: --all prints them, --sheet PICTURE draws them, --json has them")
+
+
+def worst(found: Mined, most: int = WORST) -> tuple[HardPair, ...]:
+    """The `most` hardest pairs, half of either kind where there are enough, in the order they were found."""
+    ranks: dict[str, int] = {}
+    place = []
+    for at, pair in enumerate(found.pairs):
+        ranks[pair.kind] = ranks.get(pair.kind, 0) + 1
+        place.append((ranks[pair.kind], at))
+    kept = {at for _, at in sorted(place)[:most]}
+    return tuple(pair for at, pair in enumerate(found.pairs) if at in kept)
 
 
 def said(figure: Figure, *, sign: bool = False) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from reid import steps
 from reid.enrol import EnrolReport, Progress
 from reid.errors import InputError
 from reid.records import Answer, Failure
@@ -22,6 +24,13 @@ if TYPE_CHECKING:
 
 SHOWN = 10  # failures and notes shown before "… and more"
 PATIENCE = 2.0  # seconds before a progress bar appears
+SAID = frozenset({"ask", "message", "next_step", "notes", "reason", "stages_skipped", "warnings"})
+"""Fields whose text is meant for people and may name commands."""
+
+
+def say(text: str, *, error: bool = False) -> None:
+    """Print a line, its commands complete, on standard output or standard error."""
+    print(steps.pasted(text), file=sys.stderr if error else sys.stdout)
 
 
 def as_json(value: Any) -> None:
@@ -29,17 +38,20 @@ def as_json(value: Any) -> None:
     print(json.dumps(_plain(value), ensure_ascii=False, allow_nan=False))
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, said: bool = False) -> Any:
+    """Plain values for JSON; `said`: the text is meant for people."""
     if is_dataclass(value) and not isinstance(value, type):
         return _plain(asdict(value))
     if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): _plain(v, k in SAID) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
+        return [_plain(v, said) for v in value]
     if isinstance(value, float) and not (value == value and abs(value) != float("inf")):
         return None
     if isinstance(value, datetime):
         return value.isoformat()
+    if isinstance(value, str):
+        return steps.pasted(value) if said else value
     return str(value) if isinstance(value, Path) else value
 
 
@@ -98,7 +110,7 @@ def answers(given: Sequence[Answer], truth: Sequence[str] = ()) -> None:
         names = ", ".join(Path(p).name for p in answer.photos)
         said = f" (it is {truth[number]})" if truth else ""
         if not answer.labels:
-            out.print(Text(f"{names}: {answer.status}{said}. {answer.message}", style="bold"))
+            out.print(Text(steps.pasted(f"{names}: {answer.status}{said}. {answer.message}"), style="bold"))
             continue
         table = Table(title=Text(f"{names}: {answer.status}{said}"), title_justify="left", title_style="bold")
         checked = any("inliers" in label.evidence for label in answer.labels)
@@ -123,13 +135,18 @@ def answers(given: Sequence[Answer], truth: Sequence[str] = ()) -> None:
                 f"compared with {answer.compared.photos} photos of {answer.compared.identities} individuals{filters}; model {answer.model}"
             )
         )
-        if answer.status == "review":
-            out.print(
-                Text("a person should look: the promised error rate allows neither match nor new", style="yellow")
-            )
-        for text in (*answer.stages_skipped, answer.message):
+        why = ["a person should look: " + _why_review(answer)] if answer.status == "review" else []
+        for text in (*why, *answer.stages_skipped, answer.message, *(f"warning: {w}" for w in answer.warnings)):
             if text:
-                out.print(Text(text, style="yellow"))
+                out.print(Text(steps.pasted(text), style="yellow"))
+
+
+def _why_review(answer: Answer) -> str:
+    if answer.promise:
+        return "the promised error rate allows neither match nor new"
+    if answer.labels and answer.labels[0].is_new:
+        return "not everything could be compared, so nobody is called new"
+    return f"the score is not clearly beyond the threshold {answer.threshold:.2f}, which was not measured on this store"
 
 
 def promises(policy: Mapping[str, Any]) -> list[str]:
@@ -155,7 +172,7 @@ def explained(explanation: Explanation) -> None:
     """Where the page is, and what each pair on it came to; what could not be compared, on standard error."""
     for pair in explanation.pairs:
         if "photo" in pair.skipped:
-            print(f"not explained: {pair.skipped['photo']}", file=sys.stderr)
+            say(f"not explained: {pair.skipped['photo']}", error=True)
             continue
         said = [f"{pair.inliers} points agree"] if pair.verification else []
         said += [f"cosine {pair.cosine:.3f}"] if pair.cosine is not None else []
@@ -163,7 +180,7 @@ def explained(explanation: Explanation) -> None:
         said += ["LOOK TWICE: evidence lies outside the animal"] if pair.flagged else []
         print(f"{pair.label or Path(pair.b).name}: {', '.join(said)}")
         for name, why in pair.skipped.items():
-            print(f"  no {name.replace('_', ' ')}: {why}")
+            say(f"  no {name.replace('_', ' ')}: {why}")
     print(f"explained in {explanation.page}")
 
 
@@ -171,10 +188,10 @@ def enrolled(report: EnrolReport, notes: Sequence[str] = ()) -> None:
     """A line of counts, then what was left out and why."""
     print(
         f"{report.new} photos new, {report.known} known, {report.moved} moved, {report.copies} copies; "
-        f"{report.annotations} animals added, {report.named} named"
+        f"{report.annotations} boxes added, {report.named} named"
     )
     for note in _first([*notes, *report.notes]):
-        print(f"note: {note}")
+        say(f"note: {note}")
     failures(report.failures)
 
 
@@ -184,7 +201,7 @@ def failures(found: Sequence[Failure]) -> None:
         return
     print(f"{len(found)} not used:", file=sys.stderr)
     for line in _first([f"  {f.source}: {f.message}" + (f"; {f.next_step}" if f.next_step else "") for f in found]):
-        print(line, file=sys.stderr)
+        say(line, error=True)
 
 
 def _first(lines: Sequence[str]) -> list[str]:
@@ -218,9 +235,11 @@ def reindexed(report: ReindexReport) -> None:
         print(f"{len(paths)} files {label}")
         for path in paths[:SHOWN]:
             print(f"  {path}")
+    if report.vanished:
+        say("gone for good? reid remove --missing takes them out of the answers; what was said of them stays on record")
     if report.relocated:
         print(f"{report.relocated} boxes drawn anew by another cropper")
-    print(f"{report.enrolled.new} photos new; {report.embedded} animals embedded anew")
+    print(f"{report.enrolled.new} photos new; {report.embedded} boxes embedded anew")
     print(
         f"index: {report.photos_before} → {report.photos_now} photos"
         + (f", built anew ({report.rebuilt})" if report.rebuilt else "")
@@ -231,9 +250,8 @@ def reindexed(report: ReindexReport) -> None:
     print(f"{len(report.matches)} photos without a name match a known individual now")
     for match in report.matches[:SHOWN]:
         chance = "" if match.probability is None else f", P {match.probability:.0%}"
-        print(
-            f"  {match.photo} → {match.identity} (score {match.score:.3f}{chance}); reid individuals assign {match.annotation} {match.identity}"
-        )
+        step = f"reid individuals assign {match.annotation} {shlex.quote(match.identity)}"
+        say(f"  {match.photo} → {match.identity} (score {match.score:.3f}{chance}); {step}")
     failures(report.failures)
 
 

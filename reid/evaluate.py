@@ -97,12 +97,11 @@ def evaluate(
         taken = enrol.enrol(store, known.sightings, who="evaluate", progress=progress)
         enrolled = time.perf_counter()
         sightings, dropped, lost = _queries(store, asked, dedup)
-        if not taken.named or not sightings:
-            raise InputError(
-                "nothing to measure: no named gallery photo or no query photo could be used",
-                source=f"{gallery}, {queries}",
-                next_step="check the tables' identity and path columns",
-            )
+        if not taken.named:
+            raise _nothing("no named gallery photo", gallery, (*known.failures, *taken.failures))
+        if not sightings:
+            doubled = f" (all {dropped} are near-duplicates of gallery photos)" if dropped else ""
+            raise _nothing(f"no query photo{doubled}", queries, asked.failures)
         result = _measure(store, sightings, progress)
         failures = (*known.failures, *taken.failures, *asked.failures, *lost, *result.failures)
         counts = result.counts | {"n_gallery": store.catalogue.counts().photos, "n_near_duplicates_dropped": dropped}
@@ -110,6 +109,17 @@ def evaluate(
     seconds = stages | {f"per_query_{k}": v for k, v in result.seconds.items()} | {"total": time.perf_counter() - begun}
     return Evaluation(
         result.measures, result.by_gallery_photos, counts, result.threshold, result.model, seconds, failures
+    )
+
+
+def _nothing(what: str, table: Path, failures: Sequence[Failure]) -> InputError:
+    """Said where a table leaves nothing to measure, with the first of what it lost."""
+    first = f" ({len(failures)} rows lost; {failures[0].source}: {failures[0].message})" if failures else ""
+    step = failures[0].next_step if failures else ""
+    return InputError(
+        f"nothing to measure: {what} could be used{first}",
+        source=str(table),
+        next_step=step or "check its identity and path columns",
     )
 
 
