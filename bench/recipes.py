@@ -51,6 +51,7 @@ def main() -> None:
     parser.add_argument("--recipes", default="", help="names or .toml files, with commas; all where left out")
     parser.add_argument("--scale", choices=("laptop", "gpu"), default="laptop")
     parser.add_argument("--minutes", type=float, default=8.0, help="for each recipe")
+    parser.add_argument("--threads", type=int, default=THREADS, help="1 where two trainings run side by side")
     parser.add_argument("--clock", choices=("cpu", "wall"), default="cpu")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("recipes.jsonl"))
@@ -101,7 +102,7 @@ def trained(name: str, split: Split, work: Path, options: argparse.Namespace) ->
     """One recipe: trained within the budget, measured."""
     import torch
 
-    torch.set_num_threads(THREADS)
+    torch.set_num_threads(options.threads)
     chosen = recipe.load(Path(name) if name.endswith(".toml") else name, options.scale)
     folder = work / chosen.name
     begun, wall = time.process_time(), time.perf_counter()

@@ -1,15 +1,14 @@
 """Two models of one store, on photos that neither was trained on: which, how they are asked, and what came of it.
 
 The judges are the photos that `reid.fit` leaves out to place the threshold. They, their encounters and their
-near-duplicates are kept from the training, so the figures are those of new photos of known animals; a judge that the
-*present* model was trained on is passed over, or the older model would be flattered.
+near-duplicates are kept from the training, so the figures are those of new photos of known animals; a photo that the
+*present* model was trained on is no judge, or the older model would be flattered.
 
 Knows stores and vectors; trains nothing and changes nothing.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,8 +32,6 @@ from reid.store import Store
 if TYPE_CHECKING:
     from reid.train.features import Source
 
-FOLDER = "training"  # in the store: a directory a run, and the kept vectors
-TRAINED_ON = "trained-on.json"
 LEAST_JUDGES = 20  # left-out photos of known animals below which no model is put in another's place
 
 IntArray = NDArray[np.int64]
@@ -128,7 +125,9 @@ def pool_of(store: Store) -> Pool:
             next_step="enrol photos with names of more animals",
         )
     groups = withheld.sightings_of(store.catalogue, labels)
-    judges = withheld.chosen_queries(labels.individuals, groups)
+    learnt = withheld.learnt(store, labels, groups)
+    allowed = None if learnt[named].all() else ~learnt
+    judges = withheld.chosen_queries(labels.individuals, groups, allowed=allowed)
     kept = named & ~np.isin(groups, groups[judges])
     known = np.isin(labels.individuals[judges], labels.individuals[kept])
     if not known.any():
@@ -150,7 +149,7 @@ def pool_of(store: Store) -> Pool:
         for info in infos.values()
     )
     names = tuple(str(labels.individuals[row]) for row in chosen)
-    return Pool(labels, vectors, chosen, sources, names, judges[known])
+    return Pool(labels, vectors, chosen, sources, names, judges)
 
 
 def embedded(
@@ -190,12 +189,11 @@ def judge(store: Store, pool: Pool, vectors: Vectors, lost: int) -> Verdict:
     """The same left-out photos answered by the present and by the new vectors."""
     whitened = len(pool.labels.annotations) >= whiten.LEAST_PHOTOS
     before, after = (
-        withheld.left_out(store, pool.labels, unit_rows(rows), whitened=whitened) for rows in (pool.vectors, vectors)
+        withheld.left_out(store, pool.labels, unit_rows(rows), pool.judges, whitened=whitened)
+        for rows in (pool.vectors, vectors)
     )
-    queries = withheld.chosen_queries(pool.labels.individuals, withheld.sightings_of(store.catalogue, pool.labels))
-    seen = _trained_on(store, store.embedder.card.name)
-    unseen = ~np.isin(pool.labels.annotations[queries], seen)
-    usable = np.flatnonzero((before.known_case | after.known_case) & unseen)
+    learnt = withheld.learnt(store, pool.labels, withheld.sightings_of(store.catalogue, pool.labels))
+    usable = np.flatnonzero((before.known_case | after.known_case) & ~learnt[pool.judges])
     animals = before.identity[usable]
     old, new = (reciprocal_ranks(cases.truth_rank[usable]) for cases in (before, after))
     old_first, new_first = (hits_at_k(cases.truth_rank[usable], 1).astype(float) for cases in (before, after))
@@ -211,15 +209,6 @@ def judge(store: Store, pool: Pool, vectors: Vectors, lost: int) -> Verdict:
         answers_after=_answers(store, after),
         lost=lost,
     )
-
-
-def _trained_on(store: Store, model: str) -> IntArray:
-    """The annotations that a model of this store was trained on; none where there is no record of it."""
-    try:
-        found = json.loads((store.root / FOLDER / model / TRAINED_ON).read_text(encoding="utf-8"))["annotations"]
-    except (OSError, ValueError, KeyError):
-        found = []
-    return np.asarray(found, np.int64)
 
 
 def _figure(values: NDArray[np.float64], animals: IntArray) -> Figure:

@@ -25,16 +25,17 @@ from reid.adopt import adopt, decision
 from reid.embed import OpenVinoEmbedder
 from reid.enrol import Progress, quiet
 from reid.errors import MissingExtra, ModelError, ReidError, TrainError
-from reid.judge import FOLDER, TRAINED_ON, Candidate, Pool, advice, embedded, judge, pool_of
+from reid.judge import Candidate, Pool, advice, embedded, judge, pool_of
 from reid.judge import Report as Report
 from reid.records import Failure
 from reid.store import Store
+from reid.withheld import TRAINED_ON, TRAINING
 
 if TYPE_CHECKING:
     from reid.train.recipe import Recipe
     from reid.train.runs import Run
 
-KEPT = "kept"  # below `FOLDER`: vectors of photos' views
+KEPT = "kept"  # below `TRAINING`: vectors of photos' views
 RECIPE = "third_place"  # by which a whole network is trained where none is named
 LEAST_FULL = 1000  # photos with names from which on a GPU trains the whole network unasked
 
@@ -117,7 +118,7 @@ def train(store: Store, options: Options, progress: Progress = quiet) -> Candida
         MissingExtra: torch is not installed.
     """
     runs = _training_modules()
-    parent = store.root / FOLDER
+    parent = store.root / TRAINING
     if options.resume:
         run = runs.resume(parent, "" if options.name == Options().name else options.name)
         options = _options_of(run)

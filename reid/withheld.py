@@ -7,6 +7,7 @@ encounter and its near-duplicates. Knows stores; fits nothing and writes nothing
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Literal
@@ -22,6 +23,8 @@ from reid.keypoints import LocalFeatures
 from reid.measure import Asked
 from reid.store import Store
 
+TRAINING = "training"  # in the store: a directory a run, and the kept vectors
+TRAINED_ON = "trained-on.json"  # in a run's
 MOST_QUERIES = 1000
 MOST_FUSED = 600  # photos that go through local features and geometry too
 FEATURES_HELD = 2000  # photos whose local features are held in memory while measuring (about 150 kB each)
@@ -58,10 +61,16 @@ def gathered(
 
 
 def chosen_queries(
-    individuals: IntArray, groups: IntArray, *, most: int = MOST_QUERIES, each: int = 1, seed: int = 0
+    individuals: IntArray,
+    groups: IntArray,
+    *,
+    allowed: NDArray[np.bool_] | None = None,
+    most: int = MOST_QUERIES,
+    each: int = 1,
+    seed: int = 0,
 ) -> IntArray:
     """Rows that play queries: at most `each` photos (of different sightings) of each of a random choice of animals, at
-    most `most` and a quarter of the gallery.
+    most `most` and a quarter of the gallery; only `allowed (N,)` ones.
 
     Animals with a sighting more than they give come first (they give known cases), the others fill up to as many
     again.
@@ -69,11 +78,14 @@ def chosen_queries(
     rng = np.random.default_rng(seed)
     order = rng.permutation(np.flatnonzero(individuals >= 0))
     seen: dict[int, set[int]] = {}
+    gave: dict[int, set[int]] = {}
     rounds: list[list[int]] = [[] for _ in range(each)]
     for row in order.tolist():
         sightings = seen.setdefault(int(individuals[row]), set())
-        if len(sightings) < each and int(groups[row]) not in sightings:
-            rounds[len(sightings)].append(row)
+        given = gave.setdefault(int(individuals[row]), set())
+        if len(given) < each and int(groups[row]) not in given and (allowed is None or allowed[row]):
+            rounds[len(given)].append(row)
+            given.add(int(groups[row]))
         sightings.add(int(groups[row]))
     limit = min(most, len(individuals) // 4)
     known: list[int] = []
@@ -83,6 +95,19 @@ def chosen_queries(
     rest = [row for row in rounds[0] if len(seen[int(individuals[row])]) == 1]
     rest = rest[: min(limit - len(known), max(len(known), decide.MIN_CASES))]
     return np.sort(np.array([*known, *rest], np.int64))
+
+
+def learnt(store: Store, labels: Labels, groups: IntArray) -> NDArray[np.bool_]:
+    """`(N,)`: the rows that the present model was trained on, or on another photo of their sighting. It knows them by
+    heart: as queries they would promise more than new photos keep. None where no training is on record.
+    """
+    try:
+        path = store.root / TRAINING / store.embedder.card.name / TRAINED_ON
+        found = json.loads(path.read_text(encoding="utf-8"))["annotations"]
+    except (OSError, ValueError, KeyError):
+        found = []
+    known = np.isin(labels.annotations, np.asarray(found, np.int64))
+    return np.isin(groups, groups[known])
 
 
 def sightings_of(catalogue: Catalogue, labels: Labels) -> IntArray:
@@ -133,13 +158,20 @@ def _root(parent: IntArray, i: int) -> int:
 
 
 def left_out(
-    store: Store, labels: Labels, vectors: NDArray[np.float32], *, whitened: bool, sides: Sides = "separate"
+    store: Store,
+    labels: Labels,
+    vectors: NDArray[np.float32],
+    queries: IntArray | None = None,
+    *,
+    whitened: bool,
+    sides: Sides = "separate",
 ) -> LeftOut:
-    """By the embedding alone: photos of the gallery answered as if they were queries: unseen by the whitening, apart from their encounter and
-    near-duplicates.
+    """By the embedding alone: photos of the gallery answered as if they were queries, unseen by model and whitening,
+    apart from their encounter and near-duplicates; rows `queries`, or those that the present model has not learnt.
     """
     groups = sightings_of(store.catalogue, labels)
-    queries = chosen_queries(labels.individuals, groups)
+    if queries is None:
+        queries = chosen_queries(labels.individuals, groups, allowed=~learnt(store, labels, groups))
     rest = np.setdiff1d(np.arange(len(groups)), queries)
     whitening = whiten.fit(vectors[rest], labels.individuals[rest], least=2) if whitened else None
     rows = vectors if whitening is None else whitening.apply(vectors)
@@ -187,7 +219,8 @@ def ask_left_out(
     progress: Progress,
 ) -> tuple[measure.Gallery, list[Asked]]:
     """Left-out photos asked with all sources, by a whitening that has not seen them, and the gallery they belong to."""
-    queries = chosen_queries(labels.individuals, groups, most=MOST_FUSED, each=2)
+    allowed = ~learnt(store, labels, groups)
+    queries = chosen_queries(labels.individuals, groups, allowed=allowed, most=MOST_FUSED, each=2)
     rest = np.setdiff1d(np.arange(len(groups)), queries)
     whitening = whiten.fit(vectors[rest], labels.individuals[rest], least=2) if whitened else None
     rows = vectors if whitening is None else whitening.apply(vectors)

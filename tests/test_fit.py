@@ -65,6 +65,16 @@ def test_queries_are_one_photo_an_animal_and_at_most_a_quarter() -> None:
     assert len(withheld.chosen_queries(individuals, groups, most=4)) == 4
 
 
+def test_only_photos_that_are_allowed_play_queries_and_the_others_still_make_their_animal_known() -> None:
+    individuals, groups = np.repeat(np.arange(6), 4), np.arange(24)
+    allowed = np.zeros(24, np.bool_)
+    allowed[[0, 1, 5, 9]] = True
+    chosen = withheld.chosen_queries(individuals, groups, allowed=allowed, each=2)
+    assert sorted(chosen.tolist()) == [0, 1, 5, 9]
+    assert len(withheld.chosen_queries(individuals, groups, allowed=allowed, each=1)) == 3
+    assert not len(withheld.chosen_queries(individuals, groups, allowed=np.zeros(24, np.bool_)))
+
+
 def test_an_animal_seen_in_one_encounter_only_is_not_preferred() -> None:
     individuals = np.array([0, 0, 0, 0, 1, 1, *range(2, 12)])
     groups = np.array([0, 0, 0, 0, 1, 2, *range(3, 13)])

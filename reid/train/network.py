@@ -4,7 +4,8 @@
 
 Poolings: `avg`; `gem`, the generalised mean (Radenović et al. 2018, TPAMI); `max`; `max_avg`, both side by side;
 `last_two`, GeM of the last two maps; `all_stages`, means of the last four; `stripes`, GeM of upright strips of the map,
-each with a projection of its own, side by side (Sun et al. 2018, ECCV, part-based); `grid`, means of its parts, flat.
+each with a projection of its own, side by side (Sun et al. 2018, ECCV, part-based). All but the strips can be pooled in
+each cell of a grid over the map, side by side: where animals lie alike in their boxes, a place says much.
 
 Knows tensors; what is learnt from them is the business of `reid.train.losses`.
 """
@@ -53,12 +54,10 @@ class Network(torch.nn.Module):  # type: ignore[misc]  # torch is not followed b
             backbone.prune_intermediate_layers([config.levels - 1], prune_norm=True, prune_head=True)
         before = {"last_two": 1, "all_stages": 3}.get(config.pooling, 0)
         self.stages = list(range(len(widths) - 1 - before, len(widths) - 1))
+        self.cells = (1, 1) if config.pooling == "stripes" else (config.rows, config.columns)
         wide = {
-            "max_avg": 2 * last,
-            "grid": config.rows * config.columns * last,
-            "last_two": widths[-2] + last,
-            "all_stages": sum(widths[-4:-1]) + last,
-        }.get(config.pooling, last)
+            "max_avg": 2 * last, "last_two": widths[-2] + last, "all_stages": sum(widths[-4:-1]) + last,
+        }.get(config.pooling, last) * self.cells[0] * self.cells[1]  # fmt: skip
         self.power = torch.nn.Parameter(torch.tensor(config.gem), requires_grad=config.learn_gem)
         self.n_parts = config.stripes if config.pooling == "stripes" else 1
         self.dim = config.dim or wide
@@ -113,17 +112,13 @@ class Network(torch.nn.Module):  # type: ignore[misc]  # torch is not followed b
         """One `(B, C)` for each part of the network."""
         last, kind = maps[-1], self.config.pooling
         if kind == "stripes":
-            return [self._gem(strip) for strip in _strips(last, self.n_parts)]
-        if kind == "gem":
-            return [self._gem(last)]
-        if kind == "last_two":
-            return [torch.cat([self._gem(one) for one in maps], 1)]
-        if kind == "grid":
-            return [functional.adaptive_avg_pool2d(last, (self.config.rows, self.config.columns)).flatten(1)]
-        means = [one.mean((2, 3)) for one in maps]
+            return [self._gem(strip).flatten(1) for strip in _strips(last, self.n_parts)]
+        if kind in ("gem", "last_two"):
+            return [torch.cat([self._gem(one).flatten(1) for one in maps], 1)]
+        found = [functional.adaptive_avg_pool2d(one, self.cells) for one in maps]
         if kind in ("max", "max_avg"):
-            means = [last.amax((2, 3)), *(means if kind == "max_avg" else [])]
-        return [torch.cat(means, 1)]
+            found = [functional.adaptive_max_pool2d(last, self.cells), *(found if kind == "max_avg" else [])]
+        return [torch.cat([one.flatten(1) for one in found], 1)]
 
     def head(self, pooled: torch.Tensor, part: int = 0) -> torch.Tensor:
         """From what was pooled to the vector of that part."""
@@ -132,9 +127,9 @@ class Network(torch.nn.Module):  # type: ignore[misc]  # torch is not followed b
         return out
 
     def _gem(self, maps: torch.Tensor) -> torch.Tensor:
-        """Generalised mean over the places of `(B, C, h, w)`; inputs below 10⁻⁶ count as that."""
+        """Generalised mean over the places of each cell of `(B, C, h, w)`; inputs below 10⁻⁶ count as that."""
         power = self.power if self.config.learn_gem else self.config.gem
-        return maps.clamp_min(1e-6).pow(power).mean((2, 3)).pow(1 / power)
+        return functional.adaptive_avg_pool2d(maps.clamp_min(1e-6).pow(power), self.cells).pow(1 / power)
 
     def groups(self) -> list[list[str]]:
         """Names of the backbone's parameters, stage by stage."""

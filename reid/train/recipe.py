@@ -22,7 +22,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from reid.errors import ConfigError
 
 Scale = Literal["laptop", "gpu"]
-Pooling = Literal["avg", "gem", "max", "max_avg", "last_two", "all_stages", "stripes", "grid"]
+Pooling = Literal["avg", "gem", "max", "max_avg", "last_two", "all_stages", "stripes"]
 Kind = Literal["shuffled", "identities", "pairs"]
 Mirror = Literal["class", "views", "none"]
 Negatives = Literal["lap", "blocks", "sparse", "random"]
@@ -53,8 +53,8 @@ class NetworkConfig:
     gem: float = 3.0  # power of the generalised mean; 1 is the mean
     learn_gem: bool = False
     stripes: int = 4  # upright strips of the map, with `stripes`
-    rows: int = 2  # parts of the map, with `grid`
-    columns: int = 6
+    rows: int = 1  # cells of the map that are pooled apart, and laid side by side (not with `stripes`)
+    columns: int = 1
     norm_first: bool = False  # a batch norm before the dropout
     dropout: float = 0.0  # share of the pooled numbers; 0: none
     dim: int = 512  # numbers of the vector; 0: the pooled ones as they are

@@ -135,5 +135,5 @@ print(len(mine.hardest(Store.open(Path({str(tmp_path / "s")!r})), top=4).pairs))
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "4\n"
     monkeypatch.setitem(sys.modules, "lap", None)
-    with pytest.raises(MissingExtra, match=r"mining needs lap; pip install \"animal-reid\[train\]\""):
+    with pytest.raises(MissingExtra, match=r"mining needs lap; pip install '\.\[train\]'"):
         mine.hardest(Store.open(tmp_path / "s"))

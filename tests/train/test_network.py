@@ -35,12 +35,8 @@ def test_each_pooling_is_what_its_name_says() -> None:
     last, inner = bare.forward_intermediates(X)
     means = last.mean((2, 3)).numpy()
     top = last.amax((2, 3)).numpy()
-    height, width = last.shape[2:]
+    width = last.shape[3]
     quarters = [last[:, :, :, width * i // 2 : width * (i + 1) // 2] for i in range(2)]
-    grid = torch.stack([
-        last[:, :, height * r // 2 : height * (r + 1) // 2, width * c // 2 : width * (c + 1) // 2].mean((2, 3))
-        for r in range(2) for c in range(2)
-    ], 2).flatten(1).numpy()  # fmt: skip
     expected = {
         "avg": means,
         "max": top,
@@ -48,10 +44,9 @@ def test_each_pooling_is_what_its_name_says() -> None:
         "gem": gem(last, 3.0),
         "last_two": np.concatenate([gem(inner[-2], 3.0), gem(last, 3.0)], 1),
         "all_stages": np.concatenate([one.mean((2, 3)).numpy() for one in (*inner[-4:-1], last)], 1),
-        "grid": grid,
     }
     for pooling, wanted in expected.items():
-        found = made(replace(TINY, pooling=pooling, rows=2, columns=2))  # type: ignore[arg-type]
+        found = made(replace(TINY, pooling=pooling))  # type: ignore[arg-type]
         assert found.dim == wanted.shape[1], pooling
         np.testing.assert_allclose(found(X).numpy(), wanted, rtol=1e-3, atol=1e-5, err_msg=pooling)
     strips = made(replace(TINY, pooling="stripes", stripes=2, dim=8, gem=4.0))
@@ -59,6 +54,29 @@ def test_each_pooling_is_what_its_name_says() -> None:
         gem(one, 4.0) @ p.weight.numpy().T + p.bias.numpy() for one, p in zip(quarters, strips.projections, strict=True)
     ]
     np.testing.assert_allclose(strips(X).numpy(), np.concatenate(halves, 1), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("pooling", ["avg", "gem", "max", "max_avg", "last_two", "all_stages"])
+@torch.inference_mode()
+def test_cells_of_a_grid_are_pooled_apart(pooling: Any) -> None:
+    whole, cells = made(replace(TINY, pooling=pooling)), made(replace(TINY, pooling=pooling, rows=1, columns=2))
+    maps = whole.maps(X)
+    halves = [[one[..., : one.shape[3] // 2] for one in maps], [one[..., one.shape[3] // 2 :] for one in maps]]
+    left, right = (whole.pooled(half)[0].numpy() for half in halves)
+    found = cells(X).numpy()
+    assert cells.dim == 2 * whole.dim == found.shape[1]
+    np.testing.assert_allclose(np.sort(found), np.sort(np.concatenate([left, right], 1)), rtol=1e-4, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_a_network_cut_short_gives_the_maps_of_its_first_levels() -> None:
+    whole, cut = made(TINY), made(replace(TINY, levels=4, pooling="last_two", dim=8))
+    inner = whole.backbone.forward_intermediates(X)[1]
+    for found, wanted in zip(cut.maps(X), inner[2:4], strict=True):
+        np.testing.assert_allclose(found.numpy(), wanted.numpy(), rtol=1e-4, atol=1e-6)
+    assert sum(p.numel() for p in cut.backbone.parameters()) < sum(p.numel() for p in whole.backbone.parameters())
+    with pytest.raises(ModelError, match="levels"):
+        made(replace(TINY, levels=9))
 
 
 def test_more_stripes_than_columns_overlap() -> None:

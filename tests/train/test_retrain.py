@@ -24,11 +24,12 @@ from painted_store import QUICK, herd, one_thread, painted_store  # noqa: E402
 from reid import adopt, config, models, retrain, withheld  # noqa: E402
 from reid.config import TrainingConfig  # noqa: E402
 from reid.errors import ConfigError, MissingExtra, ReidError, TrainError  # noqa: E402
-from reid.judge import TRAINED_ON, Figure, Report, Verdict  # noqa: E402
+from reid.judge import Figure, Report, Verdict  # noqa: E402
 from reid.reindex import reindex  # noqa: E402
 from reid.retrain import Options, Refused  # noqa: E402
 from reid.store import Store  # noqa: E402
 from reid.train import heads, quick, runs  # noqa: E402
+from reid.withheld import TRAINED_ON  # noqa: E402
 
 __all__ = ["one_thread"]
 
@@ -99,6 +100,21 @@ def test_judges_and_their_sightings_are_not_trained_on(store: Store) -> None:
     seen = json.loads((Path(report.run) / TRAINED_ON).read_text())["annotations"]
     assert len(judges) == 24 and len(seen) == report.photos
     assert not set(groups[np.isin(labels.annotations, seen)]) & set(groups[judges])
+
+
+def test_once_in_force_a_model_is_measured_on_photos_that_it_has_not_learnt(store: Store) -> None:
+    labels = store.catalogue.labels()
+    groups = withheld.sightings_of(store.catalogue, labels)
+    assert not withheld.learnt(store, labels, groups).any()
+    done = retrain.train(store, Options())
+    adopt.adopt(store, done)
+    now = Store.open(store.root)
+    learnt = withheld.learnt(now, labels, groups)
+    seen = json.loads((Path(done.report.run) / TRAINED_ON).read_text())["annotations"]
+    assert set(labels.annotations[learnt].tolist()) >= set(seen) and 0 < int((~learnt).sum())
+    for each in (1, 2):
+        asked = withheld.chosen_queries(labels.individuals, groups, allowed=~learnt, each=each)
+        assert len(asked) and not set(labels.annotations[asked].tolist()) & set(seen)
 
 
 def test_the_verdict_is_that_of_plain_loops_over_the_left_out_photos(store: Store) -> None:
@@ -374,7 +390,7 @@ def test_without_torch_training_names_what_to_install(store: Store, monkeypatch:
     import sys
 
     monkeypatch.setitem(sys.modules, "pytorch_metric_learning", None)
-    with pytest.raises(MissingExtra, match=r'pip install "animal-reid\[train\]"'):
+    with pytest.raises(MissingExtra, match=r"pip install '\.\[train\]'"):
         retrain.train(store, Options())
 
 
