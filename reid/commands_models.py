@@ -44,7 +44,7 @@ def register(app: typer.Typer, opened: Opened) -> None:
                 "*" if c.name == used else "",
                 c.name,
                 c.dim,
-                f"{c.preprocessing.height}×{c.preprocessing.width}",
+                c.preprocessing.said,
                 c.source,
             )
             for c in cards

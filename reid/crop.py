@@ -69,11 +69,14 @@ def cut(
     view: View = PLAIN,
     landmarks: Points | None = None,
 ) -> Pixels:
-    """The crop of `box`, `(height, width, 3) uint8 RGB`.
+    """The crop of `box`, `(height, width, 3) uint8 RGB`; with members all their crops in one row.
 
     `pixels (H, W, 3) uint8 RGB` may be decoded smaller than the original: `scale` is decoded ÷ original pixels, (x, y),
     and `box` and `landmarks (4, 2)` are in original pixels. A box is clipped to the photo and never comes out empty.
     """
+    if preprocessing.members:
+        parts = [cut(pixels, box, m, scale=scale, view=view, landmarks=landmarks) for m in preprocessing.members]
+        return np.concatenate([part.reshape(1, -1, 3) for part in parts], axis=1)
     if view.aligned and landmarks is not None:
         matrix = alignment(landmarks, box)
         if matrix is not None:
@@ -98,6 +101,17 @@ def cut_views(
 ) -> Pixels:
     """All views of one box, `(V, height, width, 3) uint8 RGB`."""
     return np.stack([cut(pixels, box, preprocessing, scale=scale, view=view, landmarks=landmarks) for view in views])
+
+
+def resized(crops: Pixels, preprocessing: Preprocessing) -> Pixels:
+    """Crops `(N, H, W, 3)` of one size in the size of each member, as `cut` lays them; as they are without members."""
+    if not preprocessing.members:
+        return crops
+    out = np.empty((len(crops), 1, preprocessing.width, 3), np.uint8)
+    for row, one in zip(out, crops, strict=True):
+        parts = [_resize(one, m.width, m.height, m.interpolation) for m in preprocessing.members]
+        row[0] = np.concatenate([part.reshape(-1, 3) for part in parts])
+    return out
 
 
 def alignment(landmarks: Points, box: Box) -> NDArray[np.float64] | None:

@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from reid import crop, fit, intake, local, models, relocate
+from reid import crop, ensemble, fit, intake, local, models, relocate
 from reid.catalogue import Added, KnownFile, NewAnnotation, NewPhoto, PhotoInfo
-from reid.embed import Embedder, unit_rows
+from reid.embed import Embedder
 from reid.errors import PhotoError, ReidError, StoreBusy, StoreError
 from reid.exchange import failure_of
 from reid.images import printable
@@ -70,7 +70,7 @@ def embed_views(embedder: Embedder, crops: NDArray[np.uint8], views: int) -> NDA
     vectors = embedder.embed(crops)
     if views == 1:
         return vectors
-    return unit_rows(vectors.reshape(-1, views, vectors.shape[1]).mean(1))
+    return ensemble.balanced(vectors.reshape(-1, views, vectors.shape[1]).mean(1), embedder.card)
 
 
 def enrol(store: Store, sightings: Sequence[Sighting], *, who: str, progress: Progress = quiet) -> EnrolReport:

@@ -19,10 +19,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from reid import images, intake, local, models, page
+from reid import crop, ensemble, images, intake, local, models, page
 from reid.compare import LEAST_POINTS, MOST_OUTSIDE, Comparison, Outside, compare
 from reid.embed import Embedder, OpenVinoEmbedder
-from reid.enrol import embed_views, suitable_model, views_of
+from reid.enrol import embed_views, suitable_model
 from reid.errors import InputError, ReidError
 from reid.images import printable
 from reid.look import Eye, Options, Seen, look
@@ -86,16 +86,20 @@ def settings_of(store: Store, options: Options) -> Options:
 
 
 def eye_of(store: Store) -> Eye:
-    """How this store sees: its model, its views, its whitening."""
+    """How this store sees: its model, its views, its whitening. Of an ensemble, whose members see crops of their own,
+    the eye is its heaviest member's; the others are given that crop in their size.
+    """
     gallery = store.gallery()
-    views = len(views_of(store))
+    views = 2 if store.config.embedder.mirror else 1  # of the box as it lies: wider and shifted views are left out
+    seen = store.embedder.card.preprocessing
+    lead = ensemble.lead(store.embedder.card)
 
     def embed(crops: NDArray[np.uint8]) -> NDArray[np.float32]:
         if views == 2:
             crops = np.stack([crops, crops[:, :, ::-1]], axis=1).reshape(-1, *crops.shape[1:])
-        return store.project(embed_views(store.embedder, crops, views), gallery)
+        return store.project(embed_views(store.embedder, crop.resized(crops, seen), views), gallery)
 
-    return Eye(store.embedder.card.preprocessing, embed)
+    return Eye(lead, embed)
 
 
 @contextmanager

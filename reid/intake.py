@@ -181,7 +181,7 @@ def prepare(
     kept, boxes, failures = place_boxes(masked.sightings, facts.width, facts.height, finder)
     failures[:0] = masked.failures
     smallest = min(boxes, key=lambda box: box.width * box.height) if boxes else None
-    target = (preprocessing.width, preprocessing.height)
+    target = preprocessing.finest
     if describe is not None:
         tall = smallest is not None and smallest.height > smallest.width
         long = describe.long_side

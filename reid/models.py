@@ -6,6 +6,8 @@
       weights.safetensors   the same weights under timm's names, where the torch runtime needs them
       compiled/       machine code kept by the CPU runtime; may be deleted at any time
 
+An ensemble (`reid.ensemble`) has members instead of a graph: `models/<name>/<member>/`, each whole by itself.
+
 The **fingerprint** is sha256 over every weight tensor and over the preprocessing: two models with one fingerprint give
 the same vectors, and a vector is never compared with one of another fingerprint. A directory is written aside and
 renamed, so it is whole or absent.
@@ -47,6 +49,9 @@ class Preprocessing:
     The box is widened by `margin` (share of its size, on each side), then brought to `height` × `width`: `squash`
     changes its shape, `pad` keeps it and fills the rest with the mean colour. `mean`/`std` are in pixel units (0–255)
     and stand inside the graph.
+
+    With `members`, several crops of the box, one as each of them says, lie in one row of pixels, one after the other
+    (`reid.ensemble`): `height` is 1, `width` all their pixels, and the rest says nothing.
     """
 
     height: int
@@ -56,6 +61,29 @@ class Preprocessing:
     interpolation: Literal["area", "linear", "cubic"] = "area"
     shape: Literal["squash", "pad"] = "squash"
     margin: float = 0.0
+    members: tuple[Preprocessing, ...] = ()
+
+    @property
+    def finest(self) -> tuple[int, int]:
+        """Width and height in pixels to which a box must at least be decoded."""
+        parts = self.members or (self,)
+        return max(one.width for one in parts), max(one.height for one in parts)
+
+    @property
+    def said(self) -> str:
+        """`192×384`, height first; with members all of them."""
+        return " + ".join(f"{one.height}×{one.width}" for one in self.members or (self,))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON and the fingerprint; `members` only where there are some."""
+        plain = {key: value for key, value in asdict(self).items() if key != "members"}
+        return plain | ({"members": [one.to_dict() for one in self.members]} if self.members else {})
+
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any]) -> Preprocessing:
+        """Inverse of `to_dict`. KeyError and TypeError for anything else."""
+        members = tuple(cls.from_dict(one) for one in raw.get("members", ()))
+        return cls(**{**raw, "mean": tuple(raw["mean"]), "std": tuple(raw["std"]), "members": members})
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +103,7 @@ class ModelCard:
     @property
     def fingerprint(self) -> str:
         """64 hex digits over weights, pooling and preprocessing."""
-        facts = {"weights": self.weights_sha256, "pooling": self.pooling, "preprocessing": asdict(self.preprocessing)}
+        facts = {"weights": self.weights_sha256, "pooling": self.pooling, "preprocessing": self.preprocessing.to_dict()}
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
@@ -105,13 +133,19 @@ def write(folder: Path, card: ModelCard, graph: Any, tensors: dict[str, NDArray[
             from safetensors.numpy import save_file
 
             save_file(tensors, aside / "weights.safetensors")
-        text = json.dumps({"format": FORMAT, "fingerprint": card.fingerprint, **asdict(card)}, indent=2)
-        (aside / CARD).write_text(text + "\n", encoding="utf-8")
+        write_card(aside, card)
         aside.chmod(0o755)
         swap(aside, folder / card.name)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return folder / card.name
+
+
+def write_card(folder: Path, card: ModelCard) -> None:
+    """Write the card of a model directory that is being made."""
+    plain = {**asdict(card), "preprocessing": card.preprocessing.to_dict()}
+    text = json.dumps({"format": FORMAT, "fingerprint": card.fingerprint, **plain}, indent=2)
+    (folder / CARD).write_text(text + "\n", encoding="utf-8")
 
 
 def swap(aside: Path, target: Path) -> None:
@@ -145,12 +179,9 @@ def read_card(folder: Path) -> ModelCard:
     if not isinstance(raw, dict) or raw.get("format") != FORMAT:
         raise ModelError("a model card of another version", source=str(path), next_step="`reid models add` it again")
     try:
-        preprocessing = dict(raw["preprocessing"])
-        preprocessing["mean"], preprocessing["std"] = tuple(preprocessing["mean"]), tuple(preprocessing["std"])
+        preprocessing = Preprocessing.from_dict(raw["preprocessing"])
         known = {f.name for f in fields(ModelCard)}
-        card = ModelCard(
-            **{k: v for k, v in raw.items() if k in known} | {"preprocessing": Preprocessing(**preprocessing)}
-        )
+        card = ModelCard(**{k: v for k, v in raw.items() if k in known} | {"preprocessing": preprocessing})
     except (KeyError, TypeError) as error:
         raise ModelError(
             f"incomplete model card ({error})", source=str(path), next_step="`reid models add` it again"

@@ -24,10 +24,10 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from reid import config, locate, models, whiten
+from reid import config, ensemble, locate, models, whiten
 from reid.catalogue import Catalogue, sqlite_url
 from reid.config import Config
-from reid.embed import EMBEDDERS, Embedder, OpenVinoEmbedder, unit_rows
+from reid.embed import Embedder, unit_rows
 from reid.errors import GalleryError, IndexStale, SnapshotCorrupt, StoreError, StoreNotFound
 from reid.index import Gallery, write_snapshot
 from reid.index.view import stamp
@@ -138,9 +138,7 @@ class Store:
         """The model that `reid.toml` names, on the device that it names; the default model is exported at first use."""
         name = self.config.embedder.model
         folder = models.ensure(self.models_folder, models.DEFAULT if name == "auto" else name)
-        if self.config.embedder.device == "cpu":
-            return OpenVinoEmbedder(folder, threads=self.config.embedder.threads)
-        return EMBEDDERS[self.config.embedder.device](folder)
+        return ensemble.open_embedder(folder, device=self.config.embedder.device, threads=self.config.embedder.threads)
 
     @cached_property
     def croppers(self) -> Croppers:
