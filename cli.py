@@ -16,7 +16,15 @@ from typing import Annotated, Any
 
 import typer
 
-from reid import commands_cropper, commands_individuals, commands_models, commands_remove, commands_siamese, steps
+from reid import (
+    commands_cropper,
+    commands_ensemble,
+    commands_individuals,
+    commands_models,
+    commands_remove,
+    commands_siamese,
+    steps,
+)
 from reid.errors import ReidError
 
 app = typer.Typer(
@@ -68,6 +76,13 @@ class TrainScale(StrEnum):
     auto = "auto"
     laptop = "laptop"
     gpu = "gpu"
+
+
+class FoldBy(StrEnum):
+    """What is never in two folds."""
+
+    sighting = "sighting"
+    identity = "identity"
 
 
 @app.callback()
@@ -408,6 +423,16 @@ def train(
     views: Annotated[int, typer.Option(min=0, help="Views of each photo; 0: as reid.toml says.")] = 0,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same model.")] = 0,
     name: Annotated[str, typer.Option(help="The model's name, behind the date.")] = "head",
+    folds: Annotated[
+        int, typer.Option(min=0, help="Train so many models, each without one part of the photos; together they serve.")
+    ] = 0,
+    fold_by: Annotated[FoldBy, typer.Option(help="What is never in two parts: a sighting, or an animal.")] = (
+        FoldBy.sighting
+    ),
+    pseudo_rounds: Annotated[
+        int,
+        typer.Option(min=0, help="Rounds in which photos without a name lend theirs to the training, if it is sure."),
+    ] = 0,
     resume: Annotated[bool, typer.Option(help="Go on with the newest unfinished training (of that --name).")] = False,
     json: Json = False,
 ) -> None:
@@ -421,7 +446,9 @@ def train(
     from reid import commands_train, console, retrain
 
     size = "" if scale is TrainScale.auto else scale.value
-    options = retrain.Options(mode.value, epochs, views, seed, name, resume, recipe, size, minutes)
+    options = retrain.Options(
+        mode.value, epochs, views, seed, name, resume, recipe, size, minutes, folds, fold_by.value, pseudo_rounds
+    )
     with _store(context) as store, console.progress(json) as show:
         done = retrain.train(store, options, show).report
     console.as_json(done) if json else commands_train.trained(done)
@@ -592,6 +619,7 @@ commands_models.register(app, _store)
 commands_remove.register(app, _store, _user)
 commands_cropper.register(app, _store)
 commands_siamese.register(app, _store)
+commands_ensemble.register(app, _store)
 
 if __name__ == "__main__":
     app()

@@ -14,6 +14,11 @@ def trained(report: Report) -> None:
     """What a training gave, and what to do next."""
     print(f"mode: {report.why_mode}")
     print(f"trained on {report.photos} photos of {report.animals} animals, on top of {report.base}; run: {report.run}")
+    judged(report)
+
+
+def judged(report: Report) -> None:
+    """How a new model does beside the present one, and what to do next."""
     verdict = report.verdict
     print(f"judged by {verdict.photos} photos of {verdict.animals} animals that were not trained on (95 % intervals):")
     console.table(

@@ -121,6 +121,7 @@ class TrainingConfig:
     may_lose: float = 0.01  # share of the photos that may be unreadable to it, and so leave the index
     epochs: int = 40  # passes over the kept vectors
     views: int = 3  # of each photo, the plain one included; 1: no augmentation
+    pseudo_precision: float = 0.9  # of the names that --pseudo-rounds gives, the share that must be right, by estimate
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +203,7 @@ tolerance = 0.0          # MAP@5 that `reid reindex --train` may lose and still 
 may_lose = 0.01          # share of the photos that may be unreadable to it
 epochs = 40              # passes over the kept vectors
 views = 3                # of each photo; 1: no augmentation
+pseudo_precision = 0.9   # of the names given by `reid train --pseudo-rounds`, the share that must be right
 """
 
 
@@ -305,6 +307,7 @@ def _check(config: Config, source: str) -> None:
         (0 <= config.training.may_lose <= 1, "training.may_lose must be in [0, 1]"),
         (config.training.epochs >= 1, "training.epochs must be 1 or more"),
         (config.training.views >= 1, "training.views must be 1 or more"),
+        (0 < config.training.pseudo_precision < 1, "training.pseudo_precision must be between 0 and 1"),
         (config.decision.new_label.strip() != "", "decision.new_label must not be empty"),
         (" " not in config.decision.new_label, "decision.new_label must not hold a space"),
     ]

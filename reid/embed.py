@@ -122,14 +122,13 @@ class OpenVinoEmbedder:
 def prepare_aside(embedder: Embedder) -> None:
     """Begin on a thread of its own what the first crop would wait for; its errors come up again when it is embedded."""
 
-    ready = getattr(embedder, "prepare", None)
+    ready: Callable[[], None] = getattr(embedder, "prepare", lambda: None)
 
     def begin() -> None:
         with suppress(ModelError, OSError, RuntimeError):
             ready()
 
-    if ready is not None:
-        threading.Thread(target=begin, daemon=True).start()
+    threading.Thread(target=begin, daemon=True).start()
 
 
 def core() -> Any:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from reid import decide, enrol, intake, whiten, withheld
 from reid.catalogue import Labels
@@ -97,13 +97,16 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pool:
-    """`labels` and present `vectors` of everything in service; which of it is trained on, as sources and names."""
+    """`labels` and present `vectors` of everything in service; which of it is trained on, as sources and names; the rows
+    that played queries, and of them the `judges`, whose animals are known.
+    """
 
     labels: Labels
     vectors: Vectors
     chosen: IntArray
     sources: tuple[Source, ...]
     names: tuple[str, ...]
+    played: IntArray
     judges: IntArray
 
 
@@ -113,8 +116,6 @@ def pool_of(store: Store) -> Pool:
     Raises:
         TrainError: fewer than two animals, or none with a second sighting to judge by.
     """
-    from reid.train.features import Source
-
     labels, vectors = withheld.gathered(store.catalogue, store.fingerprint)
     named = labels.individuals >= 0
     if len(np.unique(labels.individuals[named])) < 2:
@@ -127,9 +128,9 @@ def pool_of(store: Store) -> Pool:
     groups = withheld.sightings_of(store.catalogue, labels)
     learnt = withheld.learnt(store, labels, groups)
     allowed = None if learnt[named].all() else ~learnt
-    judges = withheld.chosen_queries(labels.individuals, groups, allowed=allowed)
-    kept = named & ~np.isin(groups, groups[judges])
-    known = np.isin(labels.individuals[judges], labels.individuals[kept])
+    played = withheld.chosen_queries(labels.individuals, groups, allowed=allowed)
+    kept = named & ~np.isin(groups, groups[played])
+    known = np.isin(labels.individuals[played], labels.individuals[kept])
     if not known.any():
         raise TrainError(
             "no animal has photos of two sightings apart from one another: nothing to learn from, nothing to judge by",
@@ -137,9 +138,17 @@ def pool_of(store: Store) -> Pool:
             next_step="enrol photos of second sightings",
         )
     chosen = np.flatnonzero(kept)
-    infos = store.catalogue.annotations(labels.annotations[chosen].tolist())
+    names = tuple(str(labels.individuals[row]) for row in chosen)
+    return Pool(labels, vectors, chosen, sources_of(store, labels, chosen), names, played, played[known])
+
+
+def sources_of(store: Store, labels: Labels, rows: IntArray) -> tuple[Source, ...]:
+    """The photos of these rows, for a training to read."""
+    from reid.train.features import Source
+
+    infos = store.catalogue.annotations(labels.annotations[rows].tolist())
     photos = store.catalogue.photos(sorted({info.photo for info in infos.values()}))
-    sources = tuple(
+    return tuple(
         Source(
             store.resolve(info.path),
             None if info.box.origin == "whole" else info.box,
@@ -148,8 +157,6 @@ def pool_of(store: Store) -> Pool:
         )
         for info in infos.values()
     )
-    names = tuple(str(labels.individuals[row]) for row in chosen)
-    return Pool(labels, vectors, chosen, sources, names, judges)
 
 
 def embedded(
@@ -185,15 +192,17 @@ def embedded(
     return rows, there, failures
 
 
-def judge(store: Store, pool: Pool, vectors: Vectors, lost: int) -> Verdict:
-    """The same left-out photos answered by the present and by the new vectors."""
+def judge(store: Store, pool: Pool, vectors: Vectors, lost: int, *, trained_on: ArrayLike = ()) -> Verdict:
+    """The same left-out photos answered by the present and by the new vectors; `trained_on` are annotations that the
+    new model has seen.
+    """
     whitened = len(pool.labels.annotations) >= whiten.LEAST_PHOTOS
     before, after = (
-        withheld.left_out(store, pool.labels, unit_rows(rows), pool.judges, whitened=whitened)
+        withheld.left_out(store, pool.labels, unit_rows(rows), pool.played, whitened=whitened)
         for rows in (pool.vectors, vectors)
     )
-    learnt = withheld.learnt(store, pool.labels, withheld.sightings_of(store.catalogue, pool.labels))
-    usable = np.flatnonzero((before.known_case | after.known_case) & ~learnt[pool.judges])
+    learnt = withheld.learnt(store, pool.labels, withheld.sightings_of(store.catalogue, pool.labels), trained_on)
+    usable = np.flatnonzero((before.known_case | after.known_case) & ~learnt[pool.played])
     animals = before.identity[usable]
     old, new = (reciprocal_ranks(cases.truth_rank[usable]) for cases in (before, after))
     old_first, new_first = (hits_at_k(cases.truth_rank[usable], 1).astype(float) for cases in (before, after))

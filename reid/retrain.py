@@ -15,23 +15,25 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from reid import models, steps
+import numpy as np
+
+from reid import ensemble, models, steps, teaching
 from reid.adopt import adopt, decision
-from reid.embed import OpenVinoEmbedder
 from reid.enrol import Progress, quiet
 from reid.errors import MissingExtra, ModelError, ReidError, TrainError
-from reid.judge import Candidate, Pool, advice, embedded, judge, pool_of
+from reid.judge import Candidate, Pool, advice, embedded, judge, pool_of, sources_of
 from reid.judge import Report as Report
-from reid.records import Failure
 from reid.store import Store
+from reid.teaching import Lesson, Made, Seen
 from reid.withheld import TRAINED_ON, TRAINING
 
 if TYPE_CHECKING:
+    from reid.train.features import Source
     from reid.train.recipe import Recipe
     from reid.train.runs import Run
 
@@ -47,7 +49,8 @@ Told = Callable[[int, float, float], None]
 class Options:
     """How to train. 0 epochs and 0 views: as `[training]` in reid.toml says, or the recipe. `recipe` (of
     `reid.train.recipe`, or a .toml file), `scale` ("" for what the machine is fit for) and `minutes` (0: as long as the
-    recipe says) are for the whole network.
+    recipe says) are for the whole network. From 2 `folds` on as many models become one, each by the photos of the
+    others; `pseudo_rounds` learn from photos without a name first (`reid.teaching`).
     """
 
     mode: Mode = "auto"
@@ -59,6 +62,9 @@ class Options:
     recipe: str = ""
     scale: str = ""
     minutes: float = 0.0
+    folds: int = 0
+    fold_by: Literal["sighting", "identity"] = "sighting"
+    pseudo_rounds: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,18 +85,6 @@ class _Plan:
     mode: Mode
     recipe: Recipe | None
     why: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Made:
-    """What a training gave: the model directory, photos it could use, and what goes into the record."""
-
-    model: Path
-    photos: int
-    failures: tuple[Failure, ...]
-    seconds: dict[str, float]
-    notes: dict[str, Any]
-    line: str
 
 
 def night(store: Store, progress: Progress = quiet, options: Options = Options()) -> Report | Refused:
@@ -117,6 +111,10 @@ def train(store: Store, options: Options, progress: Progress = quiet) -> Candida
         ConfigError: no such recipe.
         MissingExtra: torch is not installed.
     """
+    if options.folds == 1 or min(options.folds, options.pseudo_rounds) < 0:
+        raise TrainError(
+            f"{options.folds} folds, {options.pseudo_rounds} rounds", next_step="choose 2 folds or more, or none"
+        )
     runs = _training_modules()
     parent = store.root / TRAINING
     if options.resume:
@@ -141,52 +139,100 @@ def train(store: Store, options: Options, progress: Progress = quiet) -> Candida
             epochs.append((loss, score))
             run.log(f"epoch {epoch + 1}, loss {loss:.4f}")
 
-        done = (_head if plan.recipe is None else _full)(store, options, plan, base, pool, run, progress, tell)
-        embedder = OpenVinoEmbedder(done.model, threads=store.config.embedder.threads)
-        vectors, there, failures = embedded(store, embedder, pool.labels, progress)
+        done = _taught(store, options, plan, base, pool, run, progress, tell)
+        seen = done.seen
+        if seen is None:
+            embedder = ensemble.open_embedder(done.model, threads=store.config.embedder.threads)
+            seen = Seen(*embedded(store, embedder, pool.labels, progress))
+        vectors, there, failures = seen.vectors, seen.there, seen.failures
         verdict = judge(store, pool, vectors, int((~there).sum()))
+        why = f"{plan.why}; {done.line}" if options.folds or options.pseudo_rounds else plan.why
         report = Report(
-            run.name, plan.mode, plan.why, str(run.folder), base.name, store.embedder.card.name, done.photos,
+            run.name, plan.mode, why, str(run.folder), base.name, store.embedder.card.name, done.photos,
             len(set(pool.names)), verdict, seconds=done.seconds, failures=(*done.failures, *failures),
             next_step=advice(verdict, run.name),
         )  # fmt: skip
         run.log(done.line)
         losses = done.notes.pop("losses", [loss for loss, _ in epochs])
         run.write_curves(losses, [score for _, score in epochs])
-        run.write_json(TRAINED_ON, {"annotations": pool.labels.annotations[pool.chosen].tolist()})
+        learnt_from = np.union1d(pool.chosen, np.array(done.also, np.int64))
+        run.write_json(TRAINED_ON, {"annotations": pool.labels.annotations[learnt_from].tolist()})
         run.write_json(runs.METRICS, asdict(report) | done.notes | {"losses": losses})
         _put(done.model, store.models_folder)
+        teaching.swept(run, options.folds)
+        shutil.rmtree(_white_of(run), ignore_errors=True)
     return Candidate(report, store.models_folder / run.name, pool.labels.annotations[there], vectors[there])
 
 
 # Two ways to train ----------------------------------------------------------------------------------------------------
 
 
-def _head(
+def _taught(
     store: Store, options: Options, plan: _Plan, base: Path, pool: Pool, run: Run, progress: Progress, tell: Told
-) -> _Made:
+) -> Made:
+    """One lesson on the whole pool, or those that folds and rounds ask for."""
+    several = teaching.lessons(options.folds, options.pseudo_rounds) > 1
+    shared = _whitened(store, options, base, pool, run, progress) if several and plan.recipe is None else None
+
+    def teach(lesson: Lesson) -> Made:
+        sources = sources_of(store, pool.labels, lesson.rows)
+        if plan.recipe is None:
+            return _head(store, options, base, lesson, sources, run, shared, progress, tell)
+        return _full(options, plan.recipe, base, lesson, sources, progress, tell)
+
+    lesson: teaching.Teach = teach
+    if options.pseudo_rounds:
+        lesson = teaching.with_pseudo_labels(store, teach, pool, run, options.pseudo_rounds, options.seed, progress)
+    if options.folds:
+        return teaching.in_folds(store, lesson, pool, run, options.folds, options.fold_by, options.seed, progress)
+    return lesson(Lesson(pool.chosen, pool.names, run.folder, run.name))
+
+
+def _whitened(store: Store, options: Options, base: Path, pool: Pool, run: Run, progress: Progress) -> Path:
+    """What all heads of a run stand on, so that a photo's views are embedded once: found by the pool's photos without
+    their names.
+    """
+    from reid.train import quick
+
+    white = _white_of(run)
+    return quick.whiten(
+        pool.sources, base, white.parent, white.name,
+        keep=run.folder.parent / KEPT, config=_quick_config(store, options), progress=progress,
+    )  # fmt: skip
+
+
+def _white_of(run: Run) -> Path:
+    return run.folder.parent / KEPT / "models" / f"{run.name}-white"
+
+
+def _head(
+    store: Store, options: Options, base: Path, lesson: Lesson, sources: Sequence[Source], run: Run,
+    white: Path | None, progress: Progress, tell: Told,
+) -> Made:  # fmt: skip
     """A projection on kept vectors."""
     from reid.train import quick
 
     done = quick.train(
-        pool.sources, pool.names, base, run.folder, run.name,
-        keep=run.folder.parent / KEPT, config=_quick_config(store, options), progress=progress, epochs=tell,
+        sources, lesson.names, base, lesson.folder, lesson.name,
+        keep=run.folder.parent / KEPT, white=white, config=_quick_config(store, options), progress=progress,
+        epochs=tell,
     )  # fmt: skip
     line = f"mirrored photos are {'other animals' if done.chosen.mirror_as_class else 'of the same animal'}"
-    return _Made(done.model, done.photos, done.failures, done.seconds, {"tried": done.tried}, line)
+    return Made(done.model, done.photos, done.failures, done.seconds, {"tried": done.tried}, line)
 
 
 def _full(
-    store: Store, options: Options, plan: _Plan, base: Path, pool: Pool, run: Run, progress: Progress, tell: Told
-) -> _Made:
+    options: Options, recipe: Recipe, base: Path, lesson: Lesson, sources: Sequence[Source], progress: Progress,
+    tell: Told,
+) -> Made:  # fmt: skip
     """The whole network, by a recipe."""
     from reid.train import embedder
     from reid.train.schedule import Budget
 
-    assert plan.recipe is not None
+    seconds = 60 * options.minutes / teaching.lessons(options.folds, options.pseudo_rounds)
     done = embedder.train(
-        pool.sources, pool.names, plan.recipe, run.folder, run.name, seed=options.seed, base=base.name,
-        budget=Budget(60 * options.minutes), resume=options.resume, progress=progress, epochs=tell,
+        sources, lesson.names, recipe, lesson.folder, lesson.name, seed=options.seed, base=base.name,
+        budget=Budget(seconds), resume=options.resume, progress=progress, epochs=tell,
     )  # fmt: skip
     notes = {
         "parameters": done.parameters,
@@ -195,7 +241,7 @@ def _full(
         "epochs": [asdict(one) for one in done.history],
     }
     line = f"{len(done.history)} epochs, {done.steps} steps, {done.parameters} learnt numbers"
-    return _Made(done.model, done.photos, done.failures, done.seconds, notes, line)
+    return Made(done.model, done.photos, done.failures, done.seconds, notes, line)
 
 
 def _training_modules() -> Any:

@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from reid import decide, duplicates, local, measure, rescore, whiten
 from reid.catalogue import Catalogue, Labels
@@ -97,17 +97,21 @@ def chosen_queries(
     return np.sort(np.array([*known, *rest], np.int64))
 
 
-def learnt(store: Store, labels: Labels, groups: IntArray) -> NDArray[np.bool_]:
-    """`(N,)`: the rows that the present model was trained on, or on another photo of their sighting. It knows them by
-    heart: as queries they would promise more than new photos keep. None where no training is on record.
-    """
+def trained_on_by(store: Store, model: str) -> IntArray:
+    """The annotations that a model of this store was trained on; none where there is no record of it."""
     try:
-        path = store.root / TRAINING / store.embedder.card.name / TRAINED_ON
-        found = json.loads(path.read_text(encoding="utf-8"))["annotations"]
+        found = json.loads((store.root / TRAINING / model / TRAINED_ON).read_text(encoding="utf-8"))["annotations"]
     except (OSError, ValueError, KeyError):
         found = []
-    known = np.isin(labels.annotations, np.asarray(found, np.int64))
-    return np.isin(groups, groups[known])
+    return np.asarray(found, np.int64)
+
+
+def learnt(store: Store, labels: Labels, groups: IntArray, more: ArrayLike = ()) -> NDArray[np.bool_]:
+    """`(N,)`: the rows that the present model was trained on, or on another photo of their sighting, and the same of the
+    annotations in `more`. It knows them by heart: as queries they would promise more than new photos keep.
+    """
+    found = np.union1d(trained_on_by(store, store.embedder.card.name), np.asarray(more, np.int64))
+    return np.isin(groups, groups[np.isin(labels.annotations, found)])
 
 
 def sightings_of(catalogue: Catalogue, labels: Labels) -> IntArray:

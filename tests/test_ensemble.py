@@ -16,7 +16,7 @@ import pytest
 from fake_stores import GRID, assert_index_is_the_catalogue, herd, paint, taken_in
 from numpy.typing import NDArray
 
-from reid import crop, ensemble, models
+from reid import crop, ensemble, explaining, models
 from reid.crop import View
 from reid.embed import OpenVinoEmbedder, unit_rows
 from reid.enrol import embed_views
@@ -171,6 +171,20 @@ def test_a_change_to_an_ensemble_is_taken_in_by_reindex(members: list[Path], tmp
         done = reindex(store, who="t")
         assert done.rebuilt and done.embedded == 12 and store.fingerprint != before
         assert_index_is_the_catalogue(store)
+
+
+def test_an_explanation_sees_with_the_heaviest_members_eye(members: list[Path], tmp_path: Path) -> None:
+    with store_of(tmp_path / "store", members, "mirror") as store:
+        taken_in(store, herd(tmp_path / "photos", 4, 2))
+        eye = explaining.eye_of(store)
+        assert (eye.preprocessing.height, eye.preprocessing.width) == (32, 48)
+        some = np.stack([crop.cut(photo(n), Box(0, 0, 120, 80), eye.preprocessing) for n in (1, 2, 3)])
+        rows = eye.embed(some)
+        whole = store.embedder.card.preprocessing
+        views = crop.views_named("one", mirror=True)
+        cut = np.concatenate([crop.cut_views(photo(n), Box(0, 0, 120, 80), whole, views) for n in (1, 2, 3)])
+        asked = embed_views(store.embedder, cut, 2)
+        assert rows.shape == asked.shape and ((rows * asked).sum(1) > 0.95).all()
 
 
 def test_a_query_by_an_ensemble_imports_no_torch(members: list[Path], tmp_path: Path) -> None:

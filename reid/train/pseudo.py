@@ -28,7 +28,9 @@ Vectors = NDArray[np.float32]
 Teach = Callable[[IntArray, IntArray, int], Vectors]
 """Rows trained on, their codes, number of the round → unit vectors `(N, D)` of all photos."""
 
-LEAST_JUDGED = 10  # held-out photos that must be named for a share of them to mean anything
+LEAST_HELD = 10  # animals of which a photo is held out, below which nothing is measured
+MOST_HELD = 300
+LEAST_JUDGED = 5  # held-out photos that must be named; few can only support a low precision
 _GAPS = (0.0, 0.25, 0.5, 0.75)  # quantiles of the held-out photos' gaps at which a least gap is tried
 
 
@@ -103,25 +105,27 @@ def rounds(
 
 
 def held_out(codes: IntArray, groups: IntArray, taught: IntArray, *, seed: int = 0) -> IntArray:
-    """A photo of each of a random half of the animals with three sightings or more, or, where these are too few, with
-    two: rows of `taught`.
+    """A photo of each animal with three sightings or more (at most `MOST_HELD`, at random), or, where these are too
+    few, of half of those with two: rows of `taught`.
 
     Raises:
-        TrainError: fewer than `LEAST_JUDGED` animals with two sightings.
+        TrainError: fewer than `LEAST_HELD` animals with two sightings.
     """
     rng = np.random.default_rng([seed, 17])
     pairs = np.unique(np.stack([codes[taught], groups[taught]]), axis=1)
     animals, counts = np.unique(pairs[0], return_counts=True)
     several = animals[counts >= 3]
-    if len(several) < 2 * LEAST_JUDGED:
+    most = MOST_HELD
+    if len(several) < 2 * LEAST_HELD:
         several = animals[counts >= 2]
-    if len(several) < LEAST_JUDGED:
+        most = max(LEAST_HELD, len(several) // 2)
+    if len(several) < LEAST_HELD:
         raise TrainError(
-            f"{len(several)} animals have photos of two sightings: {LEAST_JUDGED} are needed to tell how often names "
+            f"{len(several)} animals have photos of two sightings: {LEAST_HELD} are needed to tell how often names "
             "given by a model are right",
             next_step="leave out --pseudo-rounds",
         )
-    chosen = rng.permutation(several)[: max(LEAST_JUDGED, len(several) // 2)]
+    chosen = rng.permutation(several)[:most]
     rows = [rng.choice(taught[codes[taught] == animal]) for animal in np.sort(chosen)]
     return np.sort(np.array(rows, np.int64))
 

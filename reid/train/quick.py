@@ -81,6 +81,7 @@ def train(
     name: str,
     *,
     keep: Path,
+    white: Path | None = None,
     duplicates: ArrayLike | None = None,
     config: QuickConfig = QuickConfig(),
     progress: Progress | None = None,
@@ -89,6 +90,7 @@ def train(
     """Train model `name` below `folder` on photos with identities, from the model directory `base`; vectors are kept
     below `keep`.
 
+    `white` is what `whiten` made of `base`, for several trainings that share it; without it these photos make one.
     `duplicates (P, 2)` are pairs of sources that show the same moment (`reid.duplicates`): the inner fold keeps them
     apart. `epochs` hears of every epoch of the final head, which is trained on all photos.
 
@@ -99,7 +101,10 @@ def train(
         raise ValueError(f"{len(sources)} sources and {len(labels)} labels")
     seconds: dict[str, float] = {}
     clock = time.perf_counter()
-    white = whiten(sources, base, keep / "models", f"{name}-white", keep=keep, config=config, progress=progress)
+    own = white is None
+    white = white or whiten(
+        sources, base, keep / "models", f"{name}-white", keep=keep, config=config, progress=progress
+    )
     seconds["whiten"], clock = time.perf_counter() - clock, time.perf_counter()
     kept = _cached(sources, white, keep, config.views, config, "views", progress)
     seconds["embed"], clock = time.perf_counter() - clock, time.perf_counter()
@@ -116,7 +121,8 @@ def train(
     head = heads.train_head(kept.vectors, names, chosen, progress=tell)
     model = heads.write_model(white, folder, name, head.layers)
     seconds["head"] = time.perf_counter() - clock
-    shutil.rmtree(white)
+    if own:
+        shutil.rmtree(white)
     return Quick(model, head, chosen, tried, len(kept.rows), kept.failures, seconds)
 
 

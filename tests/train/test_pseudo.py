@@ -83,8 +83,10 @@ def test_held_out_photos_are_one_of_an_animal_with_another_sighting() -> None:
     _, _, codes, groups = setting()
     taught = np.flatnonzero(codes >= 0)
     held = held_out(codes, groups, taught, seed=4)
-    assert len(set(codes[held])) == len(held) == ANIMALS // 2 and set(held) <= set(taught)
+    assert len(set(codes[held])) == len(held) == ANIMALS and set(held) <= set(taught)
     assert (held == held_out(codes, groups, taught, seed=4)).all()
+    pairs = taught[codes[taught] < 12][np.arange(36) % 3 < 2]  # two sightings each of twelve animals
+    assert len(held_out(codes, groups, pairs)) == pseudo.LEAST_HELD
     with pytest.raises(TrainError, match="needed"):
         held_out(codes, np.zeros(len(groups), np.int64), taught)
 
