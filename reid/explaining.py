@@ -87,7 +87,8 @@ def settings_of(store: Store, options: Options) -> Options:
 
 def eye_of(store: Store) -> Eye:
     """How this store sees: its model, its views, its whitening. Of an ensemble, whose members see crops of their own,
-    the eye is its heaviest member's; the others are given that crop in their size.
+    the eye is its heaviest member's; the others are given that crop in their size (roughly
+    what they see, where their margin or their way to keep a shape differs).
     """
     gallery = store.gallery()
     views = 2 if store.config.embedder.mirror else 1  # of the box as it lies: wider and shifted views are left out

@@ -174,7 +174,8 @@ def test_a_change_to_an_ensemble_is_taken_in_by_reindex(members: list[Path], tmp
 
 
 def test_an_explanation_sees_with_the_heaviest_members_eye(members: list[Path], tmp_path: Path) -> None:
-    with store_of(tmp_path / "store", members, "mirror") as store:
+    small = colours(tmp_path / "made", "small", Preprocessing(16, 24, ZERO, ONE, margin=0.1), centre=0.3)
+    with store_of(tmp_path / "store", [members[0], small], "mirror") as store:
         taken_in(store, herd(tmp_path / "photos", 4, 2))
         eye = explaining.eye_of(store)
         assert (eye.preprocessing.height, eye.preprocessing.width) == (32, 48)
@@ -184,7 +185,7 @@ def test_an_explanation_sees_with_the_heaviest_members_eye(members: list[Path], 
         views = crop.views_named("one", mirror=True)
         cut = np.concatenate([crop.cut_views(photo(n), Box(0, 0, 120, 80), whole, views) for n in (1, 2, 3)])
         asked = embed_views(store.embedder, cut, 2)
-        assert rows.shape == asked.shape and ((rows * asked).sum(1) > 0.95).all()
+        assert rows.shape == asked.shape and ((rows * asked).sum(1) > 0.99).all()
 
 
 def test_a_query_by_an_ensemble_imports_no_torch(members: list[Path], tmp_path: Path) -> None:
