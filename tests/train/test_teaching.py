@@ -23,12 +23,12 @@ from reid import assemble, ensemble, models, retrain, teaching, withheld  # noqa
 from reid.cli import app  # noqa: E402
 from reid.embed import unit_rows  # noqa: E402
 from reid.errors import InputError, TrainError  # noqa: E402
-from reid.judge import TRAINED_ON  # noqa: E402
 from reid.pipeline import identify, query_of  # noqa: E402
 from reid.reindex import reindex  # noqa: E402
 from reid.retrain import Options  # noqa: E402
 from reid.store import Store  # noqa: E402
 from reid.train import folds, runs  # noqa: E402
+from reid.withheld import TRAINED_ON  # noqa: E402
 
 __all__ = ["one_thread"]
 
