@@ -53,6 +53,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=8.0, help="for each recipe")
     parser.add_argument("--threads", type=int, default=THREADS, help="1 where two trainings run side by side")
     parser.add_argument("--clock", choices=("cpu", "wall"), default="cpu")
+    parser.add_argument("--base", default=models.WIDE, help="the model of the first line")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("recipes.jsonl"))
     parser.add_argument("--work", type=Path, help="where trainings and models are kept; else they are not")
@@ -62,7 +63,9 @@ def main() -> None:
         split = Split.read(options.gallery, options.queries)
         for name in [UNTRAINED, *(options.recipes.split(",") if options.recipes else recipe.names())]:
             if not any(line["recipe"] == Path(name).stem for line in lines(options.out)):
-                line = untrained(split, work) if name == UNTRAINED else trained(name, split, work, options)
+                line = (
+                    untrained(split, work, options.base) if name == UNTRAINED else trained(name, split, work, options)
+                )
                 with options.out.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(line) + "\n")
                 print(json.dumps(line), flush=True)
@@ -92,10 +95,10 @@ def source(one: Sighting) -> Source:
     return Source(one.path, one.box, *(one.declared_size or (0, 0)))
 
 
-def untrained(split: Split, work: Path) -> dict[str, Any]:
-    """The default embedder for wide boxes, as it ships."""
-    model = models.ensure(work / "models", models.WIDE)
-    return {"recipe": UNTRAINED, "seconds": 0, **measured(model, split, work)}
+def untrained(split: Split, work: Path, name: str) -> dict[str, Any]:
+    """A model as it is."""
+    model = models.ensure(work / "models", name)
+    return {"recipe": UNTRAINED, "model": name, "seconds": 0, **measured(model, split, work)}
 
 
 def trained(name: str, split: Split, work: Path, options: argparse.Namespace) -> dict[str, Any]:

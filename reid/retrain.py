@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     from reid.train.runs import Run
 
 KEPT = "kept"  # below `TRAINING`: vectors of photos' views
-RECIPE = "third_place"  # by which a whole network is trained where none is named
+# By which a whole network is trained where none is named: flukes, in wide boxes, all lie alike; other animals do not.
+RECIPE_WIDE, RECIPE = "third_place", "any_animal"
 LEAST_FULL = 1000  # photos with names from which on a GPU trains the whole network unasked
 
 Mode = Literal["auto", "head", "full"]
@@ -278,7 +279,9 @@ def _planned(options: Options, store: Store) -> _Plan:
         how = "asked for" if options.mode == "head" else "chosen"
         return _Plan("head", None, f"head, {how}: {machine}; the network itself stays as it is{few}")
     scale = options.scale or ("gpu" if cuda else "laptop")
-    chosen = recipe.load(options.recipe or RECIPE, scale)  # type: ignore[arg-type]  # a wrong one is refused there
+    seen = ensemble.lead(store.embedder.card)
+    usual = RECIPE_WIDE if seen.width >= models.WIDE_ASPECT * seen.height else RECIPE
+    chosen = recipe.load(options.recipe or usual, scale)  # type: ignore[arg-type]  # a wrong one is refused there
     if options.epochs:
         chosen = replace(chosen, schedule=replace(chosen.schedule, epochs=options.epochs))
     how = "asked for" if asked else "chosen"
@@ -305,9 +308,9 @@ def _config(store: Store, options: Options, plan: _Plan, base: Path, pool: Pool)
     """What `config.json` says."""
     card = models.read_card(base)
     training = asdict(_quick_config(store, options)) if plan.recipe is None else plan.recipe.to_dict()
-    fixed = (
-        {} if plan.recipe is None else {"mode": "full", "recipe": options.recipe or RECIPE, "scale": plan.recipe.scale}
-    )
+    fixed: dict[str, str] = {}
+    if plan.recipe is not None:
+        fixed = {"mode": "full", "recipe": options.recipe or plan.recipe.name, "scale": plan.recipe.scale}
     return {
         "options": asdict(options) | fixed,
         "seed": options.seed,

@@ -39,6 +39,7 @@ PUBLISHED = {
     "second_place", "seventh_metric", "seventh_stripes", "siamese_lap", "tenth_divided_margin", "tenth_siamese",
     "third_place",
 }  # fmt: skip
+OWN = {"any_animal"}
 
 
 def test_a_scale_changes_what_its_sections_say_and_nothing_else() -> None:
@@ -88,9 +89,9 @@ def test_a_recipe_of_ones_own_is_a_file(tmp_path: Path) -> None:
         recipe.load("third_place", "tpu")  # type: ignore[arg-type]
 
 
-def test_the_package_has_every_published_system() -> None:
-    assert set(recipe.names()) == PUBLISHED
-    for name in PUBLISHED:
+def test_the_package_has_every_published_system_and_one_of_our_own() -> None:
+    assert set(recipe.names()) == PUBLISHED | OWN
+    for name in recipe.names():
         laptop, gpu = (recipe.load(name, scale) for scale in ("laptop", "gpu"))  # type: ignore[arg-type]
         assert laptop.system and laptop.notes and laptop.network.backbone == "tf_efficientnet_lite0"
         assert gpu.input.height * gpu.input.width > laptop.input.height * laptop.input.width
@@ -109,7 +110,7 @@ def tiny(made: Recipe) -> Recipe:
     )
 
 
-@pytest.mark.parametrize("name", sorted(PUBLISHED))
+@pytest.mark.parametrize("name", sorted(PUBLISHED | OWN))
 def test_every_recipe_takes_steps_and_is_exported(name: str, tmp_path: Path, fluke_sources: Sources) -> None:
     pytest.importorskip("torch")
     from reid.embed import OpenVinoEmbedder

@@ -380,6 +380,16 @@ def test_what_is_trained_unasked_depends_on_machine_and_photos(store: Store, mon
     assert named is not None and (named.name, named.scale, named.schedule.epochs) == ("ninth_cosface", "laptop", 3)
 
 
+@pytest.mark.parametrize(("width", "name"), [(64, "any_animal"), (128, "third_place")])
+def test_flukes_and_other_animals_have_recipes_of_their_own(
+    store: Store, monkeypatch: pytest.MonkeyPatch, width: int, name: str
+) -> None:
+    seen = replace(store.embedder.card.preprocessing, height=64, width=width)
+    monkeypatch.setattr(retrain.ensemble, "lead", lambda card: seen)
+    plan = retrain._planned(Options(mode="full"), store)
+    assert plan.recipe is not None and plan.recipe.name == name and f"recipe {name}" in plan.why
+
+
 def test_an_unknown_recipe_is_refused_before_anything_is_written(store: Store) -> None:
     with pytest.raises(ConfigError, match="no recipe 'fourth_place'"):
         retrain.train(store, Options(recipe="fourth_place"))
