@@ -19,6 +19,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait for one
 
 import argparse  # noqa: E402
 import json  # noqa: E402
+import sys  # noqa: E402
 import tempfile  # noqa: E402
 import time  # noqa: E402
 from collections.abc import Sequence  # noqa: E402
@@ -40,6 +41,8 @@ from reid.train.assignment import codes_of  # noqa: E402
 from reid.train.features import Source  # noqa: E402
 from reid.train.schedule import Budget  # noqa: E402
 
+# Python looks beside a script first, and `lap.py` there would stand in for the library of that name.
+sys.path[:] = [one for one in sys.path if Path(one or ".").resolve() != Path(__file__).resolve().parent]
 UNTRAINED = "untrained"
 THREADS = 2
 
