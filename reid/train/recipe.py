@@ -46,9 +46,7 @@ class NetworkConfig:
     """From pixels to the vector: `reid.train.network`."""
 
     backbone: str = "tf_efficientnet_lite0"  # any timm name
-    levels: int = (
-        0  # of the backbone's maps that are kept, the finest first: small photos leave little in the last; 0: all
-    )
+    levels: int = 0  # of the backbone's maps that are kept, the finest first; 0: all
     pooling: Pooling = "gem"
     gem: float = 3.0  # power of the generalised mean; 1 is the mean
     learn_gem: bool = False
