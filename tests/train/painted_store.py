@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from fake_stores import GRID, MORNING, seen, taken_in
 from numpy.typing import NDArray
 
-from reid import models
+from reid import models, retrain
 from reid.models import ModelCard, Preprocessing
 from reid.records import Sighting
 from reid.store import Store
@@ -23,6 +24,12 @@ from reid.train.quick import QuickConfig
 HEIGHT, WIDTH = 32, 48
 HEAD = HeadConfig(dim=16, epochs=8, batch=32, learning_rate=1e-2, scale=12.0, mirror_as_class=False)
 QUICK = QuickConfig(white=24, shrink=0.0, views=2, larger=1.0, heads=(HEAD,))
+
+
+@pytest.fixture(autouse=True)
+def small_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A head of sixteen numbers is enough for painted animals."""
+    monkeypatch.setattr(retrain, "_quick_config", lambda store, options: replace(QUICK, seed=options.seed))
 
 
 @pytest.fixture(autouse=True)
@@ -86,6 +93,13 @@ def painted_store(root: Path, sightings: Sequence[Sighting], *, settings: str = 
     store = Store.open(root)
     assert not taken_in(store, sightings).failures
     return store
+
+
+def with_rules(root: Path, rules: str) -> Path:
+    """The store's folder, with `rules` in place of its [training]."""
+    settings = root / "reid.toml"
+    settings.write_text(f"{settings.read_text().partition('[training]')[0]}\n[training]\n{rules}")
+    return root
 
 
 def sources_of(sightings: Sequence[Sighting]) -> tuple[list[Source], list[str]]:

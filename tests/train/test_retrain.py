@@ -19,7 +19,7 @@ import pytest
 pytest.importorskip("torch")
 
 from fake_stores import assert_index_is_the_catalogue  # noqa: E402
-from painted_store import QUICK, herd, one_thread, painted_store  # noqa: E402
+from painted_store import QUICK, herd, one_thread, painted_store, small_head, with_rules  # noqa: E402
 
 from reid import adopt, config, models, retrain, withheld  # noqa: E402
 from reid.config import TrainingConfig  # noqa: E402
@@ -31,26 +31,17 @@ from reid.store import Store  # noqa: E402
 from reid.train import heads, quick, runs  # noqa: E402
 from reid.withheld import TRAINED_ON  # noqa: E402
 
-__all__ = ["one_thread"]
+__all__ = ["one_thread", "small_head"]
 
 ANIMALS, SHOTS = 24, 4
 CONFIG_OF = retrain._quick_config
-RULES = "\n[training]\nepochs = 8\nviews = 2\ntolerance = 0.0\n"
+RULES = "epochs = 8\nviews = 2\ntolerance = 0.0\n"
 
 
 @cache
 def _made(root: Path) -> Path:
     painted_store(root / "store", herd(root / "photos", ANIMALS, SHOTS)).close()
-    settings = root / "store" / "reid.toml"
-    text = settings.read_text().partition("[training]")[0]
-    settings.write_text(text + RULES)
-    return root / "store"
-
-
-@pytest.fixture(autouse=True)
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A head of sixteen numbers is enough for painted animals."""
-    monkeypatch.setattr(retrain, "_quick_config", lambda store, options: replace(QUICK, seed=options.seed))
+    return with_rules(root / "store", RULES)
 
 
 @pytest.fixture

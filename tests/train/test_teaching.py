@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip("torch")
 
 from fake_stores import assert_index_is_the_catalogue, labels  # noqa: E402
-from painted_store import QUICK, animal, herd, one_thread, painted_store  # noqa: E402
+from painted_store import QUICK, animal, herd, one_thread, painted_store, small_head, with_rules  # noqa: E402
 from PIL import Image  # noqa: E402
 from typer.testing import CliRunner  # noqa: E402
 
@@ -30,10 +30,10 @@ from reid.store import Store  # noqa: E402
 from reid.train import folds, runs  # noqa: E402
 from reid.withheld import TRAINED_ON  # noqa: E402
 
-__all__ = ["one_thread"]
+__all__ = ["one_thread", "small_head"]
 
 ANIMALS, SHOTS, STRANGERS = 24, 5, 6
-RULES = "\n[training]\nepochs = 8\nviews = 2\npseudo_precision = 0.5\n"
+RULES = "epochs = 8\nviews = 2\npseudo_precision = 0.5\n"
 
 
 @cache
@@ -47,14 +47,8 @@ def _made(root: Path) -> Path:
     ]
     painted_store(root / "store", kept).close()
     settings = root / "store" / "reid.toml"
-    text = settings.read_text().partition("[training]")[0]
-    settings.write_text(text.replace("use = true", "use = false", 1) + RULES)
-    return root / "store"
-
-
-@pytest.fixture(autouse=True)
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retrain, "_quick_config", lambda store, options: replace(QUICK, seed=options.seed))
+    settings.write_text(settings.read_text().replace("use = true", "use = false", 1))
+    return with_rules(root / "store", RULES)
 
 
 @pytest.fixture
