@@ -19,7 +19,7 @@ import pytest
 pytest.importorskip("torch")
 
 from fake_stores import assert_index_is_the_catalogue  # noqa: E402
-from painted_store import QUICK, herd, one_thread, painted_store, small_head, with_rules  # noqa: E402
+from painted_store import herd, one_thread, painted_store, small_head, with_rules  # noqa: E402
 
 from reid import adopt, config, models, retrain, withheld  # noqa: E402
 from reid.config import TrainingConfig  # noqa: E402

@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip("torch")
 
 from fake_stores import assert_index_is_the_catalogue, labels  # noqa: E402
-from painted_store import QUICK, animal, herd, one_thread, painted_store, small_head, with_rules  # noqa: E402
+from painted_store import animal, herd, one_thread, painted_store, small_head, with_rules  # noqa: E402
 from PIL import Image  # noqa: E402
 from typer.testing import CliRunner  # noqa: E402
 
