@@ -110,8 +110,9 @@ class Pool:
     judges: IntArray
 
 
-def pool_of(store: Store) -> Pool:
-    """What of a store is trained on, and what judges.
+def pool_of(store: Store, *, seen: ArrayLike = ()) -> Pool:
+    """What of a store is trained on, and what judges; `seen` are annotations that may not judge, besides those that the
+    present model has learnt.
 
     Raises:
         TrainError: fewer than two animals, or none with a second sighting to judge by.
@@ -126,7 +127,7 @@ def pool_of(store: Store) -> Pool:
             next_step="enrol photos with names of more animals",
         )
     groups = withheld.sightings_of(store.catalogue, labels)
-    for allowed in (~withheld.learnt(store, labels, groups), None):  # a model that has seen all is judged by none
+    for allowed in (~withheld.learnt(store, labels, groups, seen), None):  # a model that has seen all is judged by none
         played = withheld.chosen_queries(labels.individuals, groups, allowed=allowed)
         kept = named & ~np.isin(groups, groups[played])
         known = np.isin(labels.individuals[played], labels.individuals[kept])

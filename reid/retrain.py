@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from reid import ensemble, models, steps, teaching
+from reid import ensemble, models, steps, teaching, withheld
 from reid.adopt import adopt, decision
 from reid.enrol import Progress, quiet
 from reid.errors import MissingExtra, ModelError, ReidError, TrainError
@@ -51,7 +51,8 @@ class Options:
     """How to train. 0 epochs and 0 views: as `[training]` in reid.toml says, or the recipe. `recipe` (of
     `reid.train.recipe`, or a .toml file), `scale` ("" for what the machine is fit for) and `minutes` (0: as long as the
     recipe says) are for the whole network. From 2 `folds` on as many models become one, each by the photos of the
-    others; `pseudo_rounds` learn from photos without a name first (`reid.teaching`).
+    others; `pseudo_rounds` learn from photos without a name first (`reid.teaching`). `begin_with` is a trained network
+    of the store that learns further, by its own recipe where none is named.
     """
 
     mode: Mode = "auto"
@@ -66,6 +67,7 @@ class Options:
     folds: int = 0
     fold_by: Literal["sighting", "identity"] = "sighting"
     pseudo_rounds: int = 0
+    begin_with: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +118,11 @@ def train(store: Store, options: Options, progress: Progress = quiet) -> Candida
         raise TrainError(
             f"{options.folds} folds, {options.pseudo_rounds} rounds", next_step="choose 2 folds or more, or none"
         )
+    if options.begin_with and options.folds:
+        raise TrainError(
+            "a trained network has seen the photos by which a fold would be judged",
+            next_step="leave out --from or --folds",
+        )
     runs = _training_modules()
     parent = store.root / TRAINING
     if options.resume:
@@ -123,7 +130,8 @@ def train(store: Store, options: Options, progress: Progress = quiet) -> Candida
         options = _options_of(run)
     plan = _planned(options, store)
     base = _base(store)
-    pool = pool_of(store)
+    before = withheld.trained_on_by(store, options.begin_with) if options.begin_with else np.empty(0, np.int64)
+    pool = pool_of(store, seen=before)
     if not options.resume:
         unnamed = options.name == Options().name
         stem = plan.recipe.name if plan.recipe is not None and unnamed else options.name
@@ -157,7 +165,8 @@ def train(store: Store, options: Options, progress: Progress = quiet) -> Candida
         losses = done.notes.pop("losses", [loss for loss, _ in epochs])
         run.write_curves(losses, [score for _, score in epochs])
         learnt_from = np.union1d(pool.chosen, np.array(done.also, np.int64))
-        run.write_json(TRAINED_ON, {"annotations": pool.labels.annotations[learnt_from].tolist()})
+        learnt = np.union1d(pool.labels.annotations[learnt_from], before)
+        run.write_json(TRAINED_ON, {"annotations": learnt.tolist()})
         run.write_json(runs.METRICS, asdict(report) | done.notes | {"losses": losses})
         _put(done.model, store.models_folder)
         teaching.swept(run, options.folds)
@@ -179,7 +188,7 @@ def _taught(
         sources = sources_of(store, pool.labels, lesson.rows)
         if plan.recipe is None:
             return _head(store, options, base, lesson, sources, run, shared, progress, tell)
-        return _full(options, plan.recipe, base, lesson, sources, progress, tell)
+        return _full(store, options, plan.recipe, base, lesson, sources, progress, tell)
 
     lesson: teaching.Teach = teach
     if options.pseudo_rounds:
@@ -223,8 +232,8 @@ def _head(
 
 
 def _full(
-    options: Options, recipe: Recipe, base: Path, lesson: Lesson, sources: Sequence[Source], progress: Progress,
-    tell: Told,
+    store: Store, options: Options, recipe: Recipe, base: Path, lesson: Lesson, sources: Sequence[Source],
+    progress: Progress, tell: Told,
 ) -> Made:  # fmt: skip
     """The whole network, by a recipe."""
     from reid.train import embedder
@@ -234,6 +243,7 @@ def _full(
     done = embedder.train(
         sources, lesson.names, recipe, lesson.folder, lesson.name, seed=options.seed, base=base.name,
         budget=Budget(seconds), resume=options.resume, progress=progress, epochs=tell,
+        begin_with=store.models_folder / options.begin_with if options.begin_with else None,
     )  # fmt: skip
     notes = {
         "parameters": done.parameters,
@@ -272,7 +282,7 @@ def _planned(options: Options, store: Store) -> _Plan:
     cuda = torch.cuda.is_available()
     photos = store.catalogue.counts().annotations
     machine = f"{'a' if cuda else 'no'} CUDA device, {photos} animals in photos"
-    asked = options.mode == "full" or bool(options.recipe)
+    asked = options.mode == "full" or bool(options.recipe or options.begin_with)
     if options.mode == "head" or not (asked or (cuda and photos >= LEAST_FULL)):
         hint = "" if cuda else "; --mode full --minutes 60 trains all of it on a CPU"
         few = f"; fewer than {LEAST_FULL} are little for a whole network" if cuda and photos < LEAST_FULL else hint
@@ -281,12 +291,30 @@ def _planned(options: Options, store: Store) -> _Plan:
     scale = options.scale or ("gpu" if cuda else "laptop")
     seen = ensemble.lead(store.embedder.card)
     usual = RECIPE_WIDE if seen.width >= models.WIDE_ASPECT * seen.height else RECIPE
+    if options.begin_with:
+        usual = _recipe_of(store, options.begin_with)
     chosen = recipe.load(options.recipe or usual, scale)  # type: ignore[arg-type]  # a wrong one is refused there
     if options.epochs:
         chosen = replace(chosen, schedule=replace(chosen.schedule, epochs=options.epochs))
     how = "asked for" if asked else "chosen"
     bound = f", within {options.minutes:g} minutes" if options.minutes else ""
     return _Plan("full", chosen, f"full, {how}: {machine}; recipe {chosen.name}, scale {scale}{bound}")
+
+
+def _recipe_of(store: Store, model: str) -> str:
+    """The recipe by which a network of the store was trained.
+
+    Raises:
+        TrainError: it was not.
+    """
+    found = {card.name: card.extra.get("recipe") for card in models.listed(store.models_folder)}
+    if not found.get(model):
+        raise TrainError(
+            f"'{model}' is no network that a recipe trained in this store",
+            source=str(store.models_folder),
+            next_step="choose one of `reid models`, or leave out --from",
+        )
+    return str(found[model])
 
 
 def _base(store: Store) -> Path:

@@ -196,11 +196,22 @@ def _trained(folder: Path, card: ModelCard) -> Backbone:
         raise ModelError(
             f"a network of another version ({error})", source=str(folder), next_step="train it again"
         ) from error
-    kept = folder / "weights.safetensors"
-    _load(network, read_checkpoint(kept), kept)
+    load_weights(network, folder)
     made = Backbone(network, card.preprocessing.mean, card.preprocessing.std)
     made.eval()
     return made
+
+
+def load_weights(network: torch.nn.Module, folder: Path) -> None:
+    """The weights of the model directory `folder` into a network of the same shape.
+
+    Raises:
+        ModelError: it has none for torch, or they are of another shape.
+    """
+    kept = folder / "weights.safetensors"
+    if not kept.is_file():
+        raise ModelError("no weights for torch beside the graph", source=str(folder), next_step="name a trained model")
+    _load(network, read_checkpoint(kept), kept)
 
 
 def read_checkpoint(path: Path) -> dict[str, NDArray[Any]]:

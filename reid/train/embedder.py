@@ -95,6 +95,7 @@ def train(
     device: str = "",
     base: str = "",
     pretrained: bool = True,
+    begin_with: Path | None = None,
     progress: Progress | None = None,
     epochs: Told | None = None,
 ) -> Trained:
@@ -103,12 +104,13 @@ def train(
 
     `budget` bounds the time: the first steps are measured, and the number of epochs follows. `held` are photos by which
     progress is told (places in `sources`): only its gallery is then trained on. `device` "" takes a GPU where there is
-    one. `base` is kept in the model's card as what a head would be trained on. `pretrained` False starts from nothing.
+    one. `base` is kept in the model's card as what a head would be trained on. `pretrained` False starts from nothing;
+    `begin_with` is the model directory of a network of the same shape, whose weights are learnt further.
 
     Raises:
         TrainError: fewer than two animals, no photo can be read, the loss is no number, or the checkpoint is of another
             recipe.
-        ModelError: the backbone cannot be had.
+        ModelError: the backbone cannot be had, or `begin_with` is of another shape.
     """
     if len(sources) != len(labels):
         raise ValueError(f"{len(sources)} sources and {len(labels)} labels")
@@ -116,7 +118,10 @@ def train(
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        net, (mean, std) = network.build(recipe.network, grey=recipe.input.grey, pretrained=pretrained)
+        fresh = begin_with is None
+        net, (mean, std) = network.build(recipe.network, grey=recipe.input.grey, pretrained=pretrained and fresh)
+        if begin_with is not None:
+            backbone.load_weights(net, begin_with)
         seen = Preprocessing(recipe.input.height, recipe.input.width, mean, std, margin=recipe.input.margin)
         tell = (lambda done, of: progress("photos", done, of)) if progress else None
         kept = pictures.load(sources, seen, tell)
@@ -126,7 +131,7 @@ def train(
             if resume and checkpoints.exists(folder):
                 run.restore(folder)
             else:
-                run.start(progress)
+                run.start(progress, white=fresh)
                 run.clock["start"] = budget.spent() - run.clock["photos"]
             inside = None if held is None else _inside(held, kept, labels)
             run.all_epochs(folder, budget, inside, progress, epochs)
@@ -263,8 +268,13 @@ class _Run:
 
     # Beginning and end ------------------------------------------------------------------------------------------------
 
-    def start(self, progress: Progress | None) -> None:
-        """The norms, the projection and the class centres as these photos have them, before anything is learnt."""
+    def start(self, progress: Progress | None, *, white: bool = True) -> None:
+        """The norms, the projection and the class centres as these photos have them, before anything is learnt; the
+        centres alone where the projection is learnt already (`white` False).
+        """
+        if not white:
+            self._start_centres()
+            return
         if self.recipe.network.start != "whitened":
             return
         rng = np.random.default_rng([self.seed, 11])

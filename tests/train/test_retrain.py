@@ -21,9 +21,9 @@ pytest.importorskip("torch")
 from fake_stores import assert_index_is_the_catalogue  # noqa: E402
 from painted_store import herd, one_thread, painted_store, small_head, with_rules  # noqa: E402
 
-from reid import adopt, config, models, retrain, withheld  # noqa: E402
+from reid import adopt, config, judge, models, retrain, withheld  # noqa: E402
 from reid.config import TrainingConfig  # noqa: E402
-from reid.errors import ConfigError, MissingExtra, ReidError, TrainError  # noqa: E402
+from reid.errors import ConfigError, MissingExtra, ModelError, ReidError, TrainError  # noqa: E402
 from reid.judge import Figure, Report, Verdict  # noqa: E402
 from reid.reindex import reindex  # noqa: E402
 from reid.retrain import Options, Refused  # noqa: E402
@@ -353,6 +353,32 @@ def test_an_interrupted_training_of_a_whole_network_goes_on_from_its_last_epoch(
     whole = retrain.train(store, Options(recipe=tiny, name="whole"))
     prints = {models.read_card(store.models_folder / one.report.model).fingerprint for one in (done, whole)}
     assert len(prints) == 1
+
+
+def test_a_training_goes_on_from_an_earlier_network_and_spares_what_that_has_seen(store: Store, tiny: str) -> None:
+    first = retrain.train(store, Options(recipe=tiny)).report
+    after = retrain.train(store, Options(recipe=tiny, begin_with=first.model)).report
+    losses = [json.loads((Path(one.run) / runs.METRICS).read_text())["losses"] for one in (first, after)]
+    assert losses[1][0] < losses[0][0]
+    learnt = [set(json.loads((Path(one.run) / TRAINED_ON).read_text())["annotations"]) for one in (first, after)]
+    pool = judge.pool_of(store, seen=list(learnt[0]))
+    assert learnt[1] == learnt[0] | set(pool.labels.annotations[pool.chosen].tolist())
+    assert not learnt[0] & set(pool.labels.annotations[pool.judges].tolist())
+
+
+def test_only_a_network_of_the_same_shape_can_be_gone_on_from(store: Store, tiny: str, tmp_path: Path) -> None:
+    with pytest.raises(TrainError, match="'colours' is no network that a recipe trained") as caught:
+        retrain.train(store, Options(begin_with="colours"))
+    assert "reid models" in caught.value.next_step
+    first = retrain.train(store, Options(recipe=tiny)).report.model
+    with pytest.raises(ConfigError, match="no recipe 'tiny'"):  # one's own file is not in the package
+        retrain.train(store, Options(begin_with=first))
+    with pytest.raises(TrainError, match="a fold would be judged"):
+        retrain.train(store, Options(recipe=tiny, begin_with=first, folds=2))
+    other = tmp_path / "other.toml"
+    other.write_text(TINY.replace("dim = 16", "dim = 8"))
+    with pytest.raises(ModelError, match="does not fit"):
+        retrain.train(store, Options(recipe=str(other), begin_with=first))
 
 
 def test_what_is_trained_unasked_depends_on_machine_and_photos(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
