@@ -1,58 +1,51 @@
-"""`reid train-cropper`: parse, call, print; registered by `reid.cli`, which knows how a store is opened."""
+"""`reid train-cropper`: parse, call, print."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from reid import steps
 from reid.errors import MissingExtra
+from reid.invocation import LEFT_OUT, Json, opened
 
 if TYPE_CHECKING:
     from reid.recrop import Report
 
-Opened = Callable[..., AbstractContextManager[Any]]
 USABLE = 0.5  # median IoU below which nobody is told how to put a cropper in force
-LEFT_OUT = 3  # exit code: done, but some photos were left out
 
 
-def register(app: typer.Typer, opened: Opened) -> None:
-    """Add the command to `app`; `opened(context, create=…)` opens the store."""
+def train_cropper(
+    context: typer.Context,
+    from_store: Annotated[
+        bool, typer.Option("--from-store", help="Learn from the boxes that tables and people gave.")
+    ] = False,
+    whales: Annotated[
+        int, typer.Option(min=-1, help="Flukes to render, 3 photos each; −1: 2,000, none with --from-store.")
+    ] = -1,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the photos.")] = 18,
+    folds: Annotated[int, typer.Option(min=1, help="Regressors whose boxes are compared.")] = 3,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same cropper.")] = 0,
+    name: Annotated[str, typer.Option(help="The cropper's name, behind the date.")] = "cropper",
+    resume: Annotated[bool, typer.Option(help="Go on with the newest unfinished one of that --name.")] = False,
+    json: Json = False,
+) -> None:
+    """Train a box regressor, on rendered flukes or on this store's boxes (needs the train extra).
 
-    @app.command("train-cropper")
-    def train_cropper(
-        context: typer.Context,
-        from_store: Annotated[
-            bool, typer.Option("--from-store", help="Learn from the boxes that tables and people gave.")
-        ] = False,
-        whales: Annotated[
-            int, typer.Option(min=-1, help="Flukes to render, 3 photos each; −1: 2,000, none with --from-store.")
-        ] = -1,
-        epochs: Annotated[int, typer.Option(min=1, help="Passes over the photos.")] = 18,
-        folds: Annotated[int, typer.Option(min=1, help="Regressors whose boxes are compared.")] = 3,
-        seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same cropper.")] = 0,
-        name: Annotated[str, typer.Option(help="The cropper's name, behind the date.")] = "cropper",
-        resume: Annotated[bool, typer.Option(help="Go on with the newest unfinished one of that --name.")] = False,
-        json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
-    ) -> None:
-        """Train a box regressor, on rendered flukes or on this store's boxes (needs the train extra).
+    The new cropper is put below models/ and nothing else changes; `[crop] model` in reid.toml puts it in force.
 
-        The new cropper is put below models/ and nothing else changes; `[crop] model` in reid.toml puts it in force.
+    Example: reid --store whales train-cropper --from-store --name ours
+    """
+    from reid import console
 
-        Example: reid --store whales train-cropper --from-store --name ours
-        """
-        from reid import console
-
-        with opened(context) as store, console.progress(json) as show:
-            recrop = _recrop()
-            options = recrop.Options(from_store, whales, epochs, folds, seed, name, resume)
-            done = recrop.train(store, options, show)
-        console.as_json(done) if json else trained(done)
-        raise typer.Exit(LEFT_OUT if done.failures else 0)
+    with opened(context) as store, console.progress(json) as show:
+        recrop = _recrop()
+        options = recrop.Options(from_store, whales, epochs, folds, seed, name, resume)
+        done = recrop.train(store, options, show)
+    console.as_json(done) if json else trained(done)
+    raise typer.Exit(LEFT_OUT if done.failures else 0)
 
 
 def _recrop() -> Any:

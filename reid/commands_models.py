@@ -1,9 +1,7 @@
-"""`reid models …`: parse, call, print; registered by `reid.cli`, which knows how a store is opened."""
+"""`reid models …`: parse, call, print."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,88 +9,83 @@ import typer
 
 from reid import steps
 from reid.errors import MissingExtra
+from reid.invocation import Json, opened
 
-Opened = Callable[..., AbstractContextManager[Any]]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
+networks = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Models that turn crops into vectors.\n\nExample: reid models list",
+)
 
 
-def register(app: typer.Typer, opened: Opened) -> None:
-    """Add the group to `app`; `opened(context)` opens the store."""
-    networks = typer.Typer(
-        no_args_is_help=True,
-        rich_markup_mode=None,
-        help="Models that turn crops into vectors.\n\nExample: reid models list",
-    )
-    app.add_typer(networks, name="models")
+@networks.command("list")
+def list_models(context: typer.Context, json: Json = False) -> None:
+    """The models of this store; * marks the one in use.
 
-    @networks.command("list")
-    def list_models(context: typer.Context, json: Json = False) -> None:
-        """The models of this store; * marks the one in use.
+    Example: reid models list
+    """
+    from reid import console, models
 
-        Example: reid models list
-        """
-        from reid import console, models
-
-        with opened(context) as store:
-            cards = models.listed(store.models_folder)
-            used = store.config.embedder.model
-        if json:
-            console.as_json({"models": [_card(c) for c in cards], "used": used})
-            return
-        rows = [
-            (
-                "*" if c.name == used else "",
-                c.name,
-                c.dim,
-                c.preprocessing.said,
-                c.source,
-            )
-            for c in cards
-        ]
-        console.table(("", "model", "dimensions", "input", "from"), rows)
-
-    @networks.command()
-    def info(context: typer.Context, name: str, json: Json = False) -> None:
-        """Everything about one model.
-
-        Example: reid models info lite0
-        """
-        from reid import console, models
-
-        with opened(context) as store:
-            card = models.read_card(models.ensure(store.models_folder, name))
-        console.as_json(_card(card)) if json else console.table(("", ""), list(_card(card).items()))
-
-    @networks.command()
-    def add(
-        context: typer.Context,
-        name: Annotated[
-            str,
-            typer.Argument(
-                help="A timm name, hf-hub:OWNER/MODEL, or with --checkpoint the architecture of a local file."
-            ),
-        ],
-        checkpoint: Annotated[
-            Path | None, typer.Option(help="Local weights: .safetensors, or a torch file of tensors only.")
-        ] = None,
-        json: Json = False,
-    ) -> None:
-        """Export a network into the store (needs the train extra). Put its name into reid.toml, then run reid reindex.
-
-        Example: reid models add hf-hub:BVRA/MegaDescriptor-T-224
-        """
-        from reid import console
-
-        with opened(context) as store:
-            try:
-                from reid.train import backbone
-            except ImportError as error:
-                raise MissingExtra(f"adding models needs {error.name}", next_step=steps.install("train")) from error
-            network, card = backbone.from_name(name, checkpoint)
-            backbone.export(network, card, store.models_folder)
-        console.as_json(_card(card)) if json else console.say(
-            f'added {card.name}; to use it: model = "{card.name}" under [embedder] in reid.toml, then reid reindex'
+    with opened(context) as store:
+        cards = models.listed(store.models_folder)
+        used = store.config.embedder.model
+    if json:
+        console.as_json({"models": [_card(c) for c in cards], "used": used})
+        return
+    rows = [
+        (
+            "*" if c.name == used else "",
+            c.name,
+            c.dim,
+            c.preprocessing.said,
+            c.source,
         )
+        for c in cards
+    ]
+    console.table(("", "model", "dimensions", "input", "from"), rows)
+
+
+@networks.command()
+def info(context: typer.Context, name: str, json: Json = False) -> None:
+    """Everything about one model.
+
+    Example: reid models info lite0
+    """
+    from reid import console, models
+
+    with opened(context) as store:
+        card = models.read_card(models.ensure(store.models_folder, name))
+    console.as_json(_card(card)) if json else console.table(("", ""), list(_card(card).items()))
+
+
+@networks.command()
+def add(
+    context: typer.Context,
+    name: Annotated[
+        str,
+        typer.Argument(help="A timm name, hf-hub:OWNER/MODEL, or with --checkpoint the architecture of a local file."),
+    ],
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Local weights: .safetensors, or a torch file of tensors only.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Export a network into the store (needs the train extra). Put its name into reid.toml, then run reid reindex.
+
+    Example: reid models add hf-hub:BVRA/MegaDescriptor-T-224
+    """
+    from reid import console
+
+    with opened(context) as store:
+        try:
+            from reid.train import backbone
+        except ImportError as error:
+            raise MissingExtra(f"adding models needs {error.name}", next_step=steps.install("train")) from error
+        network, card = backbone.from_name(name, checkpoint)
+        backbone.export(network, card, store.models_folder)
+    console.as_json(_card(card)) if json else console.say(
+        f'added {card.name}; to use it: model = "{card.name}" under [embedder] in reid.toml, then reid reindex'
+    )
 
 
 def _card(card: Any) -> dict[str, Any]:

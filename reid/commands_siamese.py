@@ -1,41 +1,35 @@
-"""`reid train-siamese`: parse, call, print; registered by `reid.cli`, which knows how a store is opened."""
+"""`reid train-siamese`: parse, call, print."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from reid.invocation import Json, opened
 
 if TYPE_CHECKING:
     from reid.train_siamese import Report
 
-Opened = Callable[..., AbstractContextManager[Any]]
 
+def train_siamese(
+    context: typer.Context,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the photos.")] = 40,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same heads.")] = 0,
+    json: Json = False,
+) -> None:
+    """Train a Siamese head on this store's vectors: queries score their shortlist again with it (needs the train extra).
 
-def register(app: typer.Typer, opened: Opened) -> None:
-    """Add the command to `app`; `opened(context)` opens the store."""
+    It is in force at once, as one more source of the answers; `siamese = false` under [query] in reid.toml does
+    without. Of another model's vectors it knows nothing: train it again after a change of model.
 
-    @app.command("train-siamese")
-    def train_siamese(
-        context: typer.Context,
-        epochs: Annotated[int, typer.Option(min=1, help="Passes over the photos.")] = 40,
-        seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same heads.")] = 0,
-        json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
-    ) -> None:
-        """Train a Siamese head on this store's vectors: queries score their shortlist again with it (needs the train extra).
+    Example: reid --store whales train-siamese
+    """
+    from reid import console, train_siamese
 
-        It is in force at once, as one more source of the answers; `siamese = false` under [query] in reid.toml does
-        without. Of another model's vectors it knows nothing: train it again after a change of model.
-
-        Example: reid --store whales train-siamese
-        """
-        from reid import console, train_siamese
-
-        with opened(context) as store, console.progress(json) as show:
-            done = train_siamese.train(store, train_siamese.Options(epochs, seed), show)
-        console.as_json(done) if json else trained(done)
+    with opened(context) as store, console.progress(json) as show:
+        done = train_siamese.train(store, train_siamese.Options(epochs, seed), show)
+    console.as_json(done) if json else trained(done)
 
 
 def trained(report: Report) -> None:

@@ -1,90 +1,110 @@
-"""What `reid train`, `reid reindex --train` and `reid mine` print. The command line parses and calls; this prints."""
+"""`reid train` and `reid mine`: a better model, and the pairs where labels may be wrong. Parse, call, print."""
 
 from __future__ import annotations
 
-from reid import console, steps
-from reid.judge import Figure, Report
-from reid.mine import HardPair, Mined
-from reid.retrain import Refused
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
 
-WORST = 10  # hard pairs printed unless all are asked for
+import typer
 
-
-def trained(report: Report) -> None:
-    """What a training gave, and what to do next."""
-    print(f"mode: {report.why_mode}")
-    print(f"trained on {report.photos} photos of {report.animals} animals, on top of {report.base}; run: {report.run}")
-    judged(report)
+from reid.invocation import LEFT_OUT, Json, opened
 
 
-def judged(report: Report) -> None:
-    """How a new model does beside the present one, and what to do next."""
-    verdict = report.verdict
-    print(f"judged by {verdict.photos} photos of {verdict.animals} animals that were not trained on (95 % intervals):")
-    console.table(
-        ("measure", f"before ({report.present})", f"after ({report.model})"),
-        [
-            ("MAP@5", said(verdict.map_at_5_before), said(verdict.map_at_5_after)),
-            ("top-1", said(verdict.top1_before), said(verdict.top1_after)),
-        ],
+class TrainMode(StrEnum):
+    """What is trained."""
+
+    auto = "auto"
+    head = "head"
+    full = "full"
+
+
+class TrainScale(StrEnum):
+    """For what machine a whole network is trained."""
+
+    auto = "auto"
+    laptop = "laptop"
+    gpu = "gpu"
+
+
+class FoldBy(StrEnum):
+    """What is never in two folds."""
+
+    sighting = "sighting"
+    identity = "identity"
+
+
+def train(
+    context: typer.Context,
+    mode: Annotated[
+        TrainMode,
+        typer.Option(
+            help="head: a projection on kept vectors, minutes on a CPU. full: the whole network by a recipe. "
+            "auto: what this machine and these photos are fit for, saying why."
+        ),
+    ] = TrainMode.auto,
+    recipe: Annotated[
+        str, typer.Option(help="A published system (reid/train/recipes), or your own .toml file; says --mode full.")
+    ] = "",
+    scale: Annotated[
+        TrainScale, typer.Option(help="Backbone, input size and epochs: fit for which machine.")
+    ] = TrainScale.auto,
+    minutes: Annotated[float, typer.Option(min=0, help="End a full training within; 0: as the recipe says.")] = 0,
+    epochs: Annotated[int, typer.Option(min=0, help="Passes over the photos; 0: as reid.toml or the recipe says.")] = 0,
+    views: Annotated[int, typer.Option(min=0, help="Views of each photo; 0: as reid.toml says.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same model.")] = 0,
+    name: Annotated[str, typer.Option(help="The model's name, behind the date.")] = "head",
+    folds: Annotated[
+        int, typer.Option(min=0, help="Train so many models, each without one part of the photos; together they serve.")
+    ] = 0,
+    fold_by: Annotated[FoldBy, typer.Option(help="What is never in two parts: a sighting, or an animal.")] = (
+        FoldBy.sighting
+    ),
+    pseudo_rounds: Annotated[
+        int,
+        typer.Option(min=0, help="Rounds in which photos without a name lend theirs to the training, if it is sure."),
+    ] = 0,
+    resume: Annotated[bool, typer.Option(help="Go on with the newest unfinished training (of that --name).")] = False,
+    json: Json = False,
+) -> None:
+    """Train a model on this store's photos and judge it on photos it never saw (needs the train extra).
+
+    The new model is put below models/ and nothing else changes; `reid reindex --train` also puts it in force if it is
+    not worse. The run's record is below training/ in the store.
+
+    Example: reid --store whales train --recipe third_place --minutes 60
+    """
+    from reid import console, retrain, verdicts
+
+    size = "" if scale is TrainScale.auto else scale.value
+    options = retrain.Options(
+        mode.value, epochs, views, seed, name, resume, recipe, size, minutes, folds, fold_by.value, pseudo_rounds
     )
-    print(f"difference of MAP@5: {said(verdict.gain, sign=True)}")
-    if report.reason:
-        print(report.reason)
-    if report.next_step:
-        console.say(report.next_step)
-    console.failures(report.failures)
+    with opened(context) as store, console.progress(json) as show:
+        done = retrain.train(store, options, show).report
+    console.as_json(done) if json else verdicts.trained(done)
+    raise typer.Exit(LEFT_OUT if done.failures else 0)
 
 
-def night(found: Report | Refused | None) -> None:
-    """What the training of a nightly run gave, if there was one."""
-    if isinstance(found, Report):
-        trained(found)
-    elif found is not None:
-        _refused(found)
+def mine(
+    context: typer.Context,
+    top: Annotated[int, typer.Option(min=1, help="Pairs to look for, of two names and of one.")] = 40,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Print every pair; else the worst ten (--json and --sheet have them all).")
+    ] = False,
+    sheet: Annotated[Path | None, typer.Option(help="Draw the pairs into this picture.")] = None,
+    json: Json = False,
+) -> None:
+    """The hardest pairs: different names that look alike, one name that does not. Labels are wrong there first.
 
+    Example: reid --store whales mine --sheet pairs.png
+    """
+    from reid import console, verdicts
+    from reid import mine as pairs
 
-def _refused(found: Refused) -> None:
-    """Why there was no training; the nightly run has done everything else."""
-    where = f"{found.source}: " if found.source else ""
-    console.say(f"no training ({where}{found.reason}); {found.next_step}; the present model stays")
-
-
-def mined(found: Mined, *, everything: bool = False) -> None:
-    """The hardest pairs as a table: the worst ones, or all of them."""
-    shown = found.pairs if everything else worst(found)
-    print(f"{found.photos} photos of {found.animals} animals looked at, by model {found.model}")
-    console.table(
-        ("kind", "score", "photo", "photo", "ask yourself"),
-        [
-            (
-                pair.kind,
-                f"{pair.score:.3f}",
-                *(
-                    f"{one.name} · {one.annotation} · {one.photo.rpartition('/')[2]}"
-                    for one in (pair.first, pair.second)
-                ),
-                steps.pasted(pair.ask),
-            )
-            for pair in shown
-        ],
-    )
-    if len(shown) < len(found.pairs):
-        print(f"{len(found.pairs) - len(shown)} more: --all prints them, --sheet PICTURE draws them, --json has them")
-
-
-def worst(found: Mined, most: int = WORST) -> tuple[HardPair, ...]:
-    """The `most` hardest pairs, half of either kind where there are enough, in the order they were found."""
-    ranks: dict[str, int] = {}
-    place = []
-    for at, pair in enumerate(found.pairs):
-        ranks[pair.kind] = ranks.get(pair.kind, 0) + 1
-        place.append((ranks[pair.kind], at))
-    kept = {at for _, at in sorted(place)[:most]}
-    return tuple(pair for at, pair in enumerate(found.pairs) if at in kept)
-
-
-def said(figure: Figure, *, sign: bool = False) -> str:
-    """`.123 [.100, .150]`."""
-    form = "+.3f" if sign else ".3f"
-    return f"{figure.value:{form}} [{figure.low:{form}}, {figure.high:{form}}]"
+    with opened(context) as store, console.progress(json) as show:
+        found = pairs.hardest(store, top=top, progress=show)
+        drawn = pairs.write_sheet(store, found, sheet) if sheet else None
+    console.as_json(found) if json else verdicts.mined(found, everything=everything)
+    if drawn and not json:
+        typer.echo(f"contact sheet: {drawn}")

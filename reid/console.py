@@ -1,4 +1,4 @@
-"""What the command line prints: tables, progress, reports, JSON. The only place that knows rich; imported by `cli` alone."""
+"""What the command line prints: tables, progress, reports, JSON. The only place that knows rich; imported by commands alone."""
 
 from __future__ import annotations
 

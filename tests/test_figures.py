@@ -9,12 +9,12 @@ import pytest
 from fake_stores import fake_store, herd, taken_in
 
 from reid import figures
-from reid.commands_train import mined, worst
 from reid.errors import InputError
 from reid.evaluate import Evaluation, Measured, evaluate
 from reid.mine import HardPair, Mined, Shown
 from reid.records import Failure
 from reid.status import status
+from reid.verdicts import mined, worst
 
 NAN = math.nan
 

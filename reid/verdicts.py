@@ -1,0 +1,90 @@
+"""What trainings, ensembles and `reid mine` print: how a new model does beside the present one, which pairs are hard. Judges nothing."""
+
+from __future__ import annotations
+
+from reid import console, steps
+from reid.judge import Figure, Report
+from reid.mine import HardPair, Mined
+from reid.retrain import Refused
+
+WORST = 10  # hard pairs printed unless all are asked for
+
+
+def trained(report: Report) -> None:
+    """What a training gave, and what to do next."""
+    print(f"mode: {report.why_mode}")
+    print(f"trained on {report.photos} photos of {report.animals} animals, on top of {report.base}; run: {report.run}")
+    judged(report)
+
+
+def judged(report: Report) -> None:
+    """How a new model does beside the present one, and what to do next."""
+    verdict = report.verdict
+    print(f"judged by {verdict.photos} photos of {verdict.animals} animals that were not trained on (95 % intervals):")
+    console.table(
+        ("measure", f"before ({report.present})", f"after ({report.model})"),
+        [
+            ("MAP@5", said(verdict.map_at_5_before), said(verdict.map_at_5_after)),
+            ("top-1", said(verdict.top1_before), said(verdict.top1_after)),
+        ],
+    )
+    print(f"difference of MAP@5: {said(verdict.gain, sign=True)}")
+    if report.reason:
+        print(report.reason)
+    if report.next_step:
+        console.say(report.next_step)
+    console.failures(report.failures)
+
+
+def night(found: Report | Refused | None) -> None:
+    """What the training of a nightly run gave, if there was one."""
+    if isinstance(found, Report):
+        trained(found)
+    elif found is not None:
+        _refused(found)
+
+
+def _refused(found: Refused) -> None:
+    """Why there was no training; the nightly run has done everything else."""
+    where = f"{found.source}: " if found.source else ""
+    console.say(f"no training ({where}{found.reason}); {found.next_step}; the present model stays")
+
+
+def mined(found: Mined, *, everything: bool = False) -> None:
+    """The hardest pairs as a table: the worst ones, or all of them."""
+    shown = found.pairs if everything else worst(found)
+    print(f"{found.photos} photos of {found.animals} animals looked at, by model {found.model}")
+    console.table(
+        ("kind", "score", "photo", "photo", "ask yourself"),
+        [
+            (
+                pair.kind,
+                f"{pair.score:.3f}",
+                *(
+                    f"{one.name} · {one.annotation} · {one.photo.rpartition('/')[2]}"
+                    for one in (pair.first, pair.second)
+                ),
+                steps.pasted(pair.ask),
+            )
+            for pair in shown
+        ],
+    )
+    if len(shown) < len(found.pairs):
+        print(f"{len(found.pairs) - len(shown)} more: --all prints them, --sheet PICTURE draws them, --json has them")
+
+
+def worst(found: Mined, most: int = WORST) -> tuple[HardPair, ...]:
+    """The `most` hardest pairs, half of either kind where there are enough, in the order they were found."""
+    ranks: dict[str, int] = {}
+    place = []
+    for at, pair in enumerate(found.pairs):
+        ranks[pair.kind] = ranks.get(pair.kind, 0) + 1
+        place.append((ranks[pair.kind], at))
+    kept = {at for _, at in sorted(place)[:most]}
+    return tuple(pair for at, pair in enumerate(found.pairs) if at in kept)
+
+
+def said(figure: Figure, *, sign: bool = False) -> str:
+    """`.123 [.100, .150]`."""
+    form = "+.3f" if sign else ".3f"
+    return f"{figure.value:{form}} [{figure.low:{form}}, {figure.high:{form}}]"
