@@ -149,7 +149,7 @@ def explain(
     b: Annotated[Path, typer.Argument(help="Another one.")],
     out: Annotated[Path, typer.Option(help="Folder for the pictures and the page that shows them.")],
     box_a: Annotated[str, typer.Option(help="The animal's box in the first photo: x0,y0,x1,y1 in pixels.")] = "",
-    box_b: Annotated[str, typer.Option(exists=True, help="The same in the second.")] = "",
+    box_b: Annotated[str, typer.Option(help="The same in the second.")] = "",
     mask_a: Annotated[
         Path | None,
         typer.Option(exists=True, help="Where exactly it is in the first photo: a mask (not black on the animal)."),
