@@ -23,7 +23,7 @@ from reid.errors import TrainError
 from reid.locate import CropperCard, Locator
 from reid.records import Failure
 from reid.store import Store
-from reid.train import cropper, cropper_data, runs
+from reid.train import cropper, cropper_data, cropper_network, cropper_rendered, runs
 from reid.train.cropper import CropperConfig, Epoch
 from reid.train.cropper_data import Photos
 
@@ -111,7 +111,7 @@ def train(store: Store, options: Options, progress: Progress) -> Report:
             run.name, config.side, config.folds, bool(sets.train.marked.any()), "", source,
             "as the photos it was trained on" if sets.own else "Apache-2.0", config.seed, date.today().isoformat(), figures,
         )  # fmt: skip
-        model = cropper.export(trained.network, store.models_folder, card)
+        model = cropper_network.export(trained.network, store.models_folder, card)
         run.write_curves([e.loss for e in trained.history], [e.iou for e in trained.history], "median IoU")
         report = Report(
             run.name,
@@ -156,13 +156,13 @@ def _sets(store: Store, options: Options, progress: Progress) -> _Sets:
         parts += [kept, cropper_data.beside(kept)]
     rendered = Photos.none()
     if whales:
-        parts.append(cropper_data.rendered(whales, PHOTOS_EACH, seed=options.seed, progress=progress))
+        parts.append(cropper_rendered.rendered(whales, PHOTOS_EACH, seed=options.seed, progress=progress))
         judges = min(JUDGES, whales)
-        rendered = cropper_data.rendered(judges, PHOTOS_EACH, seed=options.seed + _JUDGE_SEED, plain=True)
+        rendered = cropper_rendered.rendered(judges, PHOTOS_EACH, seed=options.seed + _JUDGE_SEED, plain=True)
     animals = cropper_data.joined(parts) if parts else Photos.none()
     few = animals.part(np.flatnonzero(animals.animal)[:: round(1 / SCRAMBLED_SHARE)])
     parts += [
-        cropper_data.empty(round(EMPTY_SHARE * int(animals.animal.sum())), seed=options.seed),
+        cropper_rendered.empty(round(EMPTY_SHARE * int(animals.animal.sum())), seed=options.seed),
         cropper_data.scrambled(few, seed=options.seed),
     ]
     return _Sets(cropper_data.joined(parts), judged, rendered, own, failures)
@@ -187,7 +187,7 @@ def _held_out(groups: NDArray[np.int64], seed: int) -> NDArray[np.bool_]:
     return np.isin(groups, chosen)
 
 
-def _figures(network: cropper.Network, sets: _Sets) -> dict[str, float]:
+def _figures(network: cropper_network.Network, sets: _Sets) -> dict[str, float]:
     """Medians on what was held out; landmark errors in shares of the box's width."""
     found = {}
     if len(sets.store):

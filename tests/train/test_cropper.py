@@ -19,9 +19,11 @@ from fake_stores import fake_store, paint, seen, taken_in
 from reid import locate, recrop
 from reid.errors import TrainError
 from reid.records import Box
-from reid.train import cropper, cropper_data
-from reid.train.cropper import CropperConfig, Network
-from reid.train.cropper_data import STORED, SWAPPED, Photos, Shown, Variation
+from reid.train import cropper, cropper_data, cropper_network, cropper_rendered, cropper_views
+from reid.train.cropper import CropperConfig
+from reid.train.cropper_data import STORED, Photos
+from reid.train.cropper_network import Network
+from reid.train.cropper_views import SWAPPED, Shown, Variation
 
 STILL = Variation(mirror=0, grey=0, light=0, colour=0, blur=0, shrink=0, jpeg=0, noise=0, paper=0, patch=0)
 DOTS = ((255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 0, 255))
@@ -65,10 +67,10 @@ def test_an_outlines_box_is_the_masks_tight_box() -> None:
 
 
 def test_points_and_boxes_follow_the_pixels_through_every_framing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cropper_data, "_BORDERS", (cv2.BORDER_REPLICATE,) * 3)  # black, as the photos' edges are
+    monkeypatch.setattr(cropper_views, "_BORDERS", (cv2.BORDER_REPLICATE,) * 3)  # black, as the photos' edges are
     photos, side = painted(40), 128
     how = replace(STILL, mirror=0.5, cut=0.0)
-    shown = cropper_data.varied(photos, side, how, np.random.default_rng(1))
+    shown = cropper_views.varied(photos, side, how, np.random.default_rng(1))
     mirrored = 0
     for pixels, box, marks in zip(shown.pixels, shown.boxes, shown.landmarks, strict=True):
         animal = pixels.max(-1) > 60
@@ -84,10 +86,10 @@ def test_points_and_boxes_follow_the_pixels_through_every_framing(monkeypatch: p
 
 
 def test_a_users_box_is_never_turned_since_only_its_corners_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cropper_data, "_BORDERS", (cv2.BORDER_REPLICATE,) * 3)
+    monkeypatch.setattr(cropper_views, "_BORDERS", (cv2.BORDER_REPLICATE,) * 3)
     photos = replace(painted(12), shaped=np.zeros(12, np.bool_))
     photos = replace(photos, outline=np.stack([corners(box) for box in cropper_data.box_of(photos.outline)]))
-    shown = cropper_data.varied(photos, 128, replace(STILL, cut=0.0), np.random.default_rng(2))
+    shown = cropper_views.varied(photos, 128, replace(STILL, cut=0.0), np.random.default_rng(2))
     for pixels, box in zip(shown.pixels, shown.boxes, strict=True):
         rows, columns = np.nonzero(pixels.max(-1) > 60)
         seen_box = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]) / 128
@@ -100,8 +102,8 @@ def corners(box: np.ndarray) -> np.ndarray:
 
 
 def test_a_rendered_fluke_lies_where_its_points_say_and_the_same_seed_gives_the_same_photos() -> None:
-    photos = cropper_data.rendered(2, 2, seed=3)
-    again = cropper_data.rendered(2, 2, seed=3)
+    photos = cropper_rendered.rendered(2, 2, seed=3)
+    again = cropper_rendered.rendered(2, 2, seed=3)
     np.testing.assert_array_equal(photos.pixels, again.pixels)
     assert photos.group.tolist() == [0, 0, 1, 1] and photos.animal.all() and photos.marked.all()
     boxes = cropper_data.box_of(photos.outline)
@@ -225,7 +227,7 @@ def test_a_loss_that_is_no_number_ends_the_training(tmp_path: Path, monkeypatch:
 
 def test_no_boxes_and_fewer_animals_than_folds_are_refused() -> None:
     with pytest.raises(TrainError, match="no photo with a box"):
-        cropper.train(cropper_data.empty(4, seed=0), TINY)
+        cropper.train(cropper_rendered.empty(4, seed=0), TINY)
     with pytest.raises(TrainError, match="1 animals cannot be dealt to 2 folds"):
         cropper.train(replace(painted(4), group=np.zeros(4, np.int64)), TINY)
 
@@ -233,11 +235,14 @@ def test_no_boxes_and_fewer_animals_than_folds_are_refused() -> None:
 def test_it_learns_to_find_what_is_there_and_where_nothing_is() -> None:
     config = replace(TINY, epochs=12, batch=16, rate=4e-3)
     held = painted(24, seed=9)
-    trained = cropper.train(cropper_data.joined([painted(160), cropper_data.empty(40, seed=1)]), config, held=held)
+    trained = cropper.train(cropper_data.joined([painted(160), cropper_rendered.empty(40, seed=1)]), config, held=held)
     assert trained.history[-1].loss < 0.5 * trained.history[0].loss
     assert trained.history[-1].iou > 0.75
     assert cropper.landmark_error(trained.network, held) < 0.2
-    sure = [cropper.predict(trained.network, one)[..., 12].mean(1) for one in (held, cropper_data.empty(24, seed=2))]
+    sure = [
+        cropper_network.predict(trained.network, one)[..., 12].mean(1)
+        for one in (held, cropper_rendered.empty(24, seed=2))
+    ]
     assert np.median(sure[0]) > 0.7 > 0.4 > np.median(sure[1])
 
 
@@ -245,7 +250,7 @@ def test_a_mirrored_photo_gives_the_mirrored_answer(tmp_path: Path) -> None:
     network = cropper.train(painted(16), TINY).network
     photos = painted(6, seed=5)
     mirrored = replace(photos, pixels=photos.pixels[:, :, ::-1].copy())
-    there, back = cropper.predict(network, photos), cropper.predict(network, mirrored)
+    there, back = cropper_network.predict(network, photos), cropper_network.predict(network, mirrored)
     order = [2, 3, 0, 1]  # the two folds of the photo are those of its mirror image's mirror image
     expected = back[:, order]
     flipped = expected.copy()
