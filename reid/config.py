@@ -107,7 +107,7 @@ class DecisionConfig:
     """How image scores become five labels."""
 
     new_label: str = "new_whale"  # what an animal that is not in the catalogue is called
-    aggregate: str = "max"  # image → identity scores; `reid.decide.AGGREGATIONS` lists them
+    aggregate: str = "max"  # image → identity scores; `reid.aggregate.AGGREGATIONS` lists them
     objective: Objective = "map_at_5"  # what the threshold is placed for: map_at_5, balanced, geometric (√(BAKS·BAUS))
     share_new: float = 0.3  # expected share of unknown animals among queries, for placing the threshold
     threshold: float = -1.0  # score at which new_label stands; below 0: calibrated on the gallery itself
