@@ -22,12 +22,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from reid import aggregate, decide, enrol, fit, fusion, measure, metrics, shortlist, withheld
-from reid.decide import LeftOut
+from reid import aggregate, decide, enrol, fit, fusion, measure, metrics, shortlist, thresholds, withheld
 from reid.exchange import read_sources
 from reid.fusion import Fusion
 from reid.index import LocalIndex
 from reid.intervals import bootstrap_interval
+from reid.leaving_out import LeftOut
 from reid.pipeline import Identifier, Query
 from reid.records import Sighting
 from reid.search import Found
@@ -144,7 +144,7 @@ def judged(
 ) -> dict[str, Any]:
     """The measures of one way to score."""
     settings = store.config.decision
-    threshold = decide.choose_threshold(cases, objective=settings.objective, new_share=settings.share_new).value
+    threshold = thresholds.choose_threshold(cases, objective=settings.objective, new_share=settings.share_new).value
     closed, open_, best, called_new = [], [], [], []
     for found, truth in zip(asked.found, asked.truth.tolist(), strict=True):
         listed = found.shortlist

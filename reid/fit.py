@@ -1,7 +1,7 @@
 """What a store learns from its own photos without training: the whitening of its vectors, how its sources are fused,
 whether opposite flanks tell anything, and where a new animal begins.
 
-All are measured on the user's gallery, by photos that play queries (`reid.withheld`; `reid.decide` says how known and
+All are measured on the user's gallery, by photos that play queries (`reid.withheld`; `reid.leaving_out` says how known and
 unknown cases come of that). Renewed when the gallery has grown by half, so the cost stays a constant share of enrolling.
 """
 
@@ -17,16 +17,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from reid import calibrate, decide, fusion, local, measure, metrics, promise, whiten, withheld
+from reid import calibrate, decide, fusion, local, measure, metrics, promise, thresholds, whiten, withheld
 from reid.calibrate import Calibration
 from reid.catalogue import Labels
-from reid.decide import LeftOut, NewThreshold
 from reid.errors import InputError
 from reid.fusion import Fusion
 from reid.intervals import bootstrap_interval
+from reid.leaving_out import LeftOut
 from reid.promise import Policy
 from reid.risk import Cases
 from reid.store import CALIBRATION, Store
+from reid.thresholds import NewThreshold
 from reid.withheld import Sides
 
 CURVES = ("curve", "curve_new")
@@ -135,7 +136,9 @@ def fit(store: Store, *, progress: Progress = local.quiet) -> Fit:
     default = fusion.PRIOR_THRESHOLD
     if kind.kind == "embedding":
         default = store.embedder.card.extra.get("threshold", decide.DEFAULT_THRESHOLD)
-    found = decide.choose_threshold(cases, objective=settings.objective, new_share=settings.share_new, default=default)
+    found = thresholds.choose_threshold(
+        cases, objective=settings.objective, new_share=settings.share_new, default=default
+    )
     if found.basis == "default":
         whitening = None  # the defaults hold for raw vectors
     gathered_cases = Cases.of(cases)
@@ -238,7 +241,7 @@ def sides_policy(store: Store, labels: Labels, vectors: NDArray[np.float32], *, 
         for sides in ("separate", "together")
     }
     known = cases["separate"].known_case & cases["together"].known_case
-    if known.sum() < decide.MIN_CASES:
+    if known.sum() < thresholds.MIN_CASES:
         return "separate"
     worth = {sides: metrics.reciprocal_ranks(one.truth_rank[known], decide.LABELS) for sides, one in cases.items()}
     gain = bootstrap_interval(worth["together"] - worth["separate"], cases["separate"].identity[known])
@@ -271,7 +274,7 @@ def measured(
         return fusion.PRIOR_FUSION, alone
     method = store.config.decision.aggregate
     plain, prior = (measure.fused(gallery, asked, kind, method) for kind in (fusion.EMBEDDING, fusion.PRIOR_FUSION))
-    if int(plain.cases.known_case.sum()) < decide.MIN_CASES:
+    if int(plain.cases.known_case.sum()) < thresholds.MIN_CASES:
         return fusion.PRIOR_FUSION, prior.cases
     query = store.config.query
     if query.ranking == "geometry_first":

@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from reid import decide, enrol, intake, whiten, withheld
+from reid import enrol, intake, thresholds, whiten, withheld
 from reid.catalogue import Labels
-from reid.decide import LeftOut
 from reid.embed import Embedder, unit_rows
 from reid.enrol import Progress
 from reid.errors import TrainError
 from reid.images import printable
 from reid.intervals import bootstrap_interval
+from reid.leaving_out import LeftOut
 from reid.metrics import hits_at_k, reciprocal_ranks
 from reid.records import Failure, Sighting
 from reid.store import Store
@@ -231,7 +231,7 @@ def _figure(values: NDArray[np.float64], animals: IntArray) -> Figure:
 
 def _answers(store: Store, cases: LeftOut) -> float:
     rules = store.config.decision
-    return decide.choose_threshold(cases, objective=rules.objective, new_share=rules.share_new, n=0).score
+    return thresholds.choose_threshold(cases, objective=rules.objective, new_share=rules.share_new, n=0).score
 
 
 def advice(verdict: Verdict, model: str) -> str:

@@ -14,12 +14,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from reid import decide, fusion, metrics, shortlist
-from reid.decide import LeftOut, Neighbours
+from reid import decide, fusion, leaving_out, metrics, shortlist
 from reid.errors import InputError
 from reid.fusion import Fusion
 from reid.index import LocalIndex, Names
 from reid.keypoints import LocalFeatures, empty_features
+from reid.leaving_out import LeftOut, Neighbours
 from reid.shortlist import Shortlist
 from reid.verify import VerifyConfig
 
@@ -211,5 +211,7 @@ def _cases(
         for i, (row, score) in enumerate(zip(rows, scores, strict=True)):
             order = np.argsort(-score, kind="stable")
             near[i, : len(row)], value[i, : len(row)] = row[order], score[order]
-        kinds.append(decide.leave_one_out(photos, Neighbours(near, value), gallery.individuals, gallery.groups, method))
-    return decide.both_cases(kinds[0], kinds[1])
+        kinds.append(
+            leaving_out.leave_one_out(photos, Neighbours(near, value), gallery.individuals, gallery.groups, method)
+        )
+    return leaving_out.both_cases(kinds[0], kinds[1])

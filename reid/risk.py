@@ -21,8 +21,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from reid.decide import DEFAULT_NEW_SHARE, LeftOut
+from reid.decide import DEFAULT_NEW_SHARE
 from reid.intervals import clopper_pearson, kolmogorov_smirnov
+from reid.leaving_out import LeftOut
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -53,7 +54,7 @@ class Cases:
 
     @classmethod
     def of(cls, left_out: LeftOut) -> Cases:
-        """The cases of `decide.leave_one_out`."""
+        """The cases of `leaving_out.leave_one_out`."""
         known, unknown = left_out.known_case, left_out.unknown_case
         return cls(
             np.nan_to_num(left_out.known_best[known], nan=-np.inf),  # nothing to match it with: below any threshold

@@ -15,11 +15,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from reid import decide, duplicates, local, measure, rescore, whiten
+from reid import duplicates, leaving_out, local, measure, rescore, thresholds, whiten
 from reid.catalogue import Catalogue, Labels
-from reid.decide import LeftOut, Neighbours
 from reid.embed import unit_rows
 from reid.keypoints import LocalFeatures
+from reid.leaving_out import LeftOut, Neighbours
 from reid.measure import Asked
 from reid.store import Store
 
@@ -29,8 +29,8 @@ MOST_QUERIES = 1000
 MOST_FUSED = 600  # photos that go through local features and geometry too
 FEATURES_HELD = 2000  # photos whose local features are held in memory while measuring (about 150 kB each)
 MOST_GALLERY = 30_000  # photos held in memory for the measurement; a random sample of a larger gallery
-LEAST_PHOTOS = 4 * decide.MIN_CASES  # a quarter of the gallery plays queries at most: below, nothing is measured
-LEAST_ANIMALS = decide.MIN_CASES  # an animal may give one photo only; with a third sighting of each, fewer will do
+LEAST_PHOTOS = 4 * thresholds.MIN_CASES  # a quarter of the gallery plays queries at most: below, nothing is measured
+LEAST_ANIMALS = thresholds.MIN_CASES  # an animal may give one photo only; with a third sighting of each, fewer will do
 
 IntArray = NDArray[np.int64]
 Progress = Callable[[str, int, int], None]
@@ -93,7 +93,7 @@ def chosen_queries(
         known += [row for row in rows if len(seen[int(individuals[row])]) > turn + 1]
     known = known[:limit]
     rest = [row for row in rounds[0] if len(seen[int(individuals[row])]) == 1]
-    rest = rest[: min(limit - len(known), max(len(known), decide.MIN_CASES))]
+    rest = rest[: min(limit - len(known), max(len(known), thresholds.MIN_CASES))]
     return np.sort(np.array([*known, *rest], np.int64))
 
 
@@ -188,11 +188,11 @@ def left_out(
         if sides == "separate":
             matrix = _sided(store, labels, matrix, part, rest)
         if k:
-            found = decide.nearest(matrix, k)
+            found = leaving_out.nearest(matrix, k)
             near[at : at + 256], scores[at : at + 256] = rest[found.rows], found.scores
     near[np.isneginf(scores)] = -1
     scores[near < 0] = 0.0
-    return decide.leave_one_out(
+    return leaving_out.leave_one_out(
         queries, Neighbours(near, scores), labels.individuals, groups, store.config.decision.aggregate
     )
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from reid import promise, risk
-from reid.decide import leave_one_out, nearest
 from reid.intervals import clopper_pearson
+from reid.leaving_out import leave_one_out, nearest
 from reid.promise import Promise, choose_policy, promise_matches, promise_new, verdict
 from reid.risk import Cases, drift, intraclass_correlation, mixture_scores, risk_curve, worth
 
