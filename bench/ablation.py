@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reid import aggregate, decide, enrol, fit, fusion, measure, metrics, shortlist, thresholds, withheld
+from reid.agreement import FEATURE_NAMES
 from reid.exchange import read_sources
 from reid.fusion import Fusion
 from reid.index import LocalIndex
@@ -32,7 +33,6 @@ from reid.pipeline import Identifier, Query
 from reid.records import Sighting
 from reid.search import Found
 from reid.store import Store
-from reid.verify import FEATURE_NAMES
 
 VOTES = ("log_votes", "log_votes_behind_best", "votes_share", "log_query_keypoints")
 INLIERS = ("log_weight", "log_weight_behind_best", "log_inliers")

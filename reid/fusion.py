@@ -19,10 +19,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from reid import calibrate, score
+from reid.agreement import FEATURE_NAMES
 from reid.calibrate import Calibration
 from reid.errors import ModelError
 from reid.score import Trees, ValidatorConfig
-from reid.verify import FEATURE_NAMES, Verification
+from reid.verify import Verification
 
 Floats = NDArray[np.float32]
 Kind = Literal["embedding", "prior", "trees", "geometry_first"]

@@ -1,13 +1,11 @@
-"""Two crops' local features → do their matches agree on one geometry? Matching, robust fitting, and what a validator
-needs to know.
+"""Two crops' local features → do their matches agree on one geometry? Matching and robust fitting.
 
 Knows `LocalFeatures` and arrays. Must not know identities, thresholds of decision, files or where the features came
 from.
 
 Conventions: a match is a row of the query and a row of the candidate. `H` maps pixels of the query crop to pixels of
 the candidate crop: `[x', y', 1] ~ H [x, y, 1]`. Distances are shares of the candidate's long side, so that they mean
-the same at any size. Normalised coordinates divide x by the crop's width and y by its height. What cannot be fitted
-is an ordinary result with a `status`, never an exception.
+the same at any size. What cannot be fitted is an ordinary result with a `status`, never an exception.
 
 Sources: ratio test, Lowe (IJCV 2004); LMedS, then RANSAC with a plausibility check on H, fourth place of Humpback Whale
 Identification 2019; MAGSAC++, Barath et al. (CVPR 2020), in OpenCV's USAC; hypotheses from the frames of single
@@ -25,52 +23,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reid import learned
+from reid.agreement import features_of, features_without_model
 from reid.errors import InputError
 from reid.geometry import (
     MIN_MATCHES,
     Matrix,
     Model,
-    area,
     convex,
     fit_least_squares,
-    hull_area,
-    linear_part,
     linear_part_in_middle,
     project,
     transfer_errors,
     wrapped,
 )
-from reid.keypoints import THUMBNAIL, LocalFeatures
+from reid.keypoints import LocalFeatures
 from reid.learned import LearnedConfig
 from reid.matching import MATCHERS, Floats, Ints, Matches, extended
 
 Status = Literal["verified", "no_keypoints", "too_few_matches", "no_model", "degenerate"]
-FEATURE_NAMES = (
-    *(f"h{row}{column}" for row in (1, 2, 3) for column in (1, 2, 3) if (row, column) != (3, 3)),
-    "matches",
-    "matched_targets",
-    "inliers",
-    "inlier_targets",
-    "inlier_ratio",
-    "inlier_weight",
-    "error_median",
-    "error_p90",
-    "determinant",
-    "singular_ratio",
-    "abs_h31",
-    "abs_h32",
-    "quad_convex",
-    "quad_area",
-    "hull_query",
-    "hull_candidate",
-    "overlap",
-    "zncc",
-    "scale_agreement",
-    "angle_agreement",
-    "rotation",
-    "log_keypoints",
-)
-"""Entries of `Verification.features`, in order; NaN where there is no model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +90,7 @@ class Verification:
     `inliers` agree on `H (3, 3) float64` (query pixels → candidate pixels; None unless a model was found); 0 unless
     `status` is `verified`. `pairs (I, 2) int32` are their rows in query and candidate; `weight` is the sum of their
     weights; `error_median` is the median distance of the inliers as a share of the candidate's long side (NaN without
-    a model); `features (F,) float32` are named by `FEATURE_NAMES`.
+    a model); `features (F,) float32` are named by `reid.agreement.FEATURE_NAMES`.
     """
 
     status: Status
@@ -175,7 +145,7 @@ def verify_matches(
     inside = np.flatnonzero(errors <= settings.threshold)
     if len(inside) <= MIN_MATCHES[settings.model]:
         return _without_model("no_model", query, candidate, matches)
-    features = pair_features(query, candidate, matches, H, inside, errors)
+    features = features_of(query, candidate, matches, H, inside, errors)
     good = _plausible(H, query, settings)
     return Verification(
         "verified" if good else "degenerate",
@@ -300,78 +270,8 @@ def _robust(config: VerifyConfig, method: int, source: Floats, target: Floats, l
     return None if A is None else np.vstack([np.asarray(A, np.float64), [0.0, 0.0, 1.0]])
 
 
-def pair_features(
-    query: LocalFeatures,
-    candidate: LocalFeatures,
-    matches: Matches,
-    H: Matrix,
-    inside: NDArray[np.intp],
-    errors: Matrix,
-) -> Floats:
-    """`FEATURE_NAMES` of one pair: `inside` are the matches that agree with `H`, `errors (M,)` the distances of all."""
-    N = normalised(H, query, candidate)
-    source = query.xy[matches.query[inside]] / [query.width, query.height]
-    target = candidate.xy[matches.candidate[inside]] / [candidate.width, candidate.height]
-    linear = linear_part(N)
-    singular = np.linalg.svd(linear, compute_uv=False)
-    quad = project(N, np.array([[0, 0], [1, 0], [1, 1], [0, 1]], np.float64))
-    overlap, zncc = _laid_over(N, query, candidate)
-    rotation = np.arctan2(H[1, 0] - H[0, 1], H[0, 0] + H[1, 1])
-    scale = np.sqrt(max(abs(float(np.linalg.det(linear_part_in_middle(H, query.width, query.height)))), 1e-12))
-    sizes = candidate.scale[matches.candidate[inside]] / np.maximum(query.scale[matches.query[inside]], 1e-6)
-    turns = np.deg2rad(candidate.angle[matches.candidate[inside]] - query.angle[matches.query[inside]])
-    values = [
-        *N.ravel()[:8],
-        len(matches),
-        len(np.unique(matches.candidate)),
-        len(inside),
-        len(np.unique(matches.candidate[inside])),
-        len(inside) / len(matches),
-        float(matches.weight[inside].sum()),
-        float(np.median(errors[inside])),
-        float(np.percentile(errors[inside], 90)),
-        float(np.linalg.det(linear)),
-        float(singular[0] / max(singular[1], 1e-9)),
-        abs(N[2, 0]),
-        abs(N[2, 1]),
-        float(convex(quad)),
-        area(quad),
-        hull_area(source),
-        hull_area(target),
-        overlap,
-        zncc,
-        float(np.mean(np.abs(np.log(np.maximum(sizes, 1e-9) / scale)) < np.log(1.5))),
-        float(np.mean(np.abs(wrapped(turns - rotation)) < np.deg2rad(20))),
-        abs(float(rotation)),
-        float(np.log(min(len(query), len(candidate)))),
-    ]
-    with np.errstate(over="ignore"):
-        out: Floats = np.clip(np.nan_to_num(np.array(values, np.float64), posinf=1e6, neginf=-1e6), -1e6, 1e6).astype(
-            np.float32
-        )
-    return out
-
-
-def normalised(H: Matrix, query: LocalFeatures, candidate: LocalFeatures) -> Matrix:
-    """`H` between normalised coordinates, scaled so that its last entry is 1 (left as it is where that entry is
-    zero)."""
-    N = np.diag([1 / candidate.width, 1 / candidate.height, 1.0]) @ H @ np.diag([query.width, query.height, 1.0])
-    return N / N[2, 2] if abs(N[2, 2]) > 1e-12 else N
-
-
 def _without_model(status: Status, query: LocalFeatures, candidate: LocalFeatures, matches: Matches) -> Verification:
-    features = np.full(len(FEATURE_NAMES), np.nan, np.float32)
-    known = {
-        "matches": len(matches),
-        "matched_targets": len(np.unique(matches.candidate)),
-        "inliers": 0,
-        "inlier_targets": 0,
-        "inlier_ratio": 0,
-        "inlier_weight": 0,
-        "log_keypoints": float(np.log(max(1, min(len(query), len(candidate))))),
-    }
-    for name, value in known.items():
-        features[FEATURE_NAMES.index(name)] = value
+    features = features_without_model(query, candidate, matches)
     return Verification(status, len(matches), 0, 0.0, None, float("nan"), np.zeros((0, 2), np.int32), features)
 
 
@@ -391,27 +291,6 @@ def _plausible(H: Matrix, query: LocalFeatures, config: VerifyConfig) -> bool:
         and large <= config.max_stretch * small
         and abs(rotation) <= config.max_rotation + 1e-6
     )
-
-
-def _laid_over(N: Matrix, query: LocalFeatures, candidate: LocalFeatures) -> tuple[float, float]:
-    """Overlap (intersection over union of the frames) and correlation of the two thumbnails there, when the query is
-    warped on the candidate."""
-    zoom = np.diag([THUMBNAIL, THUMBNAIL, 1.0])
-    M = zoom @ N @ np.linalg.inv(zoom)
-    if not np.isfinite(M).all():
-        return 0.0, 0.0
-    size = (THUMBNAIL, THUMBNAIL)
-    warped = cv2.warpPerspective(query.thumbnail, M, size, flags=cv2.INTER_LINEAR).astype(np.float32)
-    inside = cv2.warpPerspective(np.full_like(query.thumbnail, 255), M, size, flags=cv2.INTER_NEAREST) > 0
-    share = float(inside.mean())
-    covered = area(project(N, np.array([[0, 0], [1, 0], [1, 1], [0, 1]], np.float64)))
-    overlap = share / max(covered + 1 - share, 1e-9)
-    if share < 0.05:
-        return overlap, 0.0
-    a, b = warped[inside], candidate.thumbnail[inside].astype(np.float32)
-    a, b = a - a.mean(), b - b.mean()
-    norm = float(np.sqrt((a * a).sum() * (b * b).sum()))
-    return overlap, float((a * b).sum()) / norm if norm > 1e-6 else 0.0
 
 
 def _long_side(features: LocalFeatures) -> float:

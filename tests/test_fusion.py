@@ -12,10 +12,11 @@ import pytest
 from numpy.typing import NDArray
 
 from reid import fusion, score
+from reid.agreement import FEATURE_NAMES
 from reid.errors import InputError
 from reid.fusion import EMBEDDING, NAMES, PRIOR_FUSION, SOURCE_NAMES, Fusion
 from reid.score import ValidatorConfig
-from reid.verify import FEATURE_NAMES, Verification
+from reid.verify import Verification
 
 QUICK = ValidatorConfig(rounds=12, depth=2, folds=3)
 

@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reid import fusion, shortlist
+from reid.agreement import FEATURE_NAMES
 from reid.fusion import EMBEDDING, NAMES, PRIOR_FUSION, SOURCE_NAMES
 from reid.keypoints import LocalFeatures, describe, empty_features
 from reid.shortlist import Shortlist
-from reid.verify import FEATURE_NAMES, VerifyConfig, verify
+from reid.verify import VerifyConfig, verify
 
 
 def texture(seed: int) -> LocalFeatures:

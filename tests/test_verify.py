@@ -6,11 +6,12 @@ import cv2
 import numpy as np
 import pytest
 
+from reid.agreement import FEATURE_NAMES
 from reid.errors import InputError
 from reid.geometry import area, collinear, convex, fit_least_squares, linear_part, project, transfer_errors, wrapped
 from reid.keypoints import KeypointConfig, LocalFeatures, describe, empty_features, mirrored
 from reid.matching import MATCHERS, Matches, extended
-from reid.verify import ESTIMATORS, FEATURE_NAMES, VerifyConfig, verify, verify_many, verify_matches
+from reid.verify import ESTIMATORS, VerifyConfig, verify, verify_many, verify_matches
 
 WARPS = {
     "similarity": np.array(
