@@ -31,20 +31,25 @@ from reid.train.assignment import (
     IntArray,
     codes_of,
     draw_costs,
-    not_numbers,
     solve_dense,
     solve_edges,
+)
+from reid.train.listed_pairs import (
+    ROTATIONS,
+    TRIES,
+    PairScores,
+    edge_costs,
+    listed_edges,
+    rotation,
+    shuffled_by_identity,
+    with_rotations,
 )
 from reid.train.pricing import solve_priced
 
 Solver = Literal["auto", "lap", "scipy", "priced"]
 BlockScores = Callable[[IntArray], FloatArray]  # photo numbers (n,) → scores (n, n)
-PairScores = Callable[[IntArray, IntArray], FloatArray]  # photo numbers (P,), (P,) → scores (P,)
 
-_CHUNK = 4_000_000  # matrix elements handled at once
 _MANY = 3000  # photos from which on pricing beats solving the whole matrix
-_ROTATIONS = 3  # fallback partners of each photo in a sparse assignment
-_TRIES = 20
 
 
 # The schedule ---------------------------------------------------------------------------------------------------------
@@ -121,7 +126,7 @@ def assign_hard_negatives(
     rng = rng or np.random.default_rng()
     costs = draw_costs(scores, codes, noise, _pairs(forbidden, len(codes)), rng)
     if solver == "priced" or (solver == "auto" and len(codes) >= _MANY):
-        partner = solve_priced(costs, [_rotation(codes, rng) for _ in range(_ROTATIONS)])
+        partner = solve_priced(costs, [rotation(codes, rng) for _ in range(ROTATIONS)])
     else:
         partner = solve_dense(costs, "scipy" if solver == "scipy" else "lap")
     if partner is None:
@@ -194,27 +199,24 @@ def assign_sparse(
         return np.empty(0, np.int64)
     rng = rng or np.random.default_rng()
     pairs = _pairs(forbidden, len(codes))
-    keys, value = _listed_edges(neighbours, scores, codes, pairs)
-    for _ in range(_TRIES):
-        edges, value_of, feasible = _with_rotations(keys, value, codes, pairs, rng, pair_scores)
-        partner = solve_edges(edges, _edge_costs(value_of, noise, rng), len(codes), solver, feasible=feasible)
+    keys, value = listed_edges(neighbours, scores, codes, pairs)
+    for _ in range(TRIES):
+        edges, value_of, feasible = with_rotations(keys, value, codes, pairs, rng, pair_scores)
+        partner = solve_edges(edges, edge_costs(value_of, noise, rng), len(codes), solver, feasible=feasible)
         if partner is not None:
             return partner
     raise _infeasible()
 
 
 def random_negatives(labels: ArrayLike, rng: np.random.Generator) -> IntArray:
-    """A random partner of another identity for every photo, each used once. (N,) int64.
-
-    Photos are shuffled, sorted by identities in random order and moved on by a random number of places between the
-    largest identity's size and N minus it: no photo can then land on its own identity.
+    """A random partner of another identity for every photo, each used once. (N,) int64. See `listed_pairs.rotation`.
 
     Raises:
         TrainError: an identity has more than half of the photos.
     """
     codes = codes_of(labels)
     _check_sizes(codes, labels)
-    return _rotation(codes, rng)
+    return rotation(codes, rng)
 
 
 def forbid(forbidden: ArrayLike | None, partner: IntArray) -> IntArray:
@@ -234,7 +236,7 @@ def derangements(labels: ArrayLike, rng: np.random.Generator) -> IntArray:
         TrainError: an identity has a single photo.
     """
     partner = np.empty(len(codes_of(labels)), np.int64)
-    for members in _groups(labels, at_least_two=True):
+    for members in _groups(labels):
         order = rng.permutation(members)
         while (order == members).any():  # a permutation has no fixed point with probability 1/e
             order = rng.permutation(members)
@@ -259,7 +261,7 @@ def assign_hard_positives(
     """
     rng = rng or np.random.default_rng()
     partner = np.empty(len(codes_of(labels)), np.int64)
-    for members in _groups(labels, at_least_two=True):
+    for members in _groups(labels):
         part = scores(members) if callable(scores) else scores[np.ix_(members, members)]
         alone = np.arange(len(members))  # each photo its own identity: only the diagonal must not be
         within = solve_dense(draw_costs(-part, alone, noise, np.empty((0, 2), np.int64), rng))
@@ -271,13 +273,13 @@ def assign_hard_positives(
 # Inside ---------------------------------------------------------------------------------------------------------------
 
 
-def _groups(labels: ArrayLike, *, at_least_two: bool) -> list[IntArray]:
-    """The photo numbers of each identity."""
+def _groups(labels: ArrayLike) -> list[IntArray]:
+    """The photo numbers of each identity, two or more."""
     codes = codes_of(labels)
     order = np.argsort(codes, kind="stable")
     groups = np.split(order, np.flatnonzero(np.diff(codes[order])) + 1) if len(codes) else []
     lonely = [group for group in groups if len(group) < 2]
-    if at_least_two and lonely:
+    if lonely:
         raise TrainError(
             f"{len(lonely)} identities have a single photo (first: '{np.asarray(labels)[lonely[0][0]]}')",
             next_step="train on identities with two photos or more",
@@ -333,85 +335,6 @@ def _blocks(codes: IntArray, block_size: int, rng: np.random.Generator) -> list[
     """
     if block_size < 2:
         raise ValueError(f"blocks of {block_size}: expected 2 photos or more")
-    dealt = _shuffled_by_identity(codes, rng)
+    dealt = shuffled_by_identity(codes, rng)
     n_blocks = -(-len(codes) // block_size)
     return [np.sort(dealt[start::n_blocks]) for start in range(n_blocks)]
-
-
-def _shuffled_by_identity(codes: IntArray, rng: np.random.Generator) -> IntArray:
-    """Photo numbers with each identity's together, identities and photos within them in random order."""
-    rank = rng.permutation(int(codes.max(initial=-1)) + 1)
-    return np.lexsort((rng.random(len(codes)), rank[codes]))
-
-
-def _rotation(codes: IntArray, rng: np.random.Generator) -> IntArray:
-    """See `random_negatives`."""
-    order = _shuffled_by_identity(codes, rng)
-    largest = int(np.bincount(codes).max()) if len(codes) else 0
-    partner = np.empty(len(codes), np.int64)
-    partner[order] = np.roll(order, int(rng.integers(largest, len(codes) - largest + 1))) if len(codes) else order
-    return partner
-
-
-def _listed_edges(
-    neighbours: NDArray[np.integer[Any]], scores: FloatArray, codes: IntArray, pairs: IntArray
-) -> tuple[IntArray, NDArray[np.float64]]:
-    """The allowed listed pairs in both directions as sorted keys i·N + j, and their scores."""
-    n = len(codes)
-    row = np.repeat(np.arange(n), neighbours.shape[1])
-    column = neighbours.ravel().astype(np.int64)
-    if len(column) and column.max() >= n:
-        raise ValueError(f"neighbours name photo {column.max()} of {n}")
-    keep = column >= 0
-    keep[keep] = codes[row[keep]] != codes[column[keep]]
-    row, column, value = row[keep], column[keep], scores.ravel()[keep].astype(np.float64)
-    if not np.isfinite(value).all():
-        raise not_numbers()
-    keys, first = np.unique(np.concatenate([row * n + column, column * n + row]), return_index=True)
-    value = np.concatenate([value, value])[first]
-    allowed = ~np.isin(keys, pairs[:, 0] * n + pairs[:, 1])
-    return keys[allowed], value[allowed]
-
-
-def _edge_costs(value: NDArray[np.float64], noise: float, rng: np.random.Generator) -> NDArray[np.float64]:
-    """−(score + K·U); a pair of unknown score (NaN) costs the whole range of the others beyond the worst of them."""
-    cost = -(value + noise * rng.random(len(value)))
-    unknown = np.isnan(cost)
-    known = cost[~unknown]
-    low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 0.0)
-    reach = (high - low) or 1.0
-    cost[unknown] = high + reach * (1.0 + rng.random(int(unknown.sum())))
-    return cost
-
-
-def _with_rotations(
-    keys: IntArray,
-    value: NDArray[np.float64],
-    codes: IntArray,
-    pairs: IntArray,
-    rng: np.random.Generator,
-    pair_scores: PairScores | None,
-) -> tuple[IntArray, NDArray[np.float64], bool]:
-    """`keys` and `value` with random rotations added, and whether one of these is free of forbidden pairs.
-
-    One such rotation makes the whole feasible, so the first is drawn again, a few times, until it has none. NaN is the
-    score of a pair of which nothing is known.
-    """
-    n = len(codes)
-    never = pairs[:, 0] * n + pairs[:, 1]
-    every = np.arange(n)
-    rotations = [every * n + _rotation(codes, rng) for _ in range(_ROTATIONS)]
-    clean = not np.isin(rotations[0], never).any()
-    for _ in range(_TRIES):
-        if clean:
-            break
-        rotations[0] = every * n + _rotation(codes, rng)
-        clean = not np.isin(rotations[0], never).any()
-    added = np.unique(np.concatenate(rotations))
-    added = added[~np.isin(added, never) & ~np.isin(added, keys)]
-    known = np.full(len(added), np.nan)
-    if pair_scores is not None:
-        known[:] = pair_scores(added // n, added % n)
-    together = np.concatenate([keys, added])
-    order = np.argsort(together)
-    return together[order], np.concatenate([value, known])[order], clean

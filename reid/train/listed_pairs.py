@@ -1,0 +1,103 @@
+"""The pairs a sparse assignment may use: those of neighbour lists, and random rotations so that there always is one.
+
+A pair is a key i·N + j, photo i set against photo j; what is known of it is a score, NaN where nothing is. Conventions
+otherwise as in `reid.train.mining`. Knows arrays only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reid.train.assignment import FloatArray, IntArray, not_numbers
+
+PairScores = Callable[[IntArray, IntArray], FloatArray]  # photo numbers (P,), (P,) → scores (P,)
+
+ROTATIONS = 3  # fallback partners of each photo in a sparse assignment
+TRIES = 20  # draws of rotations before none is taken to be free of forbidden pairs
+
+
+def listed_edges(
+    neighbours: NDArray[np.integer[Any]], scores: FloatArray, codes: IntArray, pairs: IntArray
+) -> tuple[IntArray, NDArray[np.float64]]:
+    """The allowed listed pairs in both directions as sorted keys i·N + j, and their scores."""
+    n = len(codes)
+    row = np.repeat(np.arange(n), neighbours.shape[1])
+    column = neighbours.ravel().astype(np.int64)
+    if len(column) and column.max() >= n:
+        raise ValueError(f"neighbours name photo {column.max()} of {n}")
+    keep = column >= 0
+    keep[keep] = codes[row[keep]] != codes[column[keep]]
+    row, column, value = row[keep], column[keep], scores.ravel()[keep].astype(np.float64)
+    if not np.isfinite(value).all():
+        raise not_numbers()
+    keys, first = np.unique(np.concatenate([row * n + column, column * n + row]), return_index=True)
+    value = np.concatenate([value, value])[first]
+    allowed = ~np.isin(keys, pairs[:, 0] * n + pairs[:, 1])
+    return keys[allowed], value[allowed]
+
+
+def edge_costs(value: NDArray[np.float64], noise: float, rng: np.random.Generator) -> NDArray[np.float64]:
+    """−(score + K·U); a pair of unknown score (NaN) costs the whole range of the others beyond the worst of them."""
+    cost = -(value + noise * rng.random(len(value)))
+    unknown = np.isnan(cost)
+    known = cost[~unknown]
+    low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 0.0)
+    reach = (high - low) or 1.0
+    cost[unknown] = high + reach * (1.0 + rng.random(int(unknown.sum())))
+    return cost
+
+
+def with_rotations(
+    keys: IntArray,
+    value: NDArray[np.float64],
+    codes: IntArray,
+    pairs: IntArray,
+    rng: np.random.Generator,
+    pair_scores: PairScores | None,
+) -> tuple[IntArray, NDArray[np.float64], bool]:
+    """`keys` and `value` with random rotations added, and whether one of these is free of forbidden pairs.
+
+    One such rotation makes the whole feasible, so the first is drawn again, a few times, until it has none. NaN is the
+    score of a pair of which nothing is known.
+    """
+    n = len(codes)
+    never = pairs[:, 0] * n + pairs[:, 1]
+    every = np.arange(n)
+    rotations = [every * n + rotation(codes, rng) for _ in range(ROTATIONS)]
+    clean = not np.isin(rotations[0], never).any()
+    for _ in range(TRIES):
+        if clean:
+            break
+        rotations[0] = every * n + rotation(codes, rng)
+        clean = not np.isin(rotations[0], never).any()
+    added = np.unique(np.concatenate(rotations))
+    added = added[~np.isin(added, never) & ~np.isin(added, keys)]
+    known = np.full(len(added), np.nan)
+    if pair_scores is not None:
+        known[:] = pair_scores(added // n, added % n)
+    together = np.concatenate([keys, added])
+    order = np.argsort(together)
+    return together[order], np.concatenate([value, known])[order], clean
+
+
+def rotation(codes: IntArray, rng: np.random.Generator) -> IntArray:
+    """A random partner of another identity for every photo, each used once. (N,) int64.
+
+    Photos are shuffled, sorted by identities in random order and moved on by a random number of places between the
+    largest identity's size and N minus it: no photo can then land on its own identity.
+    """
+    order = shuffled_by_identity(codes, rng)
+    largest = int(np.bincount(codes).max()) if len(codes) else 0
+    partner = np.empty(len(codes), np.int64)
+    partner[order] = np.roll(order, int(rng.integers(largest, len(codes) - largest + 1))) if len(codes) else order
+    return partner
+
+
+def shuffled_by_identity(codes: IntArray, rng: np.random.Generator) -> IntArray:
+    """Photo numbers with each identity's together, identities and photos within them in random order."""
+    rank = rng.permutation(int(codes.max(initial=-1)) + 1)
+    return np.lexsort((rng.random(len(codes)), rank[codes]))
