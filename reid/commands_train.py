@@ -64,6 +64,12 @@ def train(
         int,
         typer.Option(min=0, help="Rounds in which photos without a name lend theirs to the training, if it is sure."),
     ] = 0,
+    begin_with: Annotated[
+        str,
+        typer.Option(
+            "--from", help="A network of this store, trained by a recipe, that learns further: see `reid models`."
+        ),
+    ] = "",
     resume: Annotated[bool, typer.Option(help="Go on with the newest unfinished training (of that --name).")] = False,
     json: Json = False,
 ) -> None:
@@ -78,8 +84,9 @@ def train(
 
     size = "" if scale is TrainScale.auto else scale.value
     options = retrain.Options(
-        mode.value, epochs, views, seed, name, resume, recipe, size, minutes, folds, fold_by.value, pseudo_rounds
-    )
+        mode.value, epochs, views, seed, name, resume, recipe, size, minutes, folds, fold_by.value, pseudo_rounds,
+        begin_with,
+    )  # fmt: skip
     with opened(context) as store, console.progress(json) as show:
         done = retrain.train(store, options, show).report
     console.as_json(done) if json else verdicts.trained(done)

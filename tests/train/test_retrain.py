@@ -118,13 +118,13 @@ def test_the_verdict_is_that_of_plain_loops_over_the_left_out_photos(store: Stor
         (done.vectors, done.report.verdict.map_at_5_after, done.report.verdict.top1_after),
     ):
         points, hits = [], []
-        for judge in judges:
+        for asked in judges:
             best: dict[int, float] = {}
             for row in range(len(labels.annotations)):
-                if row not in judges and groups[row] != groups[judge]:
+                if row not in judges and groups[row] != groups[asked]:
                     who = int(labels.individuals[row])
-                    best[who] = max(best.get(who, -2.0), float(vectors[row] @ vectors[judge]))
-            rank = sorted(best, key=lambda who: -best[who]).index(int(labels.individuals[judge])) + 1
+                    best[who] = max(best.get(who, -2.0), float(vectors[row] @ vectors[asked]))
+            rank = sorted(best, key=lambda who: -best[who]).index(int(labels.individuals[asked])) + 1
             points.append(1 / rank if rank <= 5 else 0.0)
             hits.append(rank == 1)
         assert figure.value == pytest.approx(np.mean(points)) and first.value == pytest.approx(np.mean(hits))
