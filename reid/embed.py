@@ -9,9 +9,6 @@ Knows pixels and vectors; no files of photos, no identities. torch is imported o
 
 from __future__ import annotations
 
-import hashlib
-import os
-import tempfile
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -22,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reid import models, steps
+from reid.compiled import compiled, core
 from reid.errors import MissingExtra, ModelError
 from reid.models import ModelCard
 
@@ -94,29 +92,23 @@ class OpenVinoEmbedder:
     def _compile(self, batch: int) -> Any:
         import openvino
 
-        engine = core()
         config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY" if batch == 1 else "THROUGHPUT"}
         if self._threads:
             config["INFERENCE_NUM_THREADS"] = self._threads
-        name = f"{openvino.get_version()}|{engine.get_property('CPU', 'FULL_DEVICE_NAME')}|{batch}|{sorted(config.items())}"
-        kept = self._folder / "compiled" / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.blob"
-        compiled = _imported(engine, kept, config)
-        if compiled is None:
-            graph = self._read_graph(engine)
-            graph.reshape([batch, self.card.preprocessing.height, self.card.preprocessing.width, 3])
-            compiled = engine.compile_model(graph, "CPU", config)
-            _keep(kept, compiled)
-        queue = openvino.AsyncInferQueue(compiled)
+        code = compiled(lambda: self._read_graph(batch), config, self._folder / "compiled", str(batch))
+        queue = openvino.AsyncInferQueue(code)
         self._queues[batch] = queue
         return queue
 
-    def _read_graph(self, core: Any) -> Any:
+    def _read_graph(self, batch: int) -> Any:
         try:
-            return core.read_model(self._folder / "graph.xml")
+            graph = core().read_model(self._folder / "graph.xml")
         except RuntimeError as error:
             raise ModelError(
                 "the model's graph cannot be read", source=str(self._folder), next_step="`reid models add` it again"
             ) from error
+        graph.reshape([batch, self.card.preprocessing.height, self.card.preprocessing.width, 3])
+        return graph
 
 
 def prepare_aside(embedder: Embedder) -> None:
@@ -129,38 +121,6 @@ def prepare_aside(embedder: Embedder) -> None:
             ready()
 
     threading.Thread(target=begin, daemon=True).start()
-
-
-def core() -> Any:
-    """The process's OpenVINO core (creating one costs 0.1–0.25 s, so it is kept)."""
-    global _shared_core
-    if _shared_core is None:
-        import openvino
-
-        _shared_core = openvino.Core()
-    return _shared_core
-
-
-_shared_core: Any = None
-
-
-def _imported(core: Any, kept: Path, config: dict[str, Any]) -> Any:
-    """The compiled graph kept at `kept`, or None where there is none that this machine can use."""
-    try:
-        return core.import_model(kept.read_bytes(), "CPU", config)
-    except (OSError, RuntimeError):
-        return None
-
-
-def _keep(path: Path, compiled: Any) -> None:
-    """Keep machine code for the next process; a store that cannot be written to is only slower."""
-    try:
-        path.parent.mkdir(exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            file.write(compiled.export_model().getbuffer())
-        os.replace(file.name, path)
-    except (OSError, RuntimeError):
-        return
 
 
 def _torch(folder: Path) -> Embedder:

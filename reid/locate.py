@@ -6,6 +6,7 @@ A cropper is a directory, found below a store's `models/`, or shipped with the p
       cropper.json    the card: side, folds, what it was trained on, when, from which seed, what it measured
       graph.xml/.bin  OpenVINO graph, `(B, side, side, 3) uint8 RGB`, whole photos squashed to a square →
                       `folds (B, K, 13) float32`: box XYXY and landmarks in shares of the photo, confidence in [0, 1]
+      compiled/       its machine code (`reid.compiled`); that of one that ships is in the store's `models/.compiled/`
 
 The K rows are those of regressors trained on different folds of the photos, each asked for the photo and for its mirror
 image. Their median is the answer, their disagreement its quality: the idea of several boxes for each photo is that of
@@ -28,7 +29,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from reid.embed import core
+from reid.compiled import compiled, core
 from reid.errors import ModelError
 from reid.records import Box
 
@@ -86,9 +87,10 @@ class Located:
 class Locator:
     """One cropper, compiled when it is first asked. Thread-safe: one call at a time runs."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, keep: Path | None = None) -> None:
+        """Machine code is kept in the folder `keep`, so that the next process need not compile; None: nowhere."""
         self.card = read_card(folder)
-        self._folder = folder
+        self._folder, self._keep = folder, keep
         self._lock = threading.Lock()
         self._compiled: Any = None
 
@@ -159,14 +161,17 @@ class Locator:
             return np.concatenate([np.asarray(graph(square[None])[0], np.float32) for square in squares])
 
     def _compile(self) -> Any:
+        # One thread: the graph is small, and several photos are prepared side by side.
+        config = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": 1}
         try:
-            graph = core().read_model(self._folder / "graph.xml")
-            graph.reshape([1, self.card.side, self.card.side, 3])
-            # One thread: the graph is small, and several photos are prepared side by side.
-            config = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": 1}
-            return core().compile_model(graph, "CPU", config)
+            return compiled(self._read_graph, config, self._keep, self.card.fingerprint)
         except RuntimeError as error:
             raise _broken(self._folder, "its graph cannot be read") from error
+
+    def _read_graph(self) -> Any:
+        graph = core().read_model(self._folder / "graph.xml")
+        graph.reshape([1, self.card.side, self.card.side, 3])
+        return graph
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -214,7 +219,11 @@ def open_croppers(
         ModelError: there is none of that name, or it is damaged.
     """
     names = {model, *species.values()} - {NONE}
-    opened: dict[str, Locator | None] = {name: Locator(folder_of(name, models_folder)) for name in sorted(names)}
+    opened: dict[str, Locator | None] = {}
+    for name in sorted(names):
+        folder = folder_of(name, models_folder)
+        own = folder.parent == models_folder  # one that ships may lie where nobody can write
+        opened[name] = Locator(folder, folder / "compiled" if own else models_folder / ".compiled")
     by_species = {name: opened.get(one) for name, one in species.items()}
     return Croppers(opened.get(model), by_species, confidence, whole)
 

@@ -17,7 +17,7 @@ import pytest
 from conftest import need_shared_data
 from fake_stores import fake_store, paint, reopened, seen, taken_in
 
-from reid import crop, intake, locate
+from reid import crop, intake, locate, models
 from reid.catalogue.boxes import overlap
 from reid.enrol import _with_boxes, suitable_model
 from reid.errors import ConfigError, ModelError
@@ -183,6 +183,28 @@ def test_a_cropper_that_is_missing_damaged_or_of_another_version_is_refused_by_n
             Locator(own)
     with pytest.raises(ModelError, match="no cropper there"):
         Locator(tmp_path / "nowhere")
+
+
+def test_machine_code_of_a_cropper_is_kept_in_the_store_and_read_by_the_next_process(
+    tmp_path: Path, photos: list[RenderedPhoto], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(SHIPPED["fluke"], tmp_path / "own")
+
+    def found() -> list[locate.Located]:
+        both = locate.open_croppers("fluke", {"nyala": "own"}, tmp_path, confidence=0.5, whole=True)
+        usual, other = both.usual, both.of("nyala")
+        assert usual is not None and other is not None
+        return [usual.locate(photos[0].pixels), other.locate(photos[0].pixels)]
+
+    first = found()
+    kept = sorted(str(path.relative_to(tmp_path).parent) for path in tmp_path.rglob("*.blob"))
+    assert kept == [".compiled", "own/compiled"] and models.listed(tmp_path) == []
+
+    def read(self: Locator) -> None:
+        raise AssertionError("compiled again")
+
+    monkeypatch.setattr(Locator, "_read_graph", read)
+    assert [one.box for one in found()] == [one.box for one in first]
 
 
 def test_the_shipped_directory_is_small_and_holds_no_pickle() -> None:
