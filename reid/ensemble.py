@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from reid import models
+from reid import models, siamese
 from reid.embed import EMBEDDERS, Crops, Embedder, OpenVinoEmbedder, Vectors, unit_rows
 from reid.errors import ModelError
 from reid.models import ModelCard, Preprocessing
@@ -125,6 +125,7 @@ def write(
     folder: Path, name: str, members: Sequence[Path], weights: Sequence[float], extra: dict[str, Any] | None = None
 ) -> Path:
     """The model directory `<folder>/<name>` of these members, copied, replacing one of that name; returns its path.
+    Siamese heads stay behind: they know a member's vectors, not the ensemble's.
 
     A member that is an ensemble itself comes in with its own members, its weight shared out among them. `extra` goes
     into the card (what was fitted, and on what).
@@ -140,7 +141,7 @@ def write(
     aside = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=folder))
     try:
         for one in flat:
-            shutil.copytree(one.folder, aside / one.name, ignore=shutil.ignore_patterns("compiled"))
+            shutil.copytree(one.folder, aside / one.name, ignore=shutil.ignore_patterns("compiled", siamese.FOLDER))
         cards = [models.read_card(aside / member) for member in names]
         models.write_card(aside, _card(name, cards, names, [one.weight for one in flat], extra or {}))
         aside.chmod(0o755)

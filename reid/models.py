@@ -5,6 +5,7 @@
       graph.xml/.bin  OpenVINO graph, `(B, H, W, 3) uint8 RGB` → `(B, D) float32` (mean and std are inside the graph)
       weights.safetensors   the same weights under timm's names, where the torch runtime needs them
       compiled/       machine code kept by the CPU runtime; may be deleted at any time
+      siamese/        the head that was learnt with a network by pairs (`reid.siamese`), which scores shortlists again
 
 An ensemble (`reid.ensemble`) has members instead of a graph: `models/<name>/<member>/`, each whole by itself.
 

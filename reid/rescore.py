@@ -3,9 +3,12 @@
     <store>/siamese/whole/    the head that queries are scored with (`reid.siamese`)
     <store>/siamese/half-0/   one that saw no animal of the first half, and half-1/ none of the second: with them the
                               fit measures on photos whose animals the head has never seen
+    <store>/models/<model>/siamese/   a model's own head, learnt together with its network (recipes by pairs)
 
-Trained by `reid.train_siamese`, of raw vectors of one model; with another model's the heads are as none. Knows a
-store's vectors and animals' codes; not how heads are trained.
+The first three are trained by `reid.train_siamese` and go before a model's own, which comes and goes with its model.
+An own head measures by itself: the fit asks photos alone that model and head have not learnt (`reid.withheld`). All
+are of raw vectors of one model, and with another's they are as none. Knows a store's vectors and animals' codes; not
+how heads are trained.
 """
 
 from __future__ import annotations
@@ -21,16 +24,16 @@ from numpy.typing import NDArray
 
 from reid import siamese
 from reid.embed import unit_rows
+from reid.siamese import FOLDER as FOLDER
 from reid.siamese import Siamese
 from reid.store import Store
 
-FOLDER = "siamese"
 WHOLE, HALVES = "whole", ("half-0", "half-1")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Heads:
-    """A store's heads, opened. `halves[h]` saw no animal of half h."""
+    """A store's heads, opened. `halves[h]` saw no animal of half h; a model's own head is all three."""
 
     store: Store
     whole: Siamese
@@ -42,7 +45,7 @@ class Heads:
 
     def unseen(self, half: int, id: str, ids: Sequence[str]) -> NDArray[np.float64]:
         """The same for an annotation that plays a query and whose animal is of this half, by the head that did not
-        see it."""
+        see it (a model's own: that did not see this photo)."""
         found = self.store.catalogue.embeddings_of(self.store.fingerprint, [int(id)])
         raw = next(iter(found.values()), None)
         return np.full(len(ids), np.nan) if raw is None else self._by(self.halves[half], raw, ids)
@@ -66,10 +69,8 @@ def fingerprint(store: Store) -> str:
     """Of the heads that serve queries, empty where there are none of this model, or the settings do without."""
     if not store.config.query.siamese:
         return ""
-    texts = [_card(store.root / FOLDER / name) for name in (WHOLE, *HALVES)]
-    if any(not text for text in texts) or _model(texts[0]) != store.fingerprint:
-        return ""
-    return hashlib.sha256("".join(texts).encode()).hexdigest()[:12]
+    texts = [_card(folder) for folder in _folders(store)]
+    return hashlib.sha256("".join(texts).encode()).hexdigest()[:12] if texts else ""
 
 
 def open_heads(store: Store) -> Heads | None:
@@ -78,10 +79,22 @@ def open_heads(store: Store) -> Heads | None:
     Raises:
         ModelError: they are damaged; train them again, or switch them off.
     """
-    if not fingerprint(store):
+    folders = _folders(store) if store.config.query.siamese else []
+    if not folders:
         return None
-    whole, first, second = (siamese.load(store.root / FOLDER / name, store.fingerprint) for name in (WHOLE, *HALVES))
-    return Heads(store, whole, (first, second))
+    heads = [siamese.load(folder, store.fingerprint) for folder in folders]
+    return Heads(store, heads[0], (heads[0], heads[0]) if len(heads) == 1 else (heads[1], heads[2]))
+
+
+def _folders(store: Store) -> list[Path]:
+    """Where the heads are that are of the present vectors: the store's three, else the model's own, else none."""
+    own = [store.root / FOLDER / name for name in (WHOLE, *HALVES)]
+    of_model = store.models_folder / store.embedder.card.name / FOLDER
+    for folders in (own, [of_model]):
+        texts = [_card(folder) for folder in folders]
+        if all(texts) and _model(texts[0]) == store.fingerprint:
+            return folders
+    return []
 
 
 def outdated(store: Store) -> bool:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from reid import ensemble, models, steps, teaching, withheld
+from reid import ensemble, models, siamese, steps, teaching, withheld
 from reid.adopt import adopt, decision
 from reid.enrol import Progress, quiet
 from reid.errors import MissingExtra, ModelError, ReidError, TrainError
@@ -252,6 +252,8 @@ def _full(
         "epochs": [asdict(one) for one in done.history],
     }
     line = f"{len(done.history)} epochs, {done.steps} steps, {done.parameters} learnt numbers"
+    if (done.model / siamese.FOLDER).is_dir():
+        line += "; its Siamese head comes with it"
     return Made(done.model, done.photos, done.failures, done.seconds, notes, line)
 
 

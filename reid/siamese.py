@@ -3,7 +3,8 @@
 For every feature f of a pair with values x and y, v = [xy, x+y, |x−y|, (x−y)²], h = W₂·ReLU(W₁v + b₁) + b₂ with weights
 shared by all features, and P(same) = σ(Σ w_f h_f + b): the head of the public Siamese kernels of the Humpback Whale
 Identification challenge (M. Piotte, 2018). It is symmetric, score(a, b) = score(b, a), and has about 700 parameters at
-512 features. An optional linear map goes before it. Training is `reid.train.siamese`'s business.
+512 features. An optional linear map goes before it. Trained on kept vectors by `reid.train.siamese`, or with the whole
+network by recipes that learn by pairs (`reid.train.pairing`); such a head lies in the folder `FOLDER` of its model.
 
     <folder>/siamese.npz    the arrays below, read without unpickling
     <folder>/siamese.json   format, fingerprint of the embedder, sizes, sha256 of the arrays, provenance
@@ -29,6 +30,7 @@ Floats = NDArray[np.floating[Any]]
 Matrix = NDArray[np.float32]
 
 ARRAYS, CARD = "siamese.npz", "siamese.json"
+FOLDER = "siamese"  # below a store (heads of `reid train-siamese`), and below a model directory (its own head)
 FORMAT = 1
 _CHUNK = 131_072  # feature pairs at once: 16 MB of hidden units
 

@@ -217,6 +217,51 @@ def test_damaged_heads_are_a_typed_error_and_half_a_set_is_none(local_store: Sto
     assert rescore.open_heads(local_store) is None and rescore.fingerprint(local_store) == ""
 
 
+# --- a head that was learnt with its network
+
+
+def own_head(store: Store, model: str, fingerprint: str) -> Siamese:
+    """A head in the directory of that model."""
+    made = replace(head(7), about={"fingerprint": fingerprint, "recipe": "siamese_lap"})
+    siamese.save(made, store.models_folder / model / FOLDER)
+    return made
+
+
+def test_a_models_own_head_serves_while_the_model_does_and_no_other(tmp_path: Path) -> None:
+    paired = ColourEmbedder("paired")
+    store = fake_store(tmp_path / "store", embedder=paired)
+    herd_of_vectors(store, animals=4)
+    assert rescore.open_heads(store) is None
+    own = own_head(store, "paired", paired.card.fingerprint)
+    own_head(store, "plain", paired.card.fingerprint)  # copied there by hand: of another model's vectors
+    heads = rescore.open_heads(store)
+    assert heads is not None and rescore.fingerprint(store)
+    labels, rows = withheld.gathered(store.catalogue, store.fingerprint)
+    ids = [str(a) for a in labels.annotations.tolist()]
+    expected = own.logits(rows[:1], rows[1:3])[0]
+    assert np.allclose(heads.scores(rows[0], ids[1:3]), expected, atol=1e-2)
+    for half in (0, 1):
+        assert np.allclose(heads.unseen(half, ids[0], ids[1:3]), expected, atol=1e-2)
+    for other in ("plain", "colours"):
+        there = reopened(store.root, ColourEmbedder(other))
+        assert rescore.open_heads(there) is None and rescore.fingerprint(there) == "" and not rescore.outdated(there)
+
+
+def test_heads_trained_for_the_store_go_before_a_models_own(tmp_path: Path) -> None:
+    store = fake_store(tmp_path / "store")
+    own = own_head(store, "colours", store.fingerprint)
+    alone, rows = rescore.fingerprint(store), np.eye(2, DIM, dtype=np.float32)
+    made = given_heads(store)
+    both = rescore.open_heads(store)
+    assert both is not None and rescore.fingerprint(store) != alone
+    assert both.whole.logits(rows, rows) == pytest.approx(made[WHOLE].logits(rows, rows))
+    for name in (WHOLE, *HALVES):  # they are of a model of before: the own head is what there is
+        siamese.save(replace(head(), about={"fingerprint": "another"}), store.root / FOLDER / name)
+    again = rescore.open_heads(store)
+    assert again is not None and rescore.fingerprint(store) == alone
+    assert again.whole.logits(rows, rows) == pytest.approx(own.logits(rows, rows))
+
+
 def test_halves_are_even_and_stay_as_they_are() -> None:
     halves = [half_of(code) for code in range(1000)]
     assert 430 < sum(halves) < 570 and halves == [half_of(code) for code in range(1000)]

@@ -15,11 +15,12 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from reid import models
+from reid import models, siamese
 from reid.embed import unit_rows
 from reid.errors import TrainError
 from reid.models import ModelCard, Preprocessing
 from reid.records import Failure
+from reid.siamese import Siamese
 from reid.train import augment, backbone, checkpoints, holdout, lanes, losses, network, pictures, sampling
 from reid.train.assignment import codes_of
 from reid.train.features import Source
@@ -105,7 +107,8 @@ def train(
     `budget` bounds the time: the first steps are measured, and the number of epochs follows. `held` are photos by which
     progress is told (places in `sources`): only its gallery is then trained on. `device` "" takes a GPU where there is
     one. `base` is kept in the model's card as what a head would be trained on. `pretrained` False starts from nothing;
-    `begin_with` is the model directory of a network of the same shape, whose weights are learnt further.
+    `begin_with` is the model directory of a network of the same shape, whose weights are learnt further (a Siamese head
+    begins anew). A network that learnt by pairs has its head in its directory's folder `siamese.FOLDER`.
 
     Raises:
         TrainError: fewer than two animals, no photo can be read, the loss is no number, or the checkpoint is of another
@@ -138,7 +141,8 @@ def train(
             run.finish()
         finally:
             run.lanes.close()
-    model = write(net, recipe, seen, folder, name, base=base)
+    head = run.pairing.head.plain() if run.pairing else None
+    model = write(net, recipe, seen, folder, name, base=base, head=head)
     checkpoints.remove(folder)
     run.clock["total"] = budget.spent()
     learnt = sum(p.numel() for p in net.parameters())
@@ -146,8 +150,13 @@ def train(
     return Trained(model, tuple(run.history), len(kept), animals, kept.failures, learnt, run.steps, run.clock)
 
 
-def write(net: Network, recipe: Recipe, seen: Preprocessing, folder: Path, name: str, *, base: str = "") -> Path:
-    """The trained network as model directory `<folder>/<name>`; its graph gives the same vectors (checked)."""
+def write(
+    net: Network, recipe: Recipe, seen: Preprocessing, folder: Path, name: str, *, base: str = "",
+    head: Siamese | None = None,
+) -> Path:  # fmt: skip
+    """The trained network as model directory `<folder>/<name>`; its graph gives the same vectors (checked). `head` goes
+    into it, bound to the model's fingerprint.
+    """
     net = net.cpu().float().eval().to(memory_format=torch.contiguous_format)
     extra: dict[str, Any] = {
         "recipe": recipe.name, "scale": recipe.scale, "network": asdict(recipe.network), "grey": recipe.input.grey,
@@ -166,7 +175,16 @@ def write(net: Network, recipe: Recipe, seen: Preprocessing, folder: Path, name:
         architecture=recipe.network.backbone,
         extra=extra | ({"base": base} if base else {}),
     )
-    return backbone.export(backbone.Backbone(net, seen.mean, seen.std), card, folder)
+    made = backbone.Backbone(net, seen.mean, seen.std)
+    if head is None:
+        return backbone.export(made, card, folder)
+    about = {"fingerprint": card.fingerprint, "recipe": recipe.name, "scale": recipe.scale}
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=folder) as aside:  # whole with its head, or absent
+        model = backbone.export(made, card, Path(aside))
+        siamese.save(replace(head, about=about), model / siamese.FOLDER)
+        models.swap(model, folder / name)
+    return folder / name
 
 
 def _codes(labels: Sequence[str], kept: Pictures, held: Split | None) -> IntArray:

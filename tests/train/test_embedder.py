@@ -14,11 +14,12 @@ from painted_store import colour_graph, herd, one_thread, sources_of
 
 torch = pytest.importorskip("torch")
 
-from reid import models  # noqa: E402
+from reid import models, siamese  # noqa: E402
 from reid.embed import OpenVinoEmbedder, unit_rows  # noqa: E402
 from reid.errors import TrainError  # noqa: E402
 from reid.train import augment, backbone, checkpoints, embedder, holdout, losses, pictures, schedule  # noqa: E402
 from reid.train.features import Source  # noqa: E402
+from reid.train.pairing import Pairing  # noqa: E402
 from reid.train.recipe import Recipe, ScheduleConfig  # noqa: E402
 from reid.train.schedule import Budget, Plan  # noqa: E402
 
@@ -246,6 +247,31 @@ def test_averaged_weights_are_served_with_norms_of_their_own(fluke_sources: Sour
     assert not np.array_equal(one["backbone.conv_head.weight"], two["backbone.conv_head.weight"])
     assert not np.array_equal(one["backbone.bn1.running_mean"], two["backbone.bn1.running_mean"])
     assert [e.loss for e in plain.history] == [e.loss for e in mean.history]
+
+
+PAIRS = '[laptop.sampling]\nkind = "pairs"\n[[laptop.loss]]\nkind = "pair"\nhidden = 8\n'
+
+
+def test_a_network_that_learnt_by_pairs_brings_its_head(
+    fluke_sources: Sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[Pairing] = []
+
+    class Seen(Pairing):  # type: ignore[misc]
+        def __init__(self, *some: Any) -> None:
+            super().__init__(*some)
+            used.append(self)
+
+    monkeypatch.setattr(embedder, "Pairing", Seen)
+    done = train(fluke_sources, tmp_path, tiny(PAIRS))
+    found = siamese.load(done.model / siamese.FOLDER, models.read_card(done.model).fingerprint)
+    assert (found.about["recipe"], found.about["scale"]) == ("tiny", "laptop") and len(found.hidden) == 8
+    rows = unit_rows(np.random.default_rng(0).normal(size=(6, 32)).astype(np.float32))
+    with torch.inference_mode():
+        first, second = (torch.from_numpy(rows[list(some)]) for some in ((0, 1, 2), (3, 4, 5)))
+        ours = used[0].head.eval()(first, second).numpy()
+    assert found.pair_logits(rows[:3], rows[3:]) == pytest.approx(ours, abs=1e-3)
+    assert not [one for one in tmp_path.iterdir() if one.name.startswith(".m-")]
 
 
 def test_photos_of_unknown_animals_are_trained_on_as_such(fluke_sources: Sources, tmp_path: Path) -> None:

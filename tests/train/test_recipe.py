@@ -10,6 +10,7 @@ import pytest
 from few_flukes import Sources, fluke_sources
 from painted_store import one_thread
 
+from reid import siamese
 from reid.errors import ConfigError
 from reid.train import recipe
 from reid.train.recipe import Divided, Margin, Pair, Recipe
@@ -120,6 +121,7 @@ def test_every_recipe_takes_steps_and_is_exported(name: str, tmp_path: Path, flu
     made = tiny(recipe.load(name, "laptop"))
     done = embedder.train(sources, labels, made, tmp_path, name, pretrained=False)
     assert done.steps >= 2 and len(done.history) == 2 and all(np.isfinite(e.loss) for e in done.history)
+    assert (done.model / siamese.FOLDER).is_dir() == (made.sampling.kind == "pairs")
     found = OpenVinoEmbedder(done.model)
     crops = np.random.default_rng(0).integers(0, 256, (3, 32, made.input.width, 3), np.uint8)
     vectors = found.embed(crops)

@@ -21,7 +21,7 @@ pytest.importorskip("torch")
 from fake_stores import assert_index_is_the_catalogue  # noqa: E402
 from painted_store import herd, one_thread, painted_store, small_head, with_rules  # noqa: E402
 
-from reid import adopt, config, judge, models, retrain, withheld  # noqa: E402
+from reid import adopt, config, fit, judge, local, models, rescore, retrain, siamese, withheld  # noqa: E402
 from reid.config import TrainingConfig  # noqa: E402
 from reid.errors import ConfigError, MissingExtra, ModelError, ReidError, TrainError  # noqa: E402
 from reid.judge import Figure, Report, Verdict  # noqa: E402
@@ -341,6 +341,39 @@ def test_a_whole_network_is_trained_and_judged_like_a_head(store: Store, tiny: s
     adopt.adopt(store, done)
     assert "another model" in reindex(Store.open(store.root), who="t").rebuilt
     assert Store.open(store.root).gallery().fingerprint.partition("/")[0] == store.fingerprint
+
+
+PAIRED = TINY.replace('"margin"\nscale = 12', '"pair"\nhidden = 8').replace("mirror", 'kind = "pairs"\nmirror')
+
+
+def test_a_head_learnt_with_the_network_serves_with_it_and_an_older_models_head_does_not(
+    store: Store, tiny: str, tmp_path: Path
+) -> None:
+    paired = tmp_path / "paired.toml"
+    paired.write_text(PAIRED)
+    for name in (rescore.WHOLE, *rescore.HALVES):  # what `reid train-siamese` left for the model of now
+        head = siamese.Siamese(
+            np.eye(48, dtype=np.float32), *(np.zeros(n, np.float32) for n in (48,)), np.ones((2, 4), np.float32),
+            np.zeros(2, np.float32), np.ones(2, np.float32), 0.0, np.ones(48, np.float32), 0.0,
+            {"fingerprint": store.fingerprint},
+        )  # fmt: skip
+        siamese.save(head, store.root / siamese.FOLDER / name)
+    older = rescore.fingerprint(store)
+    done = retrain.train(store, Options(mode="full", recipe=str(paired)))
+    assert rescore.fingerprint(store) == older and older
+    run = Path(done.report.run)
+    assert "its Siamese head comes with it" in (run / runs.LOG).read_text()
+    adopt.adopt(store, done)
+    night = reindex(Store.open(store.root), who="t")
+    assert "another model" in night.rebuilt
+    after = Store.open(store.root)
+    heads = rescore.open_heads(after)
+    assert heads is not None and heads.whole.about["recipe"] == "paired"
+    assert rescore.fingerprint(after) not in ("", older)
+    fitted = fit.read(after, after.gallery().fingerprint)
+    assert fitted is not None and fitted.local == local.fingerprint(after)
+    shutil.rmtree(after.models_folder / done.report.model / siamese.FOLDER)  # as a recipe without pairs leaves it
+    assert rescore.open_heads(after) is None and rescore.fingerprint(after) == "" and rescore.outdated(after)
 
 
 def test_an_interrupted_training_of_a_whole_network_goes_on_from_its_last_epoch(store: Store, tiny: str) -> None:
