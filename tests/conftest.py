@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from galleries import DIM
+
+from reid.index import Gallery
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
@@ -22,3 +25,9 @@ def need_shared_data(name: str = "") -> Path:
 def shared_data() -> Path:
     """`../shared/data` beside the checkout; the test is skipped where it is absent."""
     return need_shared_data()
+
+
+@pytest.fixture
+def gallery(tmp_path: Path) -> Gallery:
+    """An empty gallery on disk, for rows of `galleries.DIM`."""
+    return Gallery.create(tmp_path / "index", fingerprint="model-a", dim=DIM)

@@ -7,13 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from galleries import unit_rows
 
 from reid.index import scan
-
-
-def rows(n: int, dim: int, seed: int) -> np.ndarray:
-    values = np.random.default_rng(seed).standard_normal((n, dim)).astype(np.float32)
-    return values / np.linalg.norm(values, axis=1, keepdims=True)
 
 
 def test_decoding_gives_every_finite_half_its_value() -> None:
@@ -28,8 +24,8 @@ def test_decoding_gives_every_finite_half_its_value() -> None:
 @pytest.mark.parametrize("n", [1, 5, 300, 4097, 9001, 40_000])
 @pytest.mark.parametrize("share", [None, 0.002, 0.3, 0.8])
 def test_a_kernel_proposes_the_best_rows_and_bounds_the_rest(kernel: str, n: int, share: float | None) -> None:
-    vectors = rows(n, 16, seed=n).astype(np.float16)
-    queries = rows(3, 16, seed=2)
+    vectors = unit_rows(n, 16, seed=n).astype(np.float16)
+    queries = unit_rows(3, 16, seed=2)
     mask = None if share is None else np.random.default_rng(3).random(n) < share
     if mask is not None and not mask.any():
         mask[0] = True
@@ -50,7 +46,7 @@ def test_a_kernel_proposes_the_best_rows_and_bounds_the_rest(kernel: str, n: int
 
 
 def test_many_queries_at_once_keep_theirs_apart() -> None:
-    vectors, queries = rows(20_000, 8, seed=1).astype(np.float16), rows(70, 8, seed=2)
+    vectors, queries = unit_rows(20_000, 8, seed=1).astype(np.float16), unit_rows(70, 8, seed=2)
     found = scan.many(vectors, queries, 12, None)
     products = queries @ vectors.astype(np.float32).T
     assert np.allclose(found.scores, -np.sort(-products, axis=1)[:, :12], atol=1e-6)
@@ -59,9 +55,9 @@ def test_many_queries_at_once_keep_theirs_apart() -> None:
 
 def test_scanning_reads_mapped_rows_where_they_lie_and_lets_them_go(tmp_path: Path) -> None:
     faiss = pytest.importorskip("faiss")
-    np.save(tmp_path / "rows.npy", rows(20_000, 8, seed=1).astype(np.float16))
+    np.save(tmp_path / "rows.npy", unit_rows(20_000, 8, seed=1).astype(np.float16))
     mapped = np.load(tmp_path / "rows.npy", mmap_mode="r")
-    query = rows(1, 8, seed=2)
+    query = unit_rows(1, 8, seed=2)
     before = scan.many(mapped, query, 3, None)
     for _ in range(50):
         few = scan.FewQueries(faiss, np.asarray(mapped))
@@ -73,7 +69,7 @@ def test_scanning_reads_mapped_rows_where_they_lie_and_lets_them_go(tmp_path: Pa
 def test_scanning_leaves_the_callers_number_of_threads_alone() -> None:
     faiss = pytest.importorskip("faiss")
     before = faiss.omp_get_max_threads()
-    scan.FewQueries(faiss, rows(5000, 8, seed=1).astype(np.float16)).propose(rows(2, 8, seed=2), 3, None)
+    scan.FewQueries(faiss, unit_rows(5000, 8, seed=1).astype(np.float16)).propose(unit_rows(2, 8, seed=2), 3, None)
     assert faiss.omp_get_max_threads() == before
 
 

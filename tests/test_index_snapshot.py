@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from galleries import unit_rows
 
 from reid.errors import GalleryError, SnapshotCorrupt
 from reid.index import Gallery, snapshot
@@ -21,8 +22,7 @@ DIM = 16
 
 
 def rows(n: int, seed: int) -> np.ndarray:
-    values = np.random.default_rng(seed).standard_normal((n, DIM)).astype(np.float32)
-    return values / np.linalg.norm(values, axis=1, keepdims=True)
+    return unit_rows(n, DIM, seed)
 
 
 @pytest.fixture

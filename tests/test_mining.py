@@ -1,4 +1,4 @@
-"""Hard negatives, positives and the noise schedule, against brute force over all permutations."""
+"""Which photos meet which: permutations against brute force, positives, blocks, noise, and what is refused."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Set
-from typing import Literal
 
 import numpy as np
 import pytest
+from assignments import check_negatives, clustered, total
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from reid.errors import TrainError
-from reid.train import mining, suspects
+from reid.train import mining
 from reid.train.mining import Solver
 
 labels_of = st.lists(st.integers(0, 3), min_size=2, max_size=7)
@@ -37,25 +37,6 @@ def best_total(
         )
     ]
     return max(totals, default=None)
-
-
-def total(scores: NDArray[np.float64], partner: NDArray[np.int64]) -> float:
-    return float(scores[np.arange(len(partner)), partner].sum())
-
-
-def check_negatives(partner: NDArray[np.int64], labels: NDArray[np.int64]) -> None:
-    assert sorted(partner) == list(range(len(labels)))
-    assert (labels[partner] != labels).all()
-
-
-def clustered(
-    n_identities: int, sizes: NDArray[np.int64], dim: int = 16, seed: int = 0
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Unit vectors in clusters, identities of the given sizes."""
-    rng = np.random.default_rng(seed)
-    labels = np.repeat(np.arange(n_identities), sizes)
-    vectors = rng.normal(size=(n_identities, dim))[labels] + 0.7 * rng.normal(size=(len(labels), dim))
-    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32), labels
 
 
 @pytest.mark.parametrize("solver", ["auto", "lap", "scipy", "priced"])
@@ -314,39 +295,6 @@ def test_a_lonely_photo_has_no_positive() -> None:
             call()
 
 
-def test_suspects_are_the_pairs_a_loop_finds_and_are_kept_out_of_the_assignment() -> None:
-    vectors, labels = clustered(12, np.full(12, 3), dim=6)
-    scores = (vectors @ vectors.T).astype(np.float64)
-    expected = sorted(
-        (
-            (scores[i, j], i, j)
-            for i in range(36)
-            for j in range(i + 1, 36)
-            if labels[i] != labels[j] and scores[i, j] > 0.8
-        ),
-        reverse=True,
-    )
-    found = suspects.find_suspects(scores, labels, 0.8)
-    assert len(expected) > 3
-    assert found.pairs.tolist() == [[i, j] for _, i, j in expected]
-    np.testing.assert_allclose(found.scores, [score for score, _, _ in expected])
-    everyone = np.tile(np.arange(36), (36, 1))
-    listed = suspects.find_suspects_listed(everyone, scores, labels, 0.8)
-    assert listed.pairs.tolist() == found.pairs.tolist()
-    partner = mining.assign_hard_negatives(scores, labels, forbidden=found.pairs)
-    assert scores[np.arange(36), partner].max() <= 0.8
-
-
-def test_merged_identities_are_joined_through_chains_and_never_paired() -> None:
-    labels = ["a", "a", "b", "c", "d", "d", "e", "f", "g"]
-    codes = suspects.merged(labels, [[1, 2], [2, 3]])
-    assert codes[0] == codes[1] == codes[2] == codes[3]
-    assert len(set(codes[3:].tolist())) == 5 and codes[4] == codes[5]
-    partner = mining.assign_hard_negatives(np.ones((9, 9)), codes)
-    assert (codes[partner] != codes).all()
-    assert suspects.merged(labels, np.empty((0, 2))).tolist() == [0, 0, 1, 2, 3, 3, 4, 5, 6]
-
-
 def test_the_schedule_at_full_length_is_the_published_ladder() -> None:
     steps = [mining.schedule(epoch) for epoch in range(400)]
     assert [s.noise for s in steps[:10]] == [1000.0] * 10
@@ -371,84 +319,3 @@ def test_a_schedule_of_any_length_starts_random_and_ends_hard(total_epochs: int)
     if total_epochs >= 40:
         assert steps[-1] == mining.Step(0.25, 1e-5, 2e-4, steps[-1].rescore)
         assert math.isclose(sum(s.rescore for s in steps), min(80, total_epochs), abs_tol=1)
-
-
-@pytest.mark.parametrize("solver", ["lap", "scipy"])
-@pytest.mark.parametrize("crowded", [False, True])
-def test_many_photos_with_everything_forbidden_are_an_error_and_do_not_crash_the_solver(
-    crowded: bool, solver: Literal["lap", "scipy"]
-) -> None:
-    n = 700  # beyond the size at which small problems are solved whole
-    labels = np.arange(n)
-    others = np.arange(1, n)
-    forbidden = np.stack([np.zeros(n - 1, np.int64), others], axis=1)  # photo 0 may meet nobody
-    if crowded:  # photos 0 and 1 may only meet photo 2
-        forbidden = np.array([[i, j] for i in (0, 1) for j in range(n) if j not in (i, 2)])
-    rng = np.random.default_rng(0)
-    near = rng.integers(0, n, (n, 5))
-    with pytest.raises(TrainError, match="forbidden pairs leave no assignment"):
-        mining.assign_sparse(near, rng.random((n, 5)), labels, forbidden=forbidden, rng=rng, solver=solver)
-
-
-def test_large_sparse_problem_equals_the_exact_one_over_the_same_pairs() -> None:
-    vectors, labels = clustered(250, np.full(250, 3))
-    scores = (vectors @ vectors.T).astype(np.float64)
-    n = len(labels)
-    near = np.argsort(-scores, axis=1)[:, :25]
-    rng = np.random.default_rng(0)
-    partner = mining.assign_sparse(near, np.take_along_axis(scores, near, 1), labels, rng=rng)
-    check_negatives(partner, labels)
-    listed = np.zeros((n, n), bool)
-    listed[np.arange(n)[:, None], near] = True
-    listed |= listed.T
-    only_listed = np.where(listed, scores, scores.min() - (scores.max() - scores.min()))
-    exact = mining.assign_hard_negatives(only_listed, labels)
-    both = listed[np.arange(n), partner] & listed[np.arange(n), exact]
-    assert both.mean() > 0.99
-    assert scores[np.arange(n), partner][both].sum() == pytest.approx(scores[np.arange(n), exact][both].sum(), rel=1e-3)
-
-
-def test_a_random_schedule_never_crashes_the_sparse_solver() -> None:
-    rng = np.random.default_rng(3)
-    for trial in range(30):
-        n = int(rng.integers(513, 900))
-        labels = rng.integers(0, n // 2, n)
-        near = rng.integers(-1, n, (n, int(rng.integers(0, 6))))
-        forbidden = None
-        for _ in range(3):
-            partner = mining.assign_sparse(
-                near, rng.random(near.shape), labels, forbidden=forbidden, rng=rng, noise=float(trial % 2)
-            )
-            check_negatives(partner, labels)
-            forbidden = mining.forbid(forbidden, partner)
-
-
-@pytest.mark.parametrize("noise", [0.0, 0.5, 1000.0])
-@pytest.mark.parametrize("forbid_some", [False, True])
-def test_the_priced_solution_of_many_photos_is_that_of_the_whole_matrix(noise: float, forbid_some: bool) -> None:
-    vectors, labels = clustered(400, np.random.default_rng(1).integers(1, 5, 400), dim=6)
-    scores = (vectors @ vectors.T).astype(np.float64)
-    forbidden = mining.forbid(None, mining.assign_hard_negatives(scores, labels)) if forbid_some else None
-    found = {}
-    for solver in ("lap", "scipy", "priced"):
-        rng = np.random.default_rng(5)  # the same noise for all
-        found[solver] = mining.assign_hard_negatives(
-            scores, labels, noise=noise, forbidden=forbidden, rng=rng, solver=solver
-        )
-        check_negatives(found[solver], labels)
-    same = (found["priced"] == found["lap"]).mean()
-    assert (
-        same > 0.99 if noise else total(scores, found["priced"]) == pytest.approx(total(scores, found["lap"]), rel=1e-6)
-    )
-    assert total(scores, found["scipy"]) == pytest.approx(total(scores, found["lap"]), rel=1e-6)
-
-
-@pytest.mark.parametrize("solver", ["lap", "scipy"])
-def test_both_sparse_solvers_agree(solver: Literal["lap", "scipy"]) -> None:
-    vectors, labels = clustered(250, np.full(250, 3))
-    scores = (vectors @ vectors.T).astype(np.float64)
-    near = np.argsort(-scores, axis=1)[:, :25]
-    listed = np.take_along_axis(scores, near, 1)
-    expected = mining.assign_sparse(near, listed, labels, rng=np.random.default_rng(0))
-    partner = mining.assign_sparse(near, listed, labels, rng=np.random.default_rng(0), solver=solver)
-    assert total(scores, partner) == pytest.approx(total(scores, expected), rel=1e-9)
