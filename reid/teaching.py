@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from reid.train.runs import Run
 
 SCORES = "out-of-fold.npz"
-PSEUDO = "pseudo-labels.json"
 
 IntArray = NDArray[np.int64]
 Vectors = NDArray[np.float32]

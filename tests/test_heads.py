@@ -126,13 +126,13 @@ def test_appended_layers_compute_what_numpy_does_and_keep_other_outputs() -> Non
         expected = [sum(layers[1].matrix[j, k] * inner[k] for k in range(7)) + layers[1].bias[j] for j in range(4)]
         np.testing.assert_allclose(more["embedding"][i], expected, atol=1e-4)
     np.testing.assert_allclose(more["embedding"], graphs.apply_layers(unit_rows(plain["embedding"]), layers), atol=1e-4)
-    one = run(graphs.append_projection(small_graph(), layers[0].matrix, layers[0].bias), photos)["embedding"]
+    one = run(graphs.append_layers(small_graph(), [Layer(layers[0].matrix, layers[0].bias)]), photos)["embedding"]
     np.testing.assert_allclose(np.maximum(one, 0) @ layers[1].matrix.T + layers[1].bias, more["embedding"], atol=1e-4)
 
 
 def test_layers_that_do_not_fit_are_an_error() -> None:
     with pytest.raises(ModelError, match="does not follow 5 numbers"):
-        graphs.append_projection(small_graph(), np.zeros((3, 6), np.float32), np.zeros(3, np.float32))
+        graphs.append_layers(small_graph(), [Layer(np.zeros((3, 6), np.float32), np.zeros(3, np.float32))])
 
 
 def test_a_written_model_embeds_as_its_parts_do_and_has_its_own_fingerprint(base: Path, tmp_path: Path) -> None:

@@ -107,11 +107,6 @@ def append_layers(graph: openvino.Model, layers: list[Layer], *, normalise: bool
     return _with_embedding(model, x)
 
 
-def append_projection(graph: openvino.Model, matrix: Matrix, bias: Vector) -> openvino.Model:
-    """`append_layers` for one linear map `(E, D)`, `(E,)`."""
-    return append_layers(graph, [Layer(matrix, bias)])
-
-
 def apply_layers(vectors: NDArray[np.floating[Any]], layers: list[Layer]) -> Matrix:
     """The same layers in numpy: `(N, D) unit rows → (N, E) float32`, not normalised."""
     x = np.asarray(vectors, np.float32)
