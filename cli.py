@@ -1,4 +1,6 @@
-"""The command line `reid`: parse → call → print. Everything else is below it.
+"""The command line `reid`: which commands there are, and those of a store's life: parse → call → print.
+
+Groups, and commands with helpers of their own, stand in `reid.commands_*`; what all share in `reid.invocation`.
 
 Exit codes: 0 done · 1 an error, said on standard error · 2 wrong usage · 3 done, but some photos or rows were left out · 4 no candidates · 5 no
 animal found · 6 the index is stale (run `reid reindex`).
