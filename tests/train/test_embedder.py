@@ -17,7 +17,7 @@ torch = pytest.importorskip("torch")
 from reid import models, siamese  # noqa: E402
 from reid.embed import OpenVinoEmbedder, unit_rows  # noqa: E402
 from reid.errors import TrainError  # noqa: E402
-from reid.train import augment, backbone, checkpoints, embedder, holdout, losses, pictures, schedule  # noqa: E402
+from reid.train import augment, backbone, checkpoints, embedder, holdout, loop, losses, pictures, schedule  # noqa: E402
 from reid.train.features import Source  # noqa: E402
 from reid.train.pairing import Pairing  # noqa: E402
 from reid.train.recipe import Recipe, ScheduleConfig  # noqa: E402
@@ -262,7 +262,7 @@ def test_a_network_that_learnt_by_pairs_brings_its_head(
             super().__init__(*some)
             used.append(self)
 
-    monkeypatch.setattr(embedder, "Pairing", Seen)
+    monkeypatch.setattr(loop, "Pairing", Seen)
     done = train(fluke_sources, tmp_path, tiny(PAIRS))
     found = siamese.load(done.model / siamese.FOLDER, models.read_card(done.model).fingerprint)
     assert (found.about["recipe"], found.about["scale"]) == ("tiny", "laptop") and len(found.hidden) == 8

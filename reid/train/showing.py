@@ -1,0 +1,138 @@
+"""What each step of a training sees: which photos make a batch, how they are varied, and what they count as.
+
+    codes → batches of an epoch → views, made ahead on threads of their own → targets of the losses
+
+Pairs and clusters of photos are found anew when it is time. Everything is drawn from the seed, the epoch and the step.
+
+Knows pixels and identities as numbers; no network but by the vectors it gives.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from reid.embed import unit_rows
+from reid.train import augment, losses, sampling
+from reid.train.pairing import Pairing
+from reid.train.pictures import Pictures
+from reid.train.recipe import Divided, Recipe
+
+IntArray = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Views:
+    """What one step sees: photos `rows (B,)`, whether each is mirrored, the part of a divided vector that they train,
+    and `pixels (B, 3, h, w)`, 0–255.
+    """
+
+    rows: IntArray
+    turned: NDArray[np.bool_]
+    part: int | None
+    pixels: torch.Tensor
+
+
+def by_class(recipe: Recipe) -> bool:
+    """Whether mirrored photos are classes of their own."""
+    return recipe.sampling.mirror == "class" and recipe.sampling.kind != "pairs"
+
+
+class Showing:
+    """The batches of a training. `codes (N,)` are the identities of the kept pictures as numbers from 0, −1 for none, −2
+    for what is held out; `vectors` gives those of the network of now, for pictures by their places.
+    """
+
+    def __init__(
+        self, kept: Pictures, codes: IntArray, recipe: Recipe, seed: int, pairing: Pairing | None,
+        vectors: Callable[[IntArray], NDArray[np.float32]],
+    ) -> None:  # fmt: skip
+        self.kept, self.codes, self.recipe, self.seed, self.pairing = kept, codes, recipe, seed, pairing
+        self.n = int(codes.max()) + 1
+        self.by_class = by_class(recipe)
+        self.clusters: IntArray | None = None
+        self._vectors = vectors
+
+    def renew(self, number: int, rng: np.random.Generator) -> None:
+        """Pairs or clusters, where it is time for new ones."""
+        if self.pairing is not None:
+            if self.pairing.stale(number):
+                self.pairing.rescore(unit_rows(self._vectors(self.pairing.rows)))
+            self.pairing.assign(rng)
+        divided = next((one for one in self.recipe.losses if isinstance(one, Divided) and one.clusters > 1), None)
+        if divided is not None and (self.clusters is None or number % divided.renew == 0):
+            from sklearn.cluster import KMeans
+
+            known = np.flatnonzero(self.codes >= 0)
+            k = min(divided.clusters, self.n // 2)
+            if k > 1:
+                seed = int(rng.integers(2**31))
+                found = KMeans(k, n_init=1, random_state=seed).fit_predict(unit_rows(self._vectors(known)))
+                # An animal trains one part: that of most of its photos.
+                votes = np.zeros((self.n, k), np.int64)
+                np.add.at(votes, (self.codes[known], found), 1)
+                self.clusters = np.where(self.codes >= 0, votes.argmax(1)[self.codes.clip(0)], -1)
+
+    def batches(self, done: float, rng: np.random.Generator) -> list[Any]:
+        """Of one epoch, in order, when a share `done` of the training is over."""
+        size = self.recipe.schedule.batch
+        if self.pairing is not None:
+            return list(self.pairing.batches(size, rng))
+        if self.clusters is None:
+            return list(sampling.epoch(self.codes, self.recipe.sampling, size, done, rng))
+        parted: list[tuple[int, IntArray]] = []
+        for cluster in np.unique(self.clusters[self.codes >= 0]):
+            inside = np.where(self.clusters == cluster, self.codes, -2)
+            if len(np.unique(inside[inside >= 0])) >= 2:
+                some = sampling.epoch(inside, self.recipe.sampling, size, done, rng)
+                parted += [(int(cluster), one) for one in some]
+        return [parted[i] for i in rng.permutation(len(parted))]
+
+    def prepared(self, batches: list[Any], number: int, size: tuple[int, int], workers: int) -> Iterator[Views]:
+        """The batches' views, in order, made ahead on threads of their own; each batch draws from its own seed, so that
+        it does not matter which is made first.
+        """
+
+        def make(step: int) -> Views:
+            return self._views(batches[step], size, np.random.default_rng([self.seed, 101, number, step]))
+
+        ahead: deque[Future[Views]] = deque()
+        with ThreadPoolExecutor(workers) as pool:
+            for step in range(len(batches) + 2 * workers):
+                if step < len(batches):
+                    ahead.append(pool.submit(make, step))
+                if step >= 2 * workers and ahead:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+
+    def _views(self, batch: Any, size: tuple[int, int], rng: np.random.Generator) -> Views:
+        """One batch: its pixels, which of them are mirrored, and which part of the vector it trains."""
+        part, rows = batch if isinstance(batch, tuple) else (None, batch)
+        if self.pairing is not None:
+            turned = self.pairing.turned(rows.shape[1], rng).ravel()
+            rows = rows.ravel()
+        elif self.recipe.sampling.mirror == "none":
+            turned = np.zeros(len(rows), np.bool_)
+        else:
+            turned = sampling.mirrored(self.codes[rows], self.recipe.sampling.kind, rng)
+        return Views(rows, turned, part, augment.views(self.kept, rows, size, self.recipe.augment, rng, turned))
+
+    def targets(self, views: Views, done: float, device: torch.device) -> losses.Targets:
+        """Classes of a batch: with mirrored photos as other animals, class c + n is the mirror image of class c."""
+        classes = self.codes[views.rows]
+        twins = np.full(len(classes), -1)
+        if self.by_class:
+            known, plain = classes >= 0, classes
+            classes = np.where(known, plain + self.n * views.turned, -1)
+            if not self.recipe.sampling.twins:
+                twins = np.where(known, plain + self.n * ~views.turned, -1)
+        own, other = (torch.from_numpy(one).to(device) for one in (classes, twins))
+        return losses.Targets(own, other, done, views.part)
