@@ -16,6 +16,7 @@ from reid.errors import ConfigError
 
 Objective = Literal["map_at_5", "balanced", "geometric"]
 OppositeSides = Literal["auto", "never", "always"]
+TrainingMode = Literal["auto", "head", "full"]
 ViewSet = Literal["one", "scales", "boxes", "aligned"]
 WhenNone = Literal["whole", "no_detection"]
 LocalModel = Literal["homography", "affine", "similarity"]
@@ -119,6 +120,10 @@ class TrainingConfig:
 
     tolerance: float = 0.0  # MAP@5 that a new model may lose on left-out photos and still come into force; at least −1
     may_lose: float = 0.01  # share of the photos that may be unreadable to it, and so leave the index
+    mode: TrainingMode = "auto"  # head: a projection on kept vectors; full: the whole network; auto: by the machine
+    recipe: str = ""  # of the whole network, which it says; a .toml file may lie in the store
+    minutes: float = 0.0  # of a full training; 0: as long as the recipe says
+    onwards: bool = False  # a full training goes on from the network in force, if the same recipe trained that
     epochs: int = 40  # passes over the kept vectors
     views: int = 3  # of each photo, the plain one included; 1: no augmentation
     pseudo_precision: float = 0.9  # of the names that --pseudo-rounds gives, the share that must be right, by estimate
@@ -201,6 +206,10 @@ threshold = -1.0         # below 0: calibrated on this gallery
 [training]
 tolerance = 0.0          # MAP@5 that `reid reindex --train` may lose and still put a new model into force
 may_lose = 0.01          # share of the photos that may be unreadable to it
+mode = "auto"            # head: a projection on kept vectors; full: the whole network; auto: as the machine allows
+recipe = ""              # by which a whole network is trained; naming one says mode = "full"
+minutes = 0.0            # of a full training; 0: as long as its recipe says
+onwards = false          # a full training goes on from the network in force, if the same recipe trained it
 epochs = 40              # passes over the kept vectors
 views = 3                # of each photo; 1: no augmentation
 pseudo_precision = 0.9   # of the names given by `reid train --pseudo-rounds`, the share that must be right
@@ -305,6 +314,11 @@ def _check(config: Config, source: str) -> None:
         (0 <= config.decision.share_new < 1, "decision.share_new must be in [0, 1)"),
         (-1 <= config.training.tolerance <= 1, "training.tolerance must be in [-1, 1]"),
         (0 <= config.training.may_lose <= 1, "training.may_lose must be in [0, 1]"),
+        (
+            config.training.mode in get_args(TrainingMode),
+            f"training.mode must be one of {', '.join(get_args(TrainingMode))}",
+        ),
+        (config.training.minutes >= 0, "training.minutes must be 0 or more"),
         (config.training.epochs >= 1, "training.epochs must be 1 or more"),
         (config.training.views >= 1, "training.views must be 1 or more"),
         (0 < config.training.pseudo_precision < 1, "training.pseudo_precision must be between 0 and 1"),

@@ -24,6 +24,7 @@ import numpy as np
 
 from reid import ensemble, models, siamese, steps, teaching, withheld
 from reid.adopt import adopt, decision
+from reid.config import TrainingMode
 from reid.enrol import Progress, quiet
 from reid.errors import MissingExtra, ModelError, ReidError, TrainError
 from reid.judge import Candidate, Pool, advice, embedded, judge, pool_of, sources_of
@@ -42,17 +43,18 @@ KEPT = "kept"  # below `TRAINING`: vectors of photos' views
 RECIPE_WIDE, RECIPE = "third_place", "any_animal"
 LEAST_FULL = 1000  # photos with names from which on a GPU trains the whole network unasked
 
-Mode = Literal["auto", "head", "full"]
+Mode = TrainingMode
 Told = Callable[[int, float, float], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How to train. 0 epochs and 0 views: as `[training]` in reid.toml says, or the recipe. `recipe` (of
-    `reid.train.recipe`, or a .toml file), `scale` ("" for what the machine is fit for) and `minutes` (0: as long as the
-    recipe says) are for the whole network. From 2 `folds` on as many models become one, each by the photos of the
-    others; `pseudo_rounds` learn from photos without a name first (`reid.teaching`). `begin_with` is a trained network
-    of the store that learns further, by its own recipe where none is named.
+    """How to train. 0 epochs and 0 views: as `[training]` in reid.toml says, or the recipe; mode "auto" without a recipe
+    takes mode, recipe and minutes from there, too. `recipe` (of `reid.train.recipe`, or a .toml file), `scale` ("" for
+    what the machine is fit for) and `minutes` (0: as long as the recipe says) are for the whole network. From 2 `folds`
+    on as many models become one, each by the photos of the others; `pseudo_rounds` learn from photos without a name
+    first (`reid.teaching`). `begin_with` is a trained network of the store that learns further, by its own recipe where
+    none is named.
     """
 
     mode: Mode = "auto"
@@ -128,6 +130,8 @@ def train(store: Store, options: Options, progress: Progress = quiet) -> Candida
     if options.resume:
         run = runs.resume(parent, "" if options.name == Options().name else options.name)
         options = _options_of(run)
+    else:
+        options = _as_settled(options, store)
     plan = _planned(options, store)
     base = _base(store)
     before = withheld.trained_on_by(store, options.begin_with) if options.begin_with else np.empty(0, np.int64)
@@ -269,6 +273,22 @@ def _training_modules() -> Any:
     except ImportError as error:
         raise MissingExtra(f"training needs {error.name}", next_step=steps.install("train")) from error
     return runs
+
+
+def _as_settled(options: Options, store: Store) -> Options:
+    """With what `[training]` in reid.toml says where the options leave it open."""
+    rules = store.config.training
+    if options.mode == "auto" and not (options.recipe or options.begin_with):
+        own = store.root / rules.recipe  # a file of the store
+        recipe = str(own) if rules.recipe.endswith(".toml") and own.is_file() else rules.recipe
+        options = replace(options, mode=rules.mode, recipe=recipe, minutes=options.minutes or rules.minutes)
+    present = store.embedder.card
+    whole = options.mode == "full" or options.recipe
+    if rules.onwards and whole and not (options.begin_with or options.folds):
+        by = str(present.extra.get("recipe", ""))
+        if by and Path(options.recipe or by).stem == by:
+            options = replace(options, begin_with=present.name)
+    return options
 
 
 def _planned(options: Options, store: Store) -> _Plan:

@@ -398,6 +398,17 @@ def test_a_training_goes_on_from_an_earlier_network_and_spares_what_that_has_see
     assert not learnt[0] & set(pool.labels.annotations[pool.judges].tolist())
 
 
+def test_a_nightly_run_trains_as_the_settings_say_and_goes_on_from_last_night(store: Store, tiny: str) -> None:
+    shutil.copy(tiny, store.root / "tiny.toml")
+    with_rules(store.root, 'recipe = "tiny.toml"\nonwards = true\ntolerance = 1.0\n')
+    first = retrain.night(Store.open(store.root))
+    assert isinstance(first, Report) and first.swapped and first.mode == "full"
+    second = retrain.night(Store.open(store.root))
+    assert isinstance(second, Report) and second.present == first.model
+    begun = [json.loads((Path(one.run) / runs.CONFIG).read_text())["options"]["begin_with"] for one in (first, second)]
+    assert begun == ["", first.model]
+
+
 def test_only_a_network_of_the_same_shape_can_be_gone_on_from(store: Store, tiny: str, tmp_path: Path) -> None:
     with pytest.raises(TrainError, match="'colours' is no network that a recipe trained") as caught:
         retrain.train(store, Options(begin_with="colours"))
