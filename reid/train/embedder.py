@@ -139,7 +139,7 @@ def write(
     )
     card = ModelCard(
         name=name,
-        dim=net.dim,
+        dim=net.served,
         preprocessing=seen,
         pooling=recipe.network.pooling,
         weights_sha256=hashlib.sha256(facts.encode()).hexdigest(),

@@ -289,7 +289,7 @@ class Loop:
 
     def vectors(self, rows: IntArray, *, turned: bool = False, worn: bool = False) -> NDArray[np.float32]:
         """`(len(rows), D) float32` of plain crops, mirrored or worn where asked; not of unit length."""
-        return self._through(rows, self.net, turned=turned, worn=worn)
+        return self._through(rows, lambda x: self.net.embed(x).whole, turned=turned, worn=worn)
 
     def _through(
         self, rows: IntArray, what: Callable[[torch.Tensor], torch.Tensor], *, turned: bool = False, worn: bool = False

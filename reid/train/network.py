@@ -7,6 +7,9 @@ Poolings: `avg`; `gem`, the generalised mean (Radenović et al. 2018, TPAMI); `m
 each with a projection of its own, side by side (Sun et al. 2018, ECCV, part-based). All but the strips can be pooled in
 each cell of a grid over the map, side by side: where animals lie alike in their boxes, a place says much.
 
+With `both`, what serves is that vector and the mirrored photo's, side by side: a cosine is then the mean of those of
+the upright and of the mirrored photos, and upright is never compared with mirrored, as averaged vectors are.
+
 Knows tensors; what is learnt from them is the business of `reid.train.losses`.
 """
 
@@ -40,7 +43,7 @@ class Embedded:
 
 
 class Network(torch.nn.Module):  # type: ignore[misc]  # torch is not followed by the type checker
-    """`(B, 3, H, W) float32 normalised → (B, dim) float32`, not of unit length."""
+    """`(B, 3, H, W) float32 normalised → (B, served) float32`, not of unit length. What is taught is `embed`."""
 
     def __init__(self, backbone: torch.nn.Module, config: NetworkConfig, *, grey: bool = False) -> None:
         """`grey` takes the colours off whatever comes in."""
@@ -79,8 +82,16 @@ class Network(torch.nn.Module):  # type: ignore[misc]  # torch is not followed b
         self.local = torch.nn.Linear(last, config.local) if config.local else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The vector; see the class."""
-        return self.embed(x).whole
+        """The vector that serves, `(B, served)`; see the class."""
+        whole = self.embed(x).whole
+        if not self.config.both:
+            return whole
+        return torch.cat([functional.normalize(one, dim=1) for one in (whole, self.embed(x.flip(3)).whole)], 1)
+
+    @property
+    def served(self) -> int:
+        """Numbers of the vector that serves."""
+        return self.dim * (2 if self.config.both else 1)
 
     def embed(self, x: torch.Tensor) -> Embedded:
         """The vector, and what only training needs."""

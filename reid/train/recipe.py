@@ -60,6 +60,7 @@ class NetworkConfig:
     neck: bool = True  # a batch norm behind it, whose shift stays zero
     local: int = 0  # numbers of each row of the map for the aligned local distance (training only); 0: none
     start: Literal["random", "whitened"] = "whitened"  # the projection and class centres at first
+    both: bool = False  # the trained network serves the vectors of the photo and of its mirror image, side by side
 
 
 @dataclass(frozen=True, slots=True)
@@ -389,6 +390,7 @@ def _check(recipe: Recipe, source: str) -> None:
         (not aligned or network.local > 0, "network.local must be above 0 for an aligned triplet"),
         (all(network.dim % n == 0 for n in divided), "network.dim must be a multiple of the clusters"),
         (pairs == (sampling.kind == "pairs"), 'the loss "pair" and sampling.kind = "pairs" go together'),
+        (not (pairs and network.both), 'network.both: the head that learns by "pairs" knows upright vectors alone'),
         (not pairs or all(isinstance(loss, Pair | Ring) for loss in recipe.losses), 'beside the loss "pair" only "ring"'),
         (sampling.kind != "identities" or sampling.photos >= 2, "sampling.photos must be 2 or more"),
         (0 <= sampling.new_share < 1, "sampling.new_share must be in [0, 1)"),

@@ -17,7 +17,8 @@ torch = pytest.importorskip("torch")
 from reid import models, siamese  # noqa: E402
 from reid.embed import OpenVinoEmbedder, unit_rows  # noqa: E402
 from reid.errors import TrainError  # noqa: E402
-from reid.train import augment, backbone, checkpoints, embedder, holdout, loop, losses, pictures, schedule  # noqa: E402
+from reid.models import Preprocessing  # noqa: E402
+from reid.train import augment, backbone, checkpoints, embedder, holdout, loop, losses, network, pictures, schedule  # noqa: E402
 from reid.train.features import Source  # noqa: E402
 from reid.train.pairing import Pairing  # noqa: E402
 from reid.train.recipe import Recipe, ScheduleConfig  # noqa: E402
@@ -280,3 +281,15 @@ def test_photos_of_unknown_animals_are_trained_on_as_such(fluke_sources: Sources
     how = tiny('[sampling]\nnew_share = 0.25\n[[laptop.loss]]\nkind = "margin"\nuniform = 1.0\n')
     done = train((sources, unknown), tmp_path, how)
     assert done.animals == 6 and done.photos == PHOTOS and all(np.isfinite(e.loss) for e in done.history)
+
+
+def test_a_model_that_serves_both_has_vectors_twice_as_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backbone, "export", EXPORT)
+    recipe = tiny("[laptop.network]\nboth = true\n")
+    net, (mean, std) = network.build(recipe.network, pretrained=False)
+    seen = Preprocessing(recipe.input.height, recipe.input.width, mean, std)
+    folder = embedder.write(net, recipe, seen, tmp_path, "both")
+    crops = np.random.default_rng(0).integers(0, 256, (2, seen.height, seen.width, 3), np.uint8)
+    upright, turned = (OpenVinoEmbedder(folder).embed(one) for one in (crops, np.ascontiguousarray(crops[:, :, ::-1])))
+    assert models.read_card(folder).dim == upright.shape[1] == 2 * net.dim
+    np.testing.assert_allclose(upright[:, : net.dim], turned[:, net.dim :], atol=1e-3)

@@ -69,6 +69,17 @@ def test_cells_of_a_grid_are_pooled_apart(pooling: Any) -> None:
 
 
 @torch.inference_mode()
+def test_both_serves_the_mirrored_photos_vector_beside_the_photos_own() -> None:
+    one, both = made(replace(TINY, dim=8)), made(replace(TINY, dim=8, both=True))
+    both.load_state_dict(one.state_dict())
+    found, turned = both(X), both(X.flip(3))
+    assert (both.dim, both.served, found.shape) == (8, 16, (2, 16))
+    np.testing.assert_allclose(found[:, :8], torch.nn.functional.normalize(one(X)), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found[:, 8:], turned[:, :8], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(both.embed(X).whole, one.embed(X).whole)
+
+
+@torch.inference_mode()
 def test_a_network_cut_short_gives_the_maps_of_its_first_levels() -> None:
     whole, cut = made(TINY), made(replace(TINY, levels=4, pooling="last_two", dim=8))
     inner = whole.backbone.forward_intermediates(X)[1]
