@@ -164,7 +164,7 @@ def explain(
 ) -> None:
     """Show what speaks for one animal in two photos: matching points, one laid over the other, heat maps.
 
-    Where there is a store its model is used, else the default one.
+    Where there is a store its model is used, else the default one; and the boxes and masks that it has of these photos.
 
     Example: reid explain A.jpg B.jpg --box-a 10,20,400,180 --out why
     """

@@ -124,7 +124,8 @@ def explain_pair(
     """Compare two photos and write `folder`; with the store's model, or the default one where there is no store.
 
     `sheet`: also draw everything as one picture into this file (PNG or JPEG by its name). `drawn`: where exactly the
-    animals are; keypoints come from within, and evidence outside is flagged.
+    animals are; keypoints come from within, and evidence outside is flagged. A photo of the store's for which neither
+    box nor mask is given has those of its one animal from the catalogue.
 
     Raises:
         InputError: the folder or the sheet cannot be written.
@@ -132,6 +133,8 @@ def explain_pair(
     """
     if store is not None:
         as_asked = settings_of(store, options or Options())
+        known = [_as_given_or_known(store, *one) for one in zip(photos, boxes, drawn, strict=True)]
+        boxes, drawn = (known[0][0], known[1][0]), (known[0][1], known[1][1])
         return _pair(photos, boxes, drawn, folder, eye_of(store), store.embedder.card.name, as_asked, sheet)
     with default_model(boxes) as embedder:
         eye = Eye(embedder.card.preprocessing, embedder.embed)
@@ -179,6 +182,31 @@ def contents(folder: Path, done: Sequence[tuple[Answer, Explanation]]) -> Path:
         for answer, one in done
     ]
     return put(folder / PAGE, page.index("Explained queries", links))
+
+
+def _as_given_or_known(store: Store, photo: Path, box: Box | None, mask: Mask | None) -> tuple[Box | None, Mask | None]:
+    """Box and mask as they were given; where neither was, those that the catalogue has of this very photo, if it shows
+    one animal.
+    """
+    if box is not None or mask is not None:
+        return box, mask
+    try:
+        kept = store.catalogue.photo_by_hash(images.load(photo).facts.sha256)
+    except ReidError:  # said when the photo is looked at
+        return None, None
+    shown = store.catalogue.annotations_of(photos=[kept.id]) if kept is not None else []
+    return _kept(store, shown[0])[1:] if len(shown) == 1 else (None, None)
+
+
+def _kept(store: Store, annotation: int) -> tuple[Path | None, Box | None, Mask | None]:
+    """Where an annotation's photo lies, its box and its mask; a whole photo has no box."""
+    info = store.catalogue.annotations([annotation]).get(annotation)
+    if info is None:
+        return None, None, None
+    [photo] = store.catalogue.photos([info.photo]).values()
+    mask = local.masks_of(store).path(photo.sha256, local.key_of(info.box))
+    box = None if info.box.origin == "whole" else info.box
+    return store.resolve(info.path), box, Mask(picture=mask) if mask.exists() else None
 
 
 def _pair(
@@ -240,14 +268,8 @@ def _candidate(
     options: Options,
 ) -> Explained:
     """The best photo of one candidate beside the query's photo that is most like it."""
-    path, box, mask = Path(label.photo or ""), None, None
-    if label.annotation is not None:
-        info = store.catalogue.annotations([int(label.annotation)]).get(int(label.annotation))
-        if info is not None:
-            path, box = store.resolve(info.path), None if info.box.origin == "whole" else info.box
-            [photo] = store.catalogue.photos([info.photo]).values()
-            kept = local.masks_of(store).path(photo.sha256, local.key_of(info.box))
-            mask = Mask(picture=kept) if kept.exists() else None
+    found, box, mask = (None, None, None) if label.annotation is None else _kept(store, int(label.annotation))
+    path = found or Path(label.photo or "")
     name = printable(path)
     if not queries:
         return Explained("", name, label.label, skipped={"photo": "; ".join(unread) or "the query has no photo"})
@@ -256,8 +278,8 @@ def _candidate(
     except ReidError as error:
         return Explained(printable(queries[0][0]), name, label.label, skipped={"photo": str(error)})
     asked, mine = max(queries, key=lambda one: float(one[1].vector @ theirs.vector))
-    found = compare(mine, theirs, options)
-    return _explained(found, printable(asked), name, label.label, write(f"candidate-{rank}", found.pictures))
+    compared = compare(mine, theirs, options)
+    return _explained(compared, printable(asked), name, label.label, write(f"candidate-{rank}", compared.pictures))
 
 
 def _looked(path: Path, eye: Eye, options: Options, box: Box | None, mask: Mask | None, name: str) -> Seen:

@@ -84,6 +84,17 @@ def test_two_photos_are_explained_in_a_store(
     assert {unquote(to) for to in links.to} == set(pair["pictures"].values()) - {"overlay.jpg"}
 
 
+def test_photos_of_the_store_need_no_boxes(
+    enrolled: Path, flukes: Path, twice: list[dict[str, str]], tmp_path: Path
+) -> None:
+    a, b = (flukes / one["path"] for one in twice)
+    (pair,) = reid_json("explain", a, b, "--no-heat", "--out", tmp_path / "known", store=enrolled)["pairs"]
+    x, y, w, h = json.loads(twice[0]["bbox"])
+    assert [pair["box_a"][key] for key in ("x0", "y0", "x1", "y1")] == [x, y, x + w, y + h]
+    (other,) = explain(flukes, twice, tmp_path / "given", "--no-heat", store=enrolled)["pairs"]
+    assert pair["cosine"] == pytest.approx(other["cosine"]) and pair["inliers"] == other["inliers"]
+
+
 def test_a_photo_beside_itself_agrees_and_lies_on_itself(
     enrolled: Path, flukes: Path, twice: list[dict[str, str]], tmp_path: Path
 ) -> None:
