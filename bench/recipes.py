@@ -20,6 +20,7 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait for one another leave the core to others
 
 import argparse  # noqa: E402
+import hashlib  # noqa: E402
 import json  # noqa: E402
 import sys  # noqa: E402
 import tempfile  # noqa: E402
@@ -125,6 +126,7 @@ def trained(name: str, split: Split, work: Path, options: argparse.Namespace) ->
         [source(one) for one in split.gallery], [one.identity or "" for one in split.gallery], chosen, folder,
         chosen.name, seed=options.seed, budget=Budget(60 * options.minutes, clock), resume=True, epochs=tell,
     )  # fmt: skip
+    models.write_learnt(done.model, (hashlib.sha256(one.path.read_bytes()).hexdigest() for one in split.gallery))
     return {
         "recipe": chosen.name,
         "scale": options.scale,

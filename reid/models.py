@@ -6,6 +6,8 @@
       weights.safetensors   the same weights under timm's names, where the torch runtime needs them
       compiled/       machine code kept by the CPU runtime; may be deleted at any time
       siamese/        the head that was learnt with a network by pairs (`reid.siamese`), which scores shortlists again
+      learnt-photos.json    sha256 of the photos that it was trained on, where it was trained here: as queries they would
+                      flatter it, in whatever store it serves
 
 An ensemble (`reid.ensemble`) has members instead of a graph: `models/<name>/<member>/`, each whole by itself.
 
@@ -35,6 +37,7 @@ from reid import lite0, weights
 from reid.errors import ModelError
 
 CARD = "model.json"
+LEARNT = "learnt-photos.json"
 DEFAULT = "lite0"
 WIDE = "lite0-wide"
 DEFAULTS = {DEFAULT: (256, 256), WIDE: (192, 384)}  # height and width in pixels; docs/results.md says why
@@ -194,6 +197,29 @@ def read_card(folder: Path) -> ModelCard:
             next_step="`reid models add` it again",
         )
     return card
+
+
+def write_learnt(folder: Path, photos: Iterable[str]) -> None:
+    """Say in a model's directory which photos it was trained on, by the sha256 of their files."""
+    (folder / LEARNT).write_text(json.dumps({"sha256": sorted(set(photos))}, indent=0) + "\n", encoding="utf-8")
+
+
+def read_learnt(folder: Path) -> frozenset[str]:
+    """What `write_learnt` said of the model in `folder`; nothing where it said nothing.
+
+    Raises:
+        ModelError: the list is damaged.
+    """
+    path = folder / LEARNT
+    try:
+        return frozenset(map(str, json.loads(path.read_text(encoding="utf-8"))["sha256"]))
+    except FileNotFoundError:
+        return frozenset()
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"unreadable list of the photos it was trained on ({error})", source=str(path),
+            next_step="copy the model's folder again, or train it again",
+        ) from error  # fmt: skip
 
 
 def listed(folder: Path) -> list[ModelCard]:

@@ -172,6 +172,7 @@ def train(store: Store, options: Options, progress: Progress = quiet) -> Candida
         learnt = np.union1d(pool.labels.annotations[learnt_from], before)
         run.write_json(TRAINED_ON, {"annotations": learnt.tolist()})
         run.write_json(runs.METRICS, asdict(report) | done.notes | {"losses": losses})
+        models.write_learnt(done.model, withheld.photos_of(store, learnt))
         _put(done.model, store.models_folder)
         teaching.swept(run, options.folds)
         shutil.rmtree(_white_of(run), ignore_errors=True)

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from reid import duplicates, leaving_out, local, measure, rescore, thresholds, whiten
+from reid import duplicates, leaving_out, local, measure, models, rescore, thresholds, whiten
 from reid.catalogue import Catalogue, Labels
 from reid.embed import unit_rows
 from reid.keypoints import LocalFeatures
@@ -98,12 +98,22 @@ def chosen_queries(
 
 
 def trained_on_by(store: Store, model: str) -> IntArray:
-    """The annotations that a model of this store was trained on; none where there is no record of it."""
+    """The annotations that a model was trained on: by the record of its run in this store, else by the photos that the
+    model itself names, as one from another store does; none where neither says.
+    """
     try:
         found = json.loads((store.root / TRAINING / model / TRAINED_ON).read_text(encoding="utf-8"))["annotations"]
     except (OSError, ValueError, KeyError):
-        found = []
+        hashes = models.read_learnt(store.models_folder / model)
+        photos = {one.photo for one in store.catalogue.known_files() if one.sha256 in hashes} if hashes else set()
+        found = store.catalogue.annotations_of(photos=photos) if photos else []
     return np.asarray(found, np.int64)
+
+
+def photos_of(store: Store, annotations: IntArray) -> list[str]:
+    """The sha256 of the photos of annotations, for `models.write_learnt`."""
+    infos = store.catalogue.annotations(annotations.tolist())
+    return [one.sha256 for one in store.catalogue.photos(sorted({info.photo for info in infos.values()})).values()]
 
 
 def learnt(store: Store, labels: Labels, groups: IntArray, more: ArrayLike = ()) -> NDArray[np.bool_]:

@@ -108,6 +108,16 @@ def test_once_in_force_a_model_is_measured_on_photos_that_it_has_not_learnt(stor
         assert len(asked) and not set(labels.annotations[asked].tolist()) & set(seen)
 
 
+def test_a_model_that_is_brought_to_another_store_says_which_of_its_photos_it_has_learnt(store: Store) -> None:
+    done = retrain.train(store, Options())
+    seen = json.loads((Path(done.report.run) / TRAINED_ON).read_text())["annotations"]
+    shutil.rmtree(store.root / "training")
+    assert withheld.trained_on_by(store, done.report.model).tolist() == sorted(seen)
+    (store.models_folder / done.report.model / models.LEARNT).write_text("{")
+    with pytest.raises(ModelError, match="trained on"):
+        withheld.trained_on_by(store, done.report.model)
+
+
 def test_the_verdict_is_that_of_plain_loops_over_the_left_out_photos(store: Store) -> None:
     done = retrain.train(store, Options())
     labels, old = withheld.gathered(store.catalogue, store.fingerprint)
