@@ -21,7 +21,7 @@ def ensemble(
     The ensemble is put below models/ and nothing else changes. A query then runs every member: it takes as long as all
     of them together.
 
-    Example: reid --store whales ensemble both lite0-wide 2026-11-21-third_place
+    Example: reid --store whales ensemble both lite0-wide 2026-11-21-first_place
     """
     from reid import assemble, console
 

@@ -78,7 +78,7 @@ def train(
     The new model is put below models/ and nothing else changes; `reid reindex --train` also puts it in force if it is
     not worse. The run's record is below training/ in the store.
 
-    Example: reid --store whales train --recipe third_place --minutes 60
+    Example: reid --store whales train --recipe first_place --minutes 60
     """
     from reid import console, retrain, verdicts
 

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 KEPT = "kept"  # below `TRAINING`: vectors of photos' views
 # By which a whole network is trained where none is named: flukes, in wide boxes, all lie alike; other animals do not.
-RECIPE_WIDE, RECIPE = "third_place", "any_animal"
+RECIPE_WIDE, RECIPE = "first_place", "any_animal"
 LEAST_FULL = 1000  # photos with names from which on a GPU trains the whole network unasked
 
 Mode = TrainingMode

@@ -13,7 +13,8 @@ WORST = 10  # hard pairs printed unless all are asked for
 def trained(report: Report) -> None:
     """What a training gave, and what to do next."""
     print(f"mode: {report.why_mode}")
-    print(f"trained on {report.photos} photos of {report.animals} animals, on top of {report.base}; run: {report.run}")
+    on = f", on top of {report.base}" if report.mode == "head" else ""
+    print(f"trained on {report.photos} photos of {report.animals} animals{on}; run: {report.run}")
     judged(report)
 
 

@@ -450,7 +450,7 @@ def test_what_is_trained_unasked_depends_on_machine_and_photos(store: Store, mon
     assert named is not None and (named.name, named.scale, named.schedule.epochs) == ("ninth_cosface", "laptop", 3)
 
 
-@pytest.mark.parametrize(("width", "name"), [(64, "any_animal"), (128, "third_place")])
+@pytest.mark.parametrize(("width", "name"), [(64, "any_animal"), (128, "first_place")])
 def test_flukes_and_other_animals_have_recipes_of_their_own(
     store: Store, monkeypatch: pytest.MonkeyPatch, width: int, name: str
 ) -> None:
