@@ -84,3 +84,9 @@ def test_nothing_that_could_run_code_is_read_from_a_file(path: Path) -> None:
                 assert said.get("weights_only") == "True", f"line {node.lineno}"
             if (owner, node.func.attr) == ("np", "load"):
                 assert said.get("allow_pickle", "False") == "False", f"line {node.lineno}"
+
+
+def test_what_the_package_links_to_is_not_a_copy() -> None:
+    root = Path(__file__).parents[1]
+    for name in ("cli.py", "index"):
+        assert (root / "reid" / name).resolve() == root / name, f"reid/{name} must be a link: a copy goes its own way"
