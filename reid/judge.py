@@ -112,7 +112,8 @@ class Pool:
 
 def pool_of(store: Store, *, seen: ArrayLike = ()) -> Pool:
     """What of a store is trained on, and what judges; `seen` are annotations that may not judge, besides those that the
-    present model has learnt.
+    present model has learnt. Where that model has learnt all, its own photos judge, which flatters it alone; `seen` ones
+    never do, since the new model learns on from them.
 
     Raises:
         TrainError: fewer than two animals, or none with a second sighting to judge by.
@@ -127,7 +128,8 @@ def pool_of(store: Store, *, seen: ArrayLike = ()) -> Pool:
             next_step="enrol photos with names of more animals",
         )
     groups = withheld.sightings_of(store.catalogue, labels)
-    for allowed in (~withheld.learnt(store, labels, groups, seen), None):  # a model that has seen all is judged by none
+    of_seen = np.isin(groups, groups[np.isin(labels.annotations, seen)])
+    for allowed in (~withheld.learnt(store, labels, groups, seen), ~of_seen):
         played = withheld.chosen_queries(labels.individuals, groups, allowed=allowed)
         kept = named & ~np.isin(groups, groups[played])
         known = np.isin(labels.individuals[played], labels.individuals[kept])
@@ -137,7 +139,7 @@ def pool_of(store: Store, *, seen: ArrayLike = ()) -> Pool:
         raise TrainError(
             "no animal has photos of two sightings apart from one another: nothing to learn from, nothing to judge by",
             source=str(store.root),
-            next_step="enrol photos of second sightings",
+            next_step="enrol photos of second sightings" + (", or leave out --from" if of_seen.any() else ""),
         )
     chosen = np.flatnonzero(kept)
     names = tuple(str(labels.individuals[row]) for row in chosen)

@@ -278,6 +278,8 @@ def _training_modules() -> Any:
 
 def _as_settled(options: Options, store: Store) -> Options:
     """With what `[training]` in reid.toml says where the options leave it open."""
+    from reid.train import recipe as recipes
+
     rules = store.config.training
     if options.mode == "auto" and not (options.recipe or options.begin_with):
         own = store.root / rules.recipe  # a file of the store
@@ -287,9 +289,17 @@ def _as_settled(options: Options, store: Store) -> Options:
     whole = options.mode == "full" or options.recipe
     if rules.onwards and whole and not (options.begin_with or options.folds):
         by = str(present.extra.get("recipe", ""))
-        if by and Path(options.recipe or by).stem == by:
+        known = Path(options.recipe).stem == by if options.recipe else by in recipes.names()
+        if known and present.extra.get("scale") == _scale(options):
             options = replace(options, begin_with=present.name)
     return options
+
+
+def _scale(options: Options) -> str:
+    """As asked for, or what the machine is fit for."""
+    import torch
+
+    return options.scale or ("gpu" if torch.cuda.is_available() else "laptop")
 
 
 def _planned(options: Options, store: Store) -> _Plan:
@@ -311,7 +321,7 @@ def _planned(options: Options, store: Store) -> _Plan:
         few = f"; fewer than {LEAST_FULL} are little for a whole network" if cuda and photos < LEAST_FULL else hint
         how = "asked for" if options.mode == "head" else "chosen"
         return _Plan("head", None, f"head, {how}: {machine}; the network itself stays as it is{few}")
-    scale = options.scale or ("gpu" if cuda else "laptop")
+    scale = _scale(options)
     seen = ensemble.lead(store.embedder.card)
     usual = RECIPE_WIDE if seen.width >= models.WIDE_ASPECT * seen.height else RECIPE
     if options.begin_with:
@@ -335,7 +345,7 @@ def _recipe_of(store: Store, model: str) -> str:
         raise TrainError(
             f"'{model}' is no network that a recipe trained in this store",
             source=str(store.models_folder),
-            next_step="choose one of `reid models`, or leave out --from",
+            next_step="choose one of `reid models list`, or leave out --from",
         )
     return str(found[model])
 
