@@ -105,7 +105,6 @@ def assembled(
         apart = ensembles.fit_apart(matrices, truth, seed=seed)
         done = Assembled(report, tuple(members), fusion.queries, fusion, linear, apart, tried, served)
         run.write_json(TRAINED_ON, {"annotations": trained_on.tolist()})
-        models.write_learnt(model, withheld.photos_of(store, trained_on))
         run.write_json(runs.METRICS, asdict(done))
         for line in lines(done):
             run.log(line)

@@ -125,7 +125,7 @@ def write(
     folder: Path, name: str, members: Sequence[Path], weights: Sequence[float], extra: dict[str, Any] | None = None
 ) -> Path:
     """The model directory `<folder>/<name>` of these members, copied, replacing one of that name; returns its path.
-    Siamese heads stay behind: they know a member's vectors, not the ensemble's.
+    Siamese heads stay behind: they know a member's vectors, not the ensemble's. It has learnt what its members have.
 
     A member that is an ensemble itself comes in with its own members, its weight shared out among them. `extra` goes
     into the card (what was fitted, and on what).
@@ -142,6 +142,10 @@ def write(
     try:
         for one in flat:
             shutil.copytree(one.folder, aside / one.name, ignore=shutil.ignore_patterns("compiled", siamese.FOLDER))
+        learnt = [
+            models.read_learnt(one) for member in members for one in (member, member.parent)
+        ]  # or of its ensemble
+        models.write_learnt(aside, frozenset[str]().union(*learnt))
         cards = [models.read_card(aside / member) for member in names]
         models.write_card(aside, _card(name, cards, names, [one.weight for one in flat], extra or {}))
         aside.chmod(0o755)

@@ -119,6 +119,18 @@ def test_an_ensemble_of_an_ensemble_is_one_of_its_members(members: list[Path], t
     np.testing.assert_allclose(in_memory.embed(crops), on_disk.embed(crops), atol=1e-6)
 
 
+def test_it_has_learnt_the_photos_of_its_members_and_of_the_ensembles_they_come_from(
+    members: list[Path], tmp_path: Path
+) -> None:
+    third = colours(tmp_path / "made", "third", Preprocessing(8, 8, ZERO, ONE), centre=0.7)
+    models.write_learnt(third, ["c"])
+    inner = ensemble.write(tmp_path / "models", "inner", members, [1.0, 3.0])
+    models.write_learnt(inner, ["a", "b"])
+    for parts in ([inner, third], [inner / members[0].name, third]):
+        outer = ensemble.write(tmp_path / "models", "outer", parts, [1.0, 1.0])
+        assert models.read_learnt(outer) == {"a", "b", "c"}
+
+
 def test_a_card_without_members_is_what_it_was(members: list[Path]) -> None:
     raw = json.loads((members[0] / models.CARD).read_text())
     assert "members" not in raw["preprocessing"]

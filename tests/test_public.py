@@ -87,6 +87,5 @@ def test_nothing_that_could_run_code_is_read_from_a_file(path: Path) -> None:
 
 
 def test_what_the_package_links_to_is_not_a_copy() -> None:
-    root = Path(__file__).parents[1]
     for name in ("cli.py", "index"):
-        assert (root / "reid" / name).resolve() == root / name, f"reid/{name} must be a link: a copy goes its own way"
+        assert (ROOT / "reid" / name).resolve() == ROOT / name, f"reid/{name} must be a link: a copy goes its own way"
