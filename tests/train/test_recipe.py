@@ -67,6 +67,7 @@ def test_a_scale_changes_what_its_sections_say_and_nothing_else() -> None:
         ("[[loss]]\nscale = 3", "no loss 'None'"),
         ("[[loss]]\nkind = 'ring'\nscale = 3", "unknown key 'loss ring: scale'"),
         ("[[loss]]\nkind = 'pair'", "go together"),
+        ("[network]\nboth = true\n[sampling]\nkind = 'pairs'\n[[loss]]\nkind = 'pair'", "network.both"),
         ("[schedule]\nepochs = 0", "schedule.epochs must be"),
         ("[laptop.input]\nheight = 8", "32 pixels or more"),
         ("[", "not a recipe"),
