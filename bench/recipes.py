@@ -6,6 +6,9 @@ animals, with a 95 % bootstrap interval over animals. The default model, untrain
 trained a Siamese head with its network, `siamese` is the cosine's shortlist of `SHORTLIST` photos in the order of the
 head alone, nothing blended in (the product fuses the head with its other sources, where that helps).
 
+After every epoch some of the queries are asked, among a few photos of their own animals (`curve`: MAP@5 as they are, and
+worn). That is an easier question than the result's, is paid for out of the same budget, and decides nothing.
+
 The budget counts the process's own seconds over both cores (`--clock cpu`), so that recipes get the same work on a
 machine that is shared. Appends one JSON line a recipe to `--out`, passes over those that are there, goes on with a
 training that was interrupted, and prints one JSON object last.
@@ -85,12 +88,20 @@ def lines(out: Path) -> list[dict[str, Any]]:
 
 
 class Split:
-    """Photos with names to train on and to find, and photos of the same animals to ask for."""
+    """Photos with names to train on and to find, and photos of the same animals to ask for; `unnamed` ones of the
+    gallery's table are shown as nobody known by recipes that have room for them, and never scored.
+    """
 
     def __init__(self, gallery: Sequence[Sighting], queries: Sequence[Sighting]) -> None:
         self.gallery = [one for one in gallery if one.identity]
+        self.unnamed = [one for one in gallery if not one.identity]
         known = {one.identity for one in self.gallery}
         self.queries = [one for one in queries if one.identity in known]
+
+    def queries_of(self, most: int, seed: int) -> list[Sighting]:
+        """As many of the queries as a curve is told by."""
+        chosen = np.random.default_rng([seed, 19]).permutation(len(self.queries))[:most]
+        return [self.queries[place] for place in sorted(chosen.tolist())]
 
     @classmethod
     def read(cls, gallery: Path, queries: Path) -> Split:
@@ -120,13 +131,19 @@ def trained(name: str, split: Split, work: Path, options: argparse.Namespace) ->
 
     def tell(epoch: int, loss: float, score: float) -> None:
         spent = (time.process_time() - begun) / THREADS
-        print(f"{chosen.name}: epoch {epoch + 1}, loss {loss:.3f}, {spent:.0f} s of two cores", flush=True)
+        print(
+            f"{chosen.name}: epoch {epoch + 1}, loss {loss:.3f}, curve {score:.3f}, {spent:.0f} s of two cores",
+            flush=True,
+        )
 
+    shown = [*split.gallery, *(split.unnamed if chosen.sampling.new_share else ())]
+    asked = split.queries_of(holdout.ASKED, options.seed)
+    held = holdout.Split(np.arange(len(shown), len(shown) + len(asked)), np.arange(len(shown)))
     done = embedder.train(
-        [source(one) for one in split.gallery], [one.identity or "" for one in split.gallery], chosen, folder,
-        chosen.name, seed=options.seed, budget=Budget(60 * options.minutes, clock), resume=True, epochs=tell,
+        [source(one) for one in (*shown, *asked)], [one.identity or "" for one in (*shown, *asked)], chosen, folder,
+        chosen.name, seed=options.seed, budget=Budget(60 * options.minutes, clock), held=held, resume=True, epochs=tell,
     )  # fmt: skip
-    models.write_learnt(done.model, (hashlib.sha256(one.path.read_bytes()).hexdigest() for one in split.gallery))
+    models.write_learnt(done.model, (hashlib.sha256(one.path.read_bytes()).hexdigest() for one in shown))
     return {
         "recipe": chosen.name,
         "scale": options.scale,
@@ -135,7 +152,9 @@ def trained(name: str, split: Split, work: Path, options: argparse.Namespace) ->
         "input": [chosen.input.height, chosen.input.width],
         "epochs": len(done.history),
         "steps": done.steps,
+        "unnamed": len(shown) - len(split.gallery),
         "losses": [round(one.loss, 4) for one in done.history],
+        "curve": [[round(one.map_at_5, 4), round(one.worn, 4)] for one in done.history],
         "parameters": done.parameters,
         "seconds": round((time.process_time() - begun) / THREADS),
         "wall_seconds": round(time.perf_counter() - wall),

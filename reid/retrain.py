@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from reid import ensemble, models, siamese, steps, teaching, withheld
+from reid import ensemble, models, steps, teaching, whole, withheld
 from reid.adopt import adopt, decision
 from reid.config import TrainingMode
 from reid.enrol import Progress, quiet
@@ -166,8 +166,10 @@ def train(store: Store, options: Options, progress: Progress = quiet) -> Candida
             next_step=advice(verdict, run.name),
         )  # fmt: skip
         run.log(done.line)
+        history = done.notes.get("epochs")  # of the last lesson, from its first epoch on; else what was told
         losses = done.notes.pop("losses", [loss for loss, _ in epochs])
-        run.write_curves(losses, [score for _, score in epochs])
+        scores = [score for _, score in epochs] if history is None else [one["map_at_5"] for one in history]
+        run.write_curves(losses, scores, worn=[one["worn"] for one in history or ()])
         learnt_from = np.union1d(pool.chosen, np.array(done.also, np.int64))
         learnt = np.union1d(pool.labels.annotations[learnt_from], before)
         run.write_json(TRAINED_ON, {"annotations": learnt.tolist()})
@@ -190,10 +192,14 @@ def _taught(
     shared = _whitened(store, options, base, pool, run, progress) if several and plan.recipe is None else None
 
     def teach(lesson: Lesson) -> Made:
-        sources = sources_of(store, pool.labels, lesson.rows)
         if plan.recipe is None:
+            sources = sources_of(store, pool.labels, lesson.rows)
             return _head(store, options, base, lesson, sources, run, shared, progress, tell)
-        return _full(store, options, plan.recipe, base, lesson, sources, progress, tell)
+        return whole.teach(
+            store, plan.recipe, base.name, pool, lesson, progress, tell, seed=options.seed, resume=options.resume,
+            seconds=60 * options.minutes / teaching.lessons(options.folds, options.pseudo_rounds),
+            begin_with=store.models_folder / options.begin_with if options.begin_with else None,
+        )  # fmt: skip
 
     lesson: teaching.Teach = teach
     if options.pseudo_rounds:
@@ -234,32 +240,6 @@ def _head(
     )  # fmt: skip
     line = f"mirrored photos are {'other animals' if done.chosen.mirror_as_class else 'of the same animal'}"
     return Made(done.model, done.photos, done.failures, done.seconds, {"tried": done.tried}, line)
-
-
-def _full(
-    store: Store, options: Options, recipe: Recipe, base: Path, lesson: Lesson, sources: Sequence[Source],
-    progress: Progress, tell: Told,
-) -> Made:  # fmt: skip
-    """The whole network, by a recipe."""
-    from reid.train import embedder
-    from reid.train.schedule import Budget
-
-    seconds = 60 * options.minutes / teaching.lessons(options.folds, options.pseudo_rounds)
-    done = embedder.train(
-        sources, lesson.names, recipe, lesson.folder, lesson.name, seed=options.seed, base=base.name,
-        budget=Budget(seconds), resume=options.resume, progress=progress, epochs=tell,
-        begin_with=store.models_folder / options.begin_with if options.begin_with else None,
-    )  # fmt: skip
-    notes = {
-        "parameters": done.parameters,
-        "steps": done.steps,
-        "losses": [one.loss for one in done.history],
-        "epochs": [asdict(one) for one in done.history],
-    }
-    line = f"{len(done.history)} epochs, {done.steps} steps, {done.parameters} learnt numbers"
-    if (done.model / siamese.FOLDER).is_dir():
-        line += "; its Siamese head comes with it"
-    return Made(done.model, done.photos, done.failures, done.seconds, notes, line)
 
 
 def _training_modules() -> Any:

@@ -11,6 +11,7 @@ Knows stores and lessons; how a lesson is learnt is the business of whoever hand
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from reid.train.runs import Run
 
 SCORES = "out-of-fold.npz"
+ALSO = "also.json"  # in a lesson's folder, once it is done: rows beyond its own that it learnt from
 
 IntArray = NDArray[np.int64]
 Vectors = NDArray[np.float32]
@@ -39,12 +41,15 @@ Vectors = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Lesson:
-    """One training: photos (`rows` of the pool's labels), what each is called, and the model directory it makes."""
+    """One training: photos (`rows` of the pool's labels), what each is called, and the model directory it makes. A
+    `trial` is made to give names to photos without one, so it must not learn that those are nobody.
+    """
 
     rows: IntArray
     names: tuple[str, ...]
     folder: Path
     name: str
+    trial: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -81,12 +86,17 @@ def lessons(folds: int, pseudo_rounds: int) -> int:
 
 
 def learnt(teach: Teach, lesson: Lesson) -> Made:
-    """What the lesson gives; its model where that is there already."""
-    model = lesson.folder / lesson.name
-    if (model / models.CARD).is_file():
-        return Made(model, len(lesson.rows), (), {}, {}, f"{lesson.name} was there")
+    """What the lesson gives; its model where that is there already, with what it was noted to have learnt beyond its
+    rows.
+    """
+    model, noted = lesson.folder / lesson.name, lesson.folder / ALSO
+    if (model / models.CARD).is_file() and noted.is_file():
+        also = tuple(json.loads(noted.read_text(encoding="utf-8")))
+        return Made(model, len(lesson.rows), (), {}, {}, f"{lesson.name} was there", also)
     lesson.folder.mkdir(parents=True, exist_ok=True)
-    return teach(lesson)
+    made = teach(lesson)
+    noted.write_text(json.dumps(made.also), encoding="utf-8")
+    return made
 
 
 # Folds ----------------------------------------------------------------------------------------------------------------
@@ -159,7 +169,8 @@ def with_pseudo_labels(
 
         def one(rows: IntArray, given: IntArray, number: int) -> Vectors:
             names = tuple(str(code) for code in given)
-            made = learnt(teach, Lesson(rows, names, lesson.folder / f"round-{number + 1}", f"round-{number + 1}"))
+            stem = f"round-{number + 1}"
+            made = learnt(teach, Lesson(rows, names, lesson.folder / stem, stem, trial=True))
             run.log(made.line)
             opened = ensemble.open_embedder(made.model, threads=store.config.embedder.threads)
             vectors, _, _ = embedded(store, opened, pool.labels, progress)

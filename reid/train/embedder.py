@@ -42,8 +42,8 @@ IntArray = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """What came out: the model directory, every epoch, how many photos and animals could be used, which photos not, the
-    network's learnt numbers, the batches shown, and the seconds of each stage.
+    """What came out: the model directory, every epoch, how many photos and animals were trained on, which photos could
+    not be read, the network's learnt numbers, the batches shown, and the seconds of each stage.
     """
 
     model: Path
@@ -78,10 +78,11 @@ def train(
     `<folder>/<name>`; the checkpoint is kept in `folder`.
 
     `budget` bounds the time: the first steps are measured, and the number of epochs follows. `held` are photos by which
-    progress is told (places in `sources`): only its gallery is then trained on. `device` "" takes a GPU where there is
-    one. `base` is kept in the model's card as what a head would be trained on. `pretrained` False starts from nothing;
-    `begin_with` is the model directory of a network of the same shape, whose weights are learnt further (a Siamese head
-    begins anew). A network that learnt by pairs has its head in its directory's folder `siamese.FOLDER`.
+    progress is told (places in `sources`): only its gallery is then trained on, and what they say decides nothing.
+    `device` "" takes a GPU where there is one. `base` is kept in the model's card as what a head would be trained on.
+    `pretrained` False starts from nothing; `begin_with` is the model directory of a network of the same shape, whose
+    weights are learnt further (a Siamese head begins anew). A network that learnt by pairs has its head in its
+    directory's folder `siamese.FOLDER`.
 
     Raises:
         TrainError: fewer than two animals, no photo can be read, the loss is no number, or the checkpoint is of another
@@ -109,7 +110,7 @@ def train(
             else:
                 run.start(progress, white=fresh)
                 run.clock["start"] = budget.spent() - run.clock["photos"]
-            asked = None if held is None else inside(held, kept, labels)
+            asked = None if held is None else inside(held, kept, labels, seed)
             run.all_epochs(folder, budget, asked, progress, epochs)
             run.finish()
         finally:
@@ -120,7 +121,7 @@ def train(
     run.clock["total"] = budget.spent()
     learnt = sum(p.numel() for p in net.parameters())
     animals = int(run.codes.max()) + 1
-    return Trained(model, tuple(run.history), len(kept), animals, kept.failures, learnt, run.steps, run.clock)
+    return Trained(model, tuple(run.history), len(run.rows), animals, kept.failures, learnt, run.steps, run.clock)
 
 
 def write(

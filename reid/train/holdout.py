@@ -14,6 +14,9 @@ from numpy.typing import ArrayLike, NDArray
 from reid.metrics import reciprocal_ranks
 from reid.train.assignment import codes_of
 
+ASKED = 200  # held-out photos that a curve is told by, at most
+FOUND = 5  # photos of each of their animals among which they are looked for, at most
+
 IntArray = NDArray[np.int64]
 Floats = NDArray[np.floating[Any]]
 
@@ -52,6 +55,20 @@ def split(
         out[pairs[is_query[pairs[:, one]], other]] = True
     gallery = np.flatnonzero(~out)
     return Split(queries[np.isin(codes[queries], codes[gallery])], gallery)
+
+
+def told_by(held: Split, codes: IntArray, *, seed: int = 0) -> Split:
+    """As much of a split as a curve needs, so that an epoch does not pay for the whole gallery: `ASKED` random queries,
+    and of the gallery `FOUND` random photos of each of their animals. Queries without one are left out. `codes (N,)`
+    are the identities of all photos.
+    """
+    rng = np.random.default_rng([seed, 23])
+    queries = held.queries[np.isin(codes[held.queries], codes[held.gallery])]
+    queries = np.sort(rng.permutation(queries)[:ASKED])
+    near = rng.permutation(held.gallery[np.isin(codes[held.gallery], codes[queries])])
+    order = near[np.argsort(codes[near], kind="stable")]
+    first = np.searchsorted(codes[order], codes[order])  # where the photo's animal begins
+    return Split(queries, np.sort(order[np.arange(len(order)) - first < FOUND]))
 
 
 def ranks(scores: Floats, queries: IntArray, gallery: IntArray) -> IntArray:

@@ -69,11 +69,14 @@ class Held:
     codes: IntArray
 
 
-def inside(held: Split, kept: Pictures, labels: Sequence[str]) -> Held:
-    """What of a split could be read."""
-    found = [np.flatnonzero(np.isin(kept.rows, rows)) for rows in (held.queries, held.gallery)]
-    names = np.asarray(labels, dtype=np.str_)[kept.rows[np.concatenate(found)]]
-    return Held(found[0], found[1], codes_of(names))
+def inside(held: Split, kept: Pictures, labels: Sequence[str], seed: int = 0) -> Held | None:
+    """What of a split could be read, as much of it as a curve needs (`holdout.told_by`); None where nothing is left."""
+    queries, gallery = (np.flatnonzero(np.isin(kept.rows, rows)) for rows in (held.queries, held.gallery))
+    codes = codes_of(np.asarray(labels, dtype=np.str_)[kept.rows])
+    found = holdout.told_by(Split(queries, gallery), codes, seed=seed)
+    if not len(found.queries):
+        return None
+    return Held(found.queries, found.gallery, codes[np.concatenate([found.queries, found.gallery])])
 
 
 class Loop:
@@ -190,13 +193,17 @@ class Loop:
     def all_epochs(
         self, folder: Path, budget: Budget, held: Held | None, progress: Progress | None, told: Told | None
     ) -> None:
-        """All that are left, each followed by a checkpoint."""
+        """All that are left, each followed by a checkpoint. What the held-out photos say is written down and decides
+        nothing: neither which weights serve nor when to stop.
+        """
         while self.plan.left:
             started = time.perf_counter()
             loss = self.epoch(budget, progress)
+            taught = budget.spent()
             scores = (math.nan, math.nan) if held is None else self.scores(held)
             self.history.append(Epoch(loss, *scores, time.perf_counter() - started))
             self._take_in(at_end=True)
+            self.plan.each += budget.spent() - taught  # the curve is paid for out of the same budget
             checkpoints.write(folder, self.state())
             if told is not None:
                 told(len(self.history) - 1, loss, scores[0])
@@ -330,7 +337,7 @@ class Loop:
     def state(self) -> dict[str, Any]:
         """Tensors and plain numbers: all that the next epoch needs."""
         return {
-            "about": checkpoints.about(self.recipe, self.seed, len(self.kept), self.n),
+            "about": checkpoints.about(self.recipe, self.seed, len(self.rows), self.n),
             "network": self.net.state_dict(), "losses": self.losses.state_dict(),
             "pairing": self.pairing.state_dict() if self.pairing else {},
             "optimiser": self.optimiser.state_dict(), "plan": self.plan.to_dict(),
@@ -341,7 +348,7 @@ class Loop:
 
     def restore(self, folder: Path) -> None:
         """Go on from the checkpoint in `folder`."""
-        kept = checkpoints.read(folder, checkpoints.about(self.recipe, self.seed, len(self.kept), self.n))
+        kept = checkpoints.read(folder, checkpoints.about(self.recipe, self.seed, len(self.rows), self.n))
         self.net.load_state_dict(kept["network"])
         self.losses.load_state_dict(kept["losses"])
         if self.pairing:

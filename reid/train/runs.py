@@ -74,9 +74,14 @@ class Run:
         text = json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False)
         _write(self.folder / name, text + "\n")
 
-    def write_curves(self, losses: Sequence[float], scores: Sequence[float], measure: str = "MAP@5") -> None:
-        """Draw `curves.png`: the loss, and the `measure` of the held-out photos where there is one."""
-        series = {"loss": losses} | ({f"{measure}, held out": scores} if any(map(math.isfinite, scores)) else {})
+    def write_curves(
+        self, losses: Sequence[float], scores: Sequence[float], measure: str = "MAP@5", *, worn: Sequence[float] = ()
+    ) -> None:
+        """Draw `curves.png`: the loss, and the `measure` of the held-out photos, as they are and worn, where there is
+        one.
+        """
+        told = {f"{measure}, held out": scores, f"{measure}, held out and made small or lossy": worn}
+        series = {"loss": losses} | {title: values for title, values in told.items() if any(map(math.isfinite, values))}
         with tempfile.NamedTemporaryFile(dir=self.folder, suffix=".png", delete=False) as file:
             Image.fromarray(draw_curves(series)).save(file, format="PNG")
         os.replace(file.name, self.folder / CURVES)

@@ -1,7 +1,7 @@
 """Which photos an epoch shows, in which batches.
 
-Codes are identities as numbers from 0, −1 for photos of no known animal. An epoch is a list of batches, arrays of photo
-numbers; the generator decides everything. Knows arrays only.
+Codes are identities as numbers from 0, −1 for photos of no known animal, −2 for photos that are not shown. An epoch is a
+list of batches, arrays of photo numbers; the generator decides everything. Knows arrays only.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def epoch(codes: IntArray, config: SamplingConfig, batch: int, done: float, rng:
         counts = np.bincount(codes[known])
         large = known[counts[codes[known]] >= config.large_first]
         known = large if len(np.unique(codes[large])) >= 2 else known
-    new = np.flatnonzero(codes < 0)
+    new = np.flatnonzero(codes == -1)
     places = batch - (min(batch // 2, round(batch * config.new_share)) if len(new) else 0)
     if config.kind == "identities":
         batches = identity_batches(codes, known, places, config.photos, rng)

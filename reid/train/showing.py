@@ -89,7 +89,7 @@ class Showing:
             return list(sampling.epoch(self.codes, self.recipe.sampling, size, done, rng))
         parted: list[tuple[int, IntArray]] = []
         for cluster in np.unique(self.clusters[self.codes >= 0]):
-            inside = np.where(self.clusters == cluster, self.codes, -2)
+            inside = np.where((self.clusters == cluster) | (self.codes == -1), self.codes, -2)
             if len(np.unique(inside[inside >= 0])) >= 2:
                 some = sampling.epoch(inside, self.recipe.sampling, size, done, rng)
                 parted += [(int(cluster), one) for one in some]

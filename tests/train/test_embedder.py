@@ -65,7 +65,7 @@ def test_a_network_from_nothing_learns_to_tell_animals_apart(tmp_path: Path) -> 
     first, last = done.history[0], done.history[-1]
     assert last.map_at_5 > max(0.45, first.map_at_5 + 0.2) and last.loss < 0.5 * first.loss
     assert last.worn == last.worn and told == [(i, e.loss, e.map_at_5) for i, e in enumerate(done.history)]
-    assert (done.animals, done.photos, done.steps) == (20, 120, 20 * 7)  # of 100 photos that are not held out
+    assert (done.animals, done.photos, done.steps) == (20, 100, 20 * 7)  # 20 photos are held out
 
 
 def test_the_exported_model_gives_the_trained_networks_vectors(

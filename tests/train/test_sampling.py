@@ -66,6 +66,9 @@ def test_so_many_photos_of_unknown_animals_are_in_every_batch() -> None:
         batches = sampling.epoch(codes, config, 8, 0.0, rng())
         assert [int((codes[b] < 0).sum()) for b in batches] == [2] * len(batches)
         assert {len(b) for b in batches} == {8}
+        held = np.where(codes < 0, -2, codes)  # held out, not without a name: never shown
+        found = np.concatenate(sampling.epoch(held, config, 8, 0.0, rng()))
+        assert (codes[found] >= 0).all()
     without = sampling.epoch(codes[:8], SamplingConfig(new_share=0.25), 8, 0.0, rng())
     assert [len(b) for b in without] == [8]
     assert all((codes[b] >= 0).all() for b in sampling.epoch(codes, PLAIN, 4, 0.0, rng()))
