@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from reid import ensemble, models, steps, teaching, whole, withheld
 from reid.adopt import adopt, decision
@@ -44,6 +45,7 @@ RECIPE_WIDE, RECIPE = "first_place", "any_animal"
 LEAST_FULL = 1000  # photos with names from which on a GPU trains the whole network unasked
 
 Mode = TrainingMode
+IntArray = NDArray[np.int64]
 Told = Callable[[int, float, float], None]
 
 
@@ -113,7 +115,7 @@ def train(store: Store, options: Options, progress: Progress = quiet) -> Candida
     Raises:
         TrainError: too few photos or animals, no animal with a second sighting, a loss that is no number, a full disk,
             nothing to resume.
-        ConfigError: no such recipe.
+        ConfigError: no such recipe, or its teacher is no model.
         MissingExtra: torch is not installed.
     """
     if options.folds == 1 or min(options.folds, options.pseudo_rounds) < 0:
@@ -134,7 +136,7 @@ def train(store: Store, options: Options, progress: Progress = quiet) -> Candida
         options = _as_settled(options, store)
     plan = _planned(options, store)
     base = _base(store)
-    before = withheld.trained_on_by(store, options.begin_with) if options.begin_with else np.empty(0, np.int64)
+    before = _learnt_before(store, options, plan)
     pool = pool_of(store, seen=before)
     if not options.resume:
         unnamed = options.name == Options().name
@@ -309,9 +311,46 @@ def _planned(options: Options, store: Store) -> _Plan:
     chosen = recipe.load(options.recipe or usual, scale)  # type: ignore[arg-type]  # a wrong one is refused there
     if options.epochs:
         chosen = replace(chosen, schedule=replace(chosen.schedule, epochs=options.epochs))
+    if chosen.sampling.teacher:
+        chosen = _with_teacher(chosen, store)
     how = "asked for" if asked else "chosen"
     bound = f", within {options.minutes:g} minutes" if options.minutes else ""
     return _Plan("full", chosen, f"full, {how}: {machine}; recipe {chosen.name}, scale {scale}{bound}")
+
+
+def _with_teacher(recipe: Recipe, store: Store) -> Recipe:
+    """The recipe with its teacher's directory: that of a model of the store, or a path.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    from reid.train import teacher
+
+    name = recipe.sampling.teacher
+    own = store.models_folder / name
+    folder = teacher.found(str(own if own.is_dir() else name)).resolve()
+    return replace(recipe, sampling=replace(recipe.sampling, teacher=str(folder)))
+
+
+def _learnt_before(store: Store, options: Options, plan: _Plan) -> IntArray:
+    """The annotations that a training knows through others: those learnt by the network that it goes on from, and by
+    its teacher. They judge nothing.
+
+    Raises:
+        TrainError: a teacher has seen the photos by which a fold would be judged.
+    """
+    found = [withheld.trained_on_by(store, options.begin_with)] if options.begin_with else []
+    if plan.recipe is not None and plan.recipe.sampling.teacher:
+        folder = Path(plan.recipe.sampling.teacher)
+        own = folder.parent == store.models_folder.resolve()
+        found.append(withheld.trained_on_by(store, folder.name if own else str(folder)))
+        if options.folds and len(found[-1]):
+            raise TrainError(
+                "the recipe's teacher has seen the photos by which a fold would be judged",
+                source=str(folder),
+                next_step="leave out --folds, or name a teacher that learnt elsewhere",
+            )
+    return np.unique(np.concatenate([np.empty(0, np.int64), *found]))
 
 
 def _recipe_of(store: Store, model: str) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,6 +21,9 @@ from reid import lite0, models, weights
 from reid.errors import ModelError
 from reid.models import ModelCard, Preprocessing
 from reid.train.torchvision_ops import import_timm
+
+if TYPE_CHECKING:
+    import openvino
 
 LEAST_COSINE = 0.999  # between the exported graph's vectors and the network's
 LITE0 = "tf_efficientnet_lite0"
@@ -191,7 +194,10 @@ def _trained(folder: Path, card: ModelCard) -> Backbone:
     from reid.train.recipe import NetworkConfig
 
     try:
-        network, _ = build(NetworkConfig(**card.extra["network"]), grey=bool(card.extra["grey"]), pretrained=False)
+        network, _ = build(
+            NetworkConfig(**card.extra["network"]), grey=bool(card.extra["grey"]), pretrained=False,
+            size=(card.preprocessing.height, card.preprocessing.width),
+        )  # fmt: skip
     except (KeyError, TypeError) as error:
         raise ModelError(
             f"a network of another version ({error})", source=str(folder), next_step="train it again"
@@ -260,22 +266,42 @@ def _short(architecture: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", architecture.rsplit("/", 1)[-1])
 
 
+def graph_of(backbone: Backbone, size: tuple[int, int], name: str) -> openvino.Model:
+    """The network as a graph for crops of that height and width.
+
+    Raises:
+        ModelError: it does something that OpenVINO has no rule for.
+    """
+    import openvino
+
+    sample = torch.zeros((2, *size, 3), dtype=torch.uint8)
+    try:
+        program = torch.export.export(backbone.cpu().eval(), (sample,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+        with warnings.catch_warnings():  # torch copies its own deprecated tree nodes while OpenVINO reads the program
+            warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated", category=FutureWarning)
+            graph = openvino.convert_model(program)
+    except Exception as error:  # torch and OpenVINO have kinds of their own for every operator they cannot take
+        said = [line for line in str(error).splitlines() if line.strip()]
+        raise ModelError(
+            f"'{name}' cannot be made a graph for CPUs ({said[-1].strip(' -') if said else type(error).__name__})",
+            next_step="choose another backbone of timm",
+        ) from error
+    graph.reshape([-1, *size, 3])
+    graph.outputs[0].get_tensor().set_names({"embedding"})
+    return graph
+
+
 def export(backbone: Backbone, card: ModelCard, folder: Path) -> Path:
     """Write `backbone` as model directory `folder/<card.name>` and check that its graph gives the same vectors.
 
     Raises:
-        ModelError: the graph's vectors differ from the network's by more than `LEAST_COSINE` allows.
+        ModelError: there is no graph of it (`graph_of`), or its vectors differ from the network's by more than `LEAST_COSINE` allows.
     """
     import openvino
 
     size = card.preprocessing.height, card.preprocessing.width
+    graph = graph_of(backbone, size, card.architecture)
     sample = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, *size, 3), np.uint8))
-    program = torch.export.export(backbone.cpu().eval(), (sample,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
-    with warnings.catch_warnings():  # torch copies its own deprecated tree nodes while OpenVINO reads the program
-        warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated", category=FutureWarning)
-        graph = openvino.convert_model(program)
-    graph.reshape([-1, *size, 3])
-    graph.outputs[0].get_tensor().set_names({"embedding"})
     with torch.inference_mode():
         ours = backbone(sample).numpy()
     compiled = openvino.Core().compile_model(graph, "CPU")

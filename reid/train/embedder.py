@@ -12,8 +12,9 @@ Knows photos with identities; no stores.
 from __future__ import annotations
 
 import hashlib
+import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,11 @@ import torch
 from numpy.typing import NDArray
 
 from reid import models, siamese
-from reid.errors import TrainError
+from reid.errors import ModelError, TrainError
 from reid.models import ModelCard, Preprocessing
 from reid.records import Failure
 from reid.siamese import Siamese
-from reid.train import backbone, checkpoints, network, pictures
+from reid.train import backbone, checkpoints, network, pictures, teacher
 from reid.train.assignment import codes_of
 from reid.train.features import Source
 from reid.train.holdout import Split
@@ -36,6 +37,8 @@ from reid.train.network import Network
 from reid.train.pictures import Pictures
 from reid.train.recipe import Recipe
 from reid.train.schedule import Budget
+from reid.train.showing import by_class
+from reid.train.teacher import Teacher
 
 IntArray = NDArray[np.int64]
 
@@ -87,22 +90,32 @@ def train(
     Raises:
         TrainError: fewer than two animals, no photo can be read, the loss is no number, or the checkpoint is of another
             recipe.
-        ModelError: the backbone cannot be had, or `begin_with` is of another shape.
+        ModelError: the backbone cannot be had, gives no maps or no graph, or `begin_with` is of another shape.
+        ConfigError: the recipe's teacher is no model directory.
     """
     if len(sources) != len(labels):
         raise ValueError(f"{len(sources)} sources and {len(labels)} labels")
+    if recipe.sampling.new_targets == "distilled":
+        teacher.found(recipe.sampling.teacher)
     budget = (budget or Budget()).begun()
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         fresh = begin_with is None
-        net, (mean, std) = network.build(recipe.network, grey=recipe.input.grey, pretrained=pretrained and fresh)
+        net, (mean, std) = network.build(
+            recipe.network, grey=recipe.input.grey, pretrained=pretrained and fresh,
+            size=(recipe.input.height, recipe.input.width),
+        )  # fmt: skip
+        if network.one_size(net.backbone):
+            _refuse_early(net, recipe, mean, std)
         if begin_with is not None:
             backbone.load_weights(net, begin_with)
         seen = Preprocessing(recipe.input.height, recipe.input.width, mean, std, margin=recipe.input.margin)
         tell = (lambda done, of: progress("photos", done, of)) if progress else None
         kept = pictures.load(sources, seen, tell)
-        run = Loop(net, kept, _codes(labels, kept, held), recipe, seed, chosen, seen)
+        codes = _codes(labels, kept, held)
+        taught = _taught_by(recipe, [sources[row] for row in kept.rows], codes, folder, tell)
+        run = Loop(net, kept, codes, recipe, seed, chosen, seen, taught)
         try:
             run.clock["photos"] = budget.spent()
             if resume and checkpoints.exists(folder):
@@ -118,6 +131,7 @@ def train(
     head = run.pairing.head.plain() if run.pairing else None
     model = write(net, recipe, seen, folder, name, base=base, head=head)
     checkpoints.remove(folder)
+    shutil.rmtree(folder / teacher.FOLDER, ignore_errors=True)
     run.clock["total"] = budget.spent()
     learnt = sum(p.numel() for p in net.parameters())
     animals = int(run.codes.max()) + 1
@@ -159,6 +173,30 @@ def write(
         siamese.save(replace(head, about=about), model / siamese.FOLDER)
         models.swap(model, folder / name)
     return folder / name
+
+
+def _taught_by(
+    recipe: Recipe, sources: Sequence[Source], codes: IntArray, folder: Path, tell: Callable[[int, int], None] | None
+) -> Teacher | None:
+    """The recipe's teacher, where it has one and there are photos to be taught by it."""
+    rules = recipe.sampling
+    if rules.new_targets != "distilled" or not (codes == -1).any():
+        return None
+    vectors = teacher.look(
+        teacher.found(rules.teacher), sources, folder / teacher.FOLDER, threads=torch.get_num_threads(), progress=tell
+    )
+    return Teacher(vectors, codes, rules.heat, by_class=by_class(recipe), mirrors=rules.mirror != "none")
+
+
+def _refuse_early(net: Network, recipe: Recipe, mean: Any, std: Any) -> None:
+    """Raises ModelError where a transformer cannot be trained by the recipe or exported: now, not after the training."""
+    name, size = recipe.network.backbone, (recipe.input.height, recipe.input.width)
+    if set(recipe.schedule.sizes) != {1.0}:
+        raise ModelError(
+            f"'{name}' takes photos of one size, and schedule.sizes has {list(recipe.schedule.sizes)}",
+            next_step="write sizes = [1.0] under [schedule], or choose another backbone",
+        )
+    backbone.graph_of(backbone.Backbone(net, mean, std), size, name)
 
 
 def _codes(labels: Sequence[str], kept: Pictures, held: Split | None) -> IntArray:

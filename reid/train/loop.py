@@ -35,6 +35,7 @@ from reid.train.pictures import Pictures
 from reid.train.recipe import Recipe
 from reid.train.schedule import Budget, Plan, rate_at, size_at
 from reid.train.showing import Showing, Views, by_class
+from reid.train.teacher import Teacher
 
 IntArray = NDArray[np.int64]
 Progress = Callable[[str, int, int], None]  # what is being done, photos or epochs done, in all
@@ -79,12 +80,17 @@ def inside(held: Split, kept: Pictures, labels: Sequence[str], seed: int = 0) ->
     return Held(found.queries, found.gallery, codes[np.concatenate([found.queries, found.gallery])])
 
 
+def _norms(module: torch.nn.Module) -> list[Any]:
+    """All batch norms within."""
+    return [one for one in module.modules() if isinstance(one, torch.nn.modules.batchnorm._BatchNorm)]
+
+
 class Loop:
     """One training as it goes: the network, what teaches it, and how far it has come."""
 
     def __init__(
         self, net: Network, kept: Pictures, codes: IntArray, recipe: Recipe, seed: int, device: torch.device,
-        seen: Preprocessing,
+        seen: Preprocessing, teacher: Teacher | None = None,
     ) -> None:  # fmt: skip
         self.kept, self.recipe, self.seed, self.device = kept, recipe, seed, device
         self.rows = np.flatnonzero(codes >= -1)
@@ -96,10 +102,11 @@ class Loop:
         space = losses.Space(net.dim, net.n_parts, np.tile(counts, 2) if by_class(recipe) else counts)
         self.losses = losses.Sum(recipe.losses, space).to(device)
         self.pairing = Pairing(recipe, net.dim, codes).to(device) if recipe.sampling.kind == "pairs" else None
-        self.shown = Showing(kept, codes, recipe, seed, self.pairing, self.vectors)
+        self.shown = Showing(kept, codes, recipe, seed, self.pairing, self.vectors, teacher)
         self.mean, self.std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (seen.mean, seen.std))
         self.optimiser = self._optimiser()
-        self.still = {name for group in net.groups()[: recipe.schedule.frozen] for name in group}
+        still = net.groups()[: recipe.schedule.frozen] if recipe.schedule.frozen else []
+        self.still = {name for group in still for name in group}
         self.plan = Plan(recipe.schedule.epochs)
         self.average: dict[str, torch.Tensor] = {}
         self.averaged = 0
@@ -163,11 +170,16 @@ class Loop:
             np.add.at(total, self.codes[known] + (self.n if turned else 0), vectors)
         self.losses.start(torch.from_numpy(unit_rows(total)).to(self.device))
 
-    def refresh(self, rng: np.random.Generator) -> None:
-        """Batch norms' running statistics anew, by augmented photos."""
-        norms = [m for m in self.net.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
-        kept = [norm.momentum for norm in norms]
+    def refresh(self, rng: np.random.Generator, *, backbone: bool = True) -> None:
+        """Batch norms' running statistics anew, by augmented photos; without `backbone` only those behind it."""
+        norms = _norms(self.net)
         self.net.train()
+        if not backbone:
+            inner = _norms(self.net.backbone)
+            for norm in inner:
+                norm.eval()
+            norms = [norm for norm in norms if norm not in inner]
+        kept = [norm.momentum for norm in norms]
         for norm in norms:
             norm.reset_running_stats()
             norm.momentum = None  # a plain mean over the batches
@@ -181,11 +193,15 @@ class Loop:
             norm.momentum = momentum
 
     def finish(self) -> None:
-        """The averaged weights, where the recipe wants some; batch norms as the photos have them with these weights."""
+        """The averaged weights, where the recipe wants some; batch norms as the photos have them with these weights. A
+        mean of the norms' statistics would be that of networks which do not serve; norms of the backbone that the
+        recipe holds still stay, those behind it never do.
+        """
         if self.average:
             self.net.load_state_dict(self.average)
-        if self.recipe.schedule.norms == "train":
-            self.refresh(np.random.default_rng([self.seed, 13]))
+        moving = self.recipe.schedule.norms == "train"
+        if moving or self.average:
+            self.refresh(np.random.default_rng([self.seed, 13]), backbone=moving)
         self.net.eval()
 
     # Epochs -----------------------------------------------------------------------------------------------------------
@@ -263,9 +279,8 @@ class Loop:
         self.net.train()
         self.losses.train()
         if config.norms == "frozen":
-            for module in self.net.backbone.modules():
-                if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
-                    module.eval()
+            for norm in _norms(self.net.backbone):
+                norm.eval()
         if not config.frozen:
             return
         still = self.still if done < config.frozen_for else set()

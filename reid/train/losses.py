@@ -44,12 +44,14 @@ _LENGTH = 4.0  # of a class centre at first: only its direction counts, and the 
 class Targets:
     """`classes (B,) int64`, −1 for none; `twins (B,) int64` the class of the mirror image, −1 where it competes or there
     is none; `done` the share of the training that is over; `part` which part of a divided vector this batch trains.
+    `soft (K, C)` is what each of the K photos of no class is to be taken for, in their order; None: all classes alike.
     """
 
     classes: torch.Tensor
     twins: torch.Tensor
     done: float = 0.0
     part: int | None = None
+    soft: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -101,7 +103,7 @@ class MarginSoftmax(torch.nn.Module):  # type: ignore[misc]
         logits = cosine.scatter(1, classes[:, None], wanted[:, None].to(cosine.dtype)) * config.scale
         loss = _cross_entropy(without_twins(logits, targets), classes, known)
         if config.uniform and not bool(known.all()):
-            loss = loss + config.uniform * _to_uniform(cosine[~known] * config.scale)
+            loss = loss + config.uniform * _to_soft(cosine[~known] * config.scale, targets.soft)
         return loss
 
     def start(self, centres: torch.Tensor) -> None:
@@ -165,7 +167,7 @@ class SoftmaxHeads(torch.nn.Module):  # type: ignore[misc]
             logits = head(part.float())
             total = total + _cross_entropy(without_twins(logits, targets), classes, known)
             if self.config.uniform and not bool(known.all()):
-                total = total + self.config.uniform * _to_uniform(logits[~known])
+                total = total + self.config.uniform * _to_soft(logits[~known], targets.soft)
         return total
 
     def start(self, centres: torch.Tensor) -> None:
@@ -364,9 +366,12 @@ def _cross_entropy(logits: torch.Tensor, classes: torch.Tensor, known: torch.Ten
     return functional.cross_entropy(logits[known], classes[known])
 
 
-def _to_uniform(logits: torch.Tensor) -> torch.Tensor:
-    """Cross entropy to 1/C, less its least value: 0 where nothing stands out."""
-    return -functional.log_softmax(logits, 1).mean() - math.log(logits.shape[1])
+def _to_soft(logits: torch.Tensor, soft: torch.Tensor | None) -> torch.Tensor:
+    """Cross entropy to `soft`, or to 1/C, less its least value: 0 where the photos are taken for what they should be."""
+    said = functional.log_softmax(logits, 1)
+    if soft is None:
+        return -said.mean() - math.log(logits.shape[1])
+    return (torch.xlogy(soft, soft) - soft * said).sum(1).mean()
 
 
 def _own_classes(classes: torch.Tensor) -> torch.Tensor:

@@ -15,6 +15,7 @@ Knows tensors; what is learnt from them is the business of `reid.train.losses`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,7 @@ from reid.errors import ModelError
 from reid.train.recipe import NetworkConfig
 from reid.train.torchvision_ops import import_timm
 
+Size = tuple[int, int]  # height, width
 _LITE0 = "tf_efficientnet_lite0"
 
 
@@ -45,12 +47,15 @@ class Embedded:
 class Network(torch.nn.Module):  # type: ignore[misc]  # torch is not followed by the type checker
     """`(B, 3, H, W) float32 normalised → (B, served) float32`, not of unit length. What is taught is `embed`."""
 
-    def __init__(self, backbone: torch.nn.Module, config: NetworkConfig, *, grey: bool = False) -> None:
-        """`grey` takes the colours off whatever comes in."""
+    def __init__(
+        self, backbone: torch.nn.Module, config: NetworkConfig, *, grey: bool = False, size: Size | None = None
+    ) -> None:
+        """`grey` takes the colours off whatever comes in; `size` is the photos' height and width, where it is known."""
         super().__init__()
         self.backbone, self.config, self.grey = backbone, config, grey
         widths = [int(stage["num_chs"]) for stage in backbone.feature_info]
-        last = int(backbone.num_features)
+        self.whole = not config.levels and _gives_a_map(backbone, size)
+        last = int(backbone.num_features) if self.whole else widths[-1]
         if config.levels:
             widths = widths[: config.levels]
             last = widths[-1]
@@ -110,9 +115,11 @@ class Network(torch.nn.Module):  # type: ignore[misc]  # torch is not followed b
         if self.grey:
             luma = torch.tensor([0.299, 0.587, 0.114], dtype=x.dtype, device=x.device).view(1, 3, 1, 1)
             x = (x * luma).sum(1, keepdim=True).expand(-1, 3, -1, -1)
-        if self.config.levels:
-            levels = [*self.stages, self.config.levels - 1]
-            cut: list[torch.Tensor] = self.backbone.forward_intermediates(x, indices=levels, intermediates_only=True)
+        if not self.whole:
+            levels = [*self.stages, (self.config.levels or len(self.backbone.feature_info)) - 1]
+            cut: list[torch.Tensor] = self.backbone.forward_intermediates(
+                x, indices=levels, norm=not self.config.levels, intermediates_only=True
+            )
             return cut
         if not self.stages:
             return [self.backbone.forward_features(x)]
@@ -142,6 +149,19 @@ class Network(torch.nn.Module):  # type: ignore[misc]  # torch is not followed b
         power = self.power if self.config.learn_gem else self.config.gem
         return functional.adaptive_avg_pool2d(maps.clamp_min(1e-6).pow(power), self.cells).pow(1 / power)
 
+    def check(self, size: Size | None) -> None:
+        """Raises ModelError where photos of that size give no maps of the expected widths."""
+        name = self.config.backbone
+        try:
+            found = _tried(self.backbone, self.maps, size)
+        except Exception as error:  # a network that cannot, says so in its own way
+            raise _no_maps(name, size, error) from error
+        widths = [int(stage["num_chs"]) for stage in self.backbone.feature_info]
+        wanted = [*(widths[stage] for stage in self.stages), widths[(self.config.levels or len(widths)) - 1]]
+        shapes = [tuple(one.shape) for one in found]
+        if [shape[1:2] for shape in shapes] != [(one,) for one in wanted] or any(len(shape) != 4 for shape in shapes):
+            raise _no_maps(name, size, f"but {', '.join(map(str, shapes))}")
+
     def groups(self) -> list[list[str]]:
         """Names of the backbone's parameters, stage by stage."""
         from timm.models import group_parameters
@@ -164,13 +184,16 @@ def _strips(maps: torch.Tensor, n: int) -> list[torch.Tensor]:
     return [maps[:, :, :, low:high] for low, high in bounds]
 
 
-def build(config: NetworkConfig, *, grey: bool = False, pretrained: bool = True) -> tuple[Network, tuple[Any, Any]]:
+def build(
+    config: NetworkConfig, *, grey: bool = False, pretrained: bool = True, size: Size | None = None
+) -> tuple[Network, tuple[Any, Any]]:
     """A network as `config` says, and the (mean, std) in pixel units (0–255) that its inputs are normalised by.
 
-    ImageNet weights of lite0 come from its package; those of other backbones from timm's hub or its cache.
+    ImageNet weights of lite0 come from its package; those of other backbones from timm's hub or its cache. A backbone
+    whose weights belong to one size of photo, as most transformers' do, is brought to `size` (height, width).
 
     Raises:
-        ModelError: no such backbone, its weights cannot be had, or it gives no maps to pool.
+        ModelError: no such backbone, its weights cannot be had, or it gives no maps of photos of that size to pool.
     """
     from reid.train import backbone
 
@@ -190,12 +213,68 @@ def build(config: NetworkConfig, *, grey: bool = False, pretrained: bool = True)
             {name: torch.from_numpy(np.array(t)) for name, t in zip(network.state_dict(), tensors, strict=True)}
         )
     if not hasattr(network, "forward_intermediates") or not hasattr(network, "feature_info"):
-        raise ModelError(f"'{config.backbone}' gives no maps to pool", next_step="choose another backbone of timm")
+        raise _no_maps(config.backbone, None, "it has no levels that can be asked for")
     if config.levels > len(network.feature_info):
-        raise ModelError(f"'{config.backbone}' has {len(network.feature_info)} levels, not {config.levels}")
+        raise ModelError(
+            f"'{config.backbone}' has {len(network.feature_info)} levels, not {config.levels}",
+            next_step="choose fewer levels under [network], or 0 for all of them",
+        )
     data = timm.data.resolve_model_data_config(network)
     mean, std = (tuple(255.0 * float(v) for v in data[key]) for key in ("mean", "std"))
-    return Network(network, config, grey=grey), (mean, std)
+    if size is not None and one_size(network):
+        try:
+            _set_size(network, size)
+        except Exception as error:  # timm's own kinds differ from network to network
+            raise _no_maps(config.backbone, size, error) from error
+    made = Network(network, config, grey=grey, size=size)
+    if not made.whole:
+        made.check(size)
+    return made, (mean, std)
+
+
+def one_size(backbone: torch.nn.Module) -> bool:
+    """Whether a backbone is made for photos of one size, though it can be made anew for another."""
+    return hasattr(backbone, "set_input_size")
+
+
+def _set_size(backbone: Any, size: Size) -> None:
+    """A backbone for photos of that size and no other. One that would fit itself to each photo is held to this size: how
+    it stretches its positions at every call cannot be exported.
+    """
+    backbone.set_input_size(img_size=size)
+    if getattr(backbone, "dynamic_img_size", False):
+        backbone.dynamic_img_size = False
+        backbone.patch_embed.flatten = True
+
+
+def _gives_a_map(backbone: Any, size: Size | None) -> bool:
+    """Whether what the backbone gives of itself is a map (B, C, h, w), as convolutions do; transformers give tokens, and
+    some the channels last.
+    """
+    try:
+        found = _tried(backbone, backbone.forward_features, size)
+    except Exception:  # what is wrong with it is said by `Network.check`
+        return False
+    return isinstance(found, torch.Tensor) and found.ndim == 4 and found.shape[1] == backbone.num_features
+
+
+def _tried(backbone: Any, call: Callable[[torch.Tensor], Any], size: Size | None) -> Any:
+    """What `call` makes of one photo of that size, or of the backbone's own."""
+    shape = tuple(size or backbone.pretrained_cfg["input_size"][1:])
+    training = backbone.training
+    backbone.eval()
+    with torch.no_grad():
+        found = call(torch.zeros(1, 3, *shape))
+    backbone.train(training)
+    return found
+
+
+def _no_maps(name: str, size: Size | None, why: object) -> ModelError:
+    photos = f"photos of {size[1]}×{size[0]} pixels" if size else "photos"
+    return ModelError(
+        f"'{name}' gives no maps of {photos} ({str(why).splitlines()[0] if str(why) else type(why).__name__})",
+        next_step="choose [input] height and width that its patches divide, or another backbone of timm under [network]",
+    )
 
 
 def start_whitened(network: Network, pooled: list[NDArray[np.float32]]) -> None:

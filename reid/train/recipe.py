@@ -26,6 +26,7 @@ Pooling = Literal["avg", "gem", "max", "max_avg", "last_two", "all_stages", "str
 Kind = Literal["shuffled", "identities", "pairs"]
 Mirror = Literal["class", "views", "none"]
 Negatives = Literal["lap", "blocks", "sparse", "random"]
+NewTargets = Literal["uniform", "distilled"]
 Optimiser = Literal["adamw", "adam", "sgd"]
 Average = Literal["none", "ema", "swa"]
 _FOLDER = "recipes"
@@ -68,7 +69,8 @@ class Margin:
     """Softmax over cosines whose target is cos(m1·θ + m2) − m3, times `scale`: ArcFace (1, .5, 0), CosFace (1, 0, .35),
     combined (1, .4, .15). With `centres` above 1 each class has so many. With `dynamic` the angle is m_c = a·n^(−b) + c
     instead of m2, by photos n of the class. The margins grow from nothing over the first `grows` of the training: whole
-    at once, they undo a good start. `uniform` weighs the cross entropy of `new_whale` photos to 1/C; 0: none.
+    at once, they undo a good start. `uniform` weighs the cross entropy of `new_whale` photos to 1/C, or to what
+    `sampling.new_targets` says instead; 0: none.
     """
 
     weight: float = 1.0
@@ -179,6 +181,9 @@ class SamplingConfig:
     mirror: Mirror = "class"  # mirrored photos are other animals, more views of the same, or not shown
     twins: bool = False  # True: an animal competes with its own mirror image, too; False: that class is masked
     new_share: float = 0.0  # of every batch, photos without identity; 0: none
+    new_targets: NewTargets = "uniform"  # what they are taught, by losses with `uniform`: 1/C, or what `teacher` says
+    teacher: str = ""  # a model directory (in a store: or a model's name), with `distilled`
+    heat: float = 0.05  # that the teacher's cosines are divided by before the softmax: the more, the softer
     weighted: bool = False  # photos drawn in proportion to 1/√(photos of their identity), with replacement
     large_first: int = 0  # the first epochs show identities with so many photos; 0: all from the start
     large_for: float = 0.25  # share of the training for which
@@ -379,6 +384,8 @@ def _check(recipe: Recipe, source: str) -> None:
     network, sampling, schedule = recipe.network, recipe.sampling, recipe.schedule
     pairs = any(isinstance(loss, Pair) for loss in recipe.losses)
     aligned = any(isinstance(loss, Triplet) and loss.aligned for loss in recipe.losses)
+    distilled = sampling.new_targets == "distilled"
+    soft = sampling.new_share > 0 and any(getattr(loss, "uniform", 0.0) > 0 for loss in recipe.losses)
     divided = [loss.clusters for loss in recipe.losses if isinstance(loss, Divided)]
     rules = [
         (bool(recipe.losses), "a recipe needs a [[loss]]"),
@@ -394,6 +401,9 @@ def _check(recipe: Recipe, source: str) -> None:
         (not pairs or all(isinstance(loss, Pair | Ring) for loss in recipe.losses), 'beside the loss "pair" only "ring"'),
         (sampling.kind != "identities" or sampling.photos >= 2, "sampling.photos must be 2 or more"),
         (0 <= sampling.new_share < 1, "sampling.new_share must be in [0, 1)"),
+        (sampling.heat > 0, "sampling.heat must be above 0"),
+        (distilled == bool(sampling.teacher), 'sampling.teacher and new_targets = "distilled" go together'),
+        (not distilled or soft, 'new_targets = "distilled" needs sampling.new_share and a loss with uniform above 0'),
         (sampling.rescore >= 1, "sampling.rescore must be 1 or more"),
         (schedule.epochs >= 1 and schedule.batch >= 2, "schedule.epochs must be 1 or more, schedule.batch 2 or more"),
         (schedule.rate > 0, "schedule.rate must be above 0"),

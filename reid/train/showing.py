@@ -24,6 +24,7 @@ from reid.train import augment, losses, sampling
 from reid.train.pairing import Pairing
 from reid.train.pictures import Pictures
 from reid.train.recipe import Divided, Recipe
+from reid.train.teacher import Teacher
 
 IntArray = NDArray[np.int64]
 
@@ -47,14 +48,16 @@ def by_class(recipe: Recipe) -> bool:
 
 class Showing:
     """The batches of a training. `codes (N,)` are the identities of the kept pictures as numbers from 0, −1 for none, −2
-    for what is held out; `vectors` gives those of the network of now, for pictures by their places.
+    for what is held out; `vectors` gives those of the network of now, for pictures by their places; `teacher` says what
+    those without an identity are taken for.
     """
 
     def __init__(
         self, kept: Pictures, codes: IntArray, recipe: Recipe, seed: int, pairing: Pairing | None,
-        vectors: Callable[[IntArray], NDArray[np.float32]],
+        vectors: Callable[[IntArray], NDArray[np.float32]], teacher: Teacher | None = None,
     ) -> None:  # fmt: skip
         self.kept, self.codes, self.recipe, self.seed, self.pairing = kept, codes, recipe, seed, pairing
+        self.teacher = teacher
         self.n = int(codes.max()) + 1
         self.by_class = by_class(recipe)
         self.clusters: IntArray | None = None
@@ -135,4 +138,7 @@ class Showing:
             if not self.recipe.sampling.twins:
                 twins = np.where(known, plain + self.n * ~views.turned, -1)
         own, other = (torch.from_numpy(one).to(device) for one in (classes, twins))
-        return losses.Targets(own, other, done, views.part)
+        soft, new = None, classes < 0
+        if self.teacher is not None and new.any():
+            soft = torch.from_numpy(self.teacher.targets(views.rows[new], views.turned[new])).to(device)
+        return losses.Targets(own, other, done, views.part, soft)
