@@ -15,6 +15,7 @@ Knows tensors; what is learnt from them is the business of `reid.train.losses`.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -64,7 +65,7 @@ class Network(torch.nn.Module):  # type: ignore[misc]  # torch is not followed b
         self.stages = list(range(len(widths) - 1 - before, len(widths) - 1))
         self.cells = (1, 1) if config.pooling == "stripes" else (config.rows, config.columns)
         wide = {
-            "max_avg": 2 * last, "last_two": widths[-2] + last, "all_stages": sum(widths[-4:-1]) + last,
+            "max_avg": 2 * last, "last_two": sum(widths[-2:-1]) + last, "all_stages": sum(widths[-4:-1]) + last,
         }.get(config.pooling, last) * self.cells[0] * self.cells[1]  # fmt: skip
         self.power = torch.nn.Parameter(torch.tensor(config.gem), requires_grad=config.learn_gem)
         self.n_parts = config.stripes if config.pooling == "stripes" else 1
@@ -241,7 +242,9 @@ def _set_size(backbone: Any, size: Size) -> None:
     """A backbone for photos of that size and no other. One that would fit itself to each photo is held to this size: how
     it stretches its positions at every call cannot be exported.
     """
-    backbone.set_input_size(img_size=size)
+    with warnings.catch_warnings():  # timm stretches tables of positions by functions that warn of their own callers
+        warnings.simplefilter("ignore")
+        backbone.set_input_size(img_size=size)
     if getattr(backbone, "dynamic_img_size", False):
         backbone.dynamic_img_size = False
         backbone.patch_embed.flatten = True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,12 @@ torch = pytest.importorskip("torch")
 
 from reid import models, siamese  # noqa: E402
 from reid.embed import OpenVinoEmbedder, unit_rows  # noqa: E402
-from reid.errors import TrainError  # noqa: E402
+from reid.errors import ModelError, TrainError  # noqa: E402
 from reid.models import Preprocessing  # noqa: E402
 from reid.train import augment, backbone, checkpoints, embedder, holdout, loop, losses, network, pictures, schedule  # noqa: E402
 from reid.train.features import Source  # noqa: E402
 from reid.train.pairing import Pairing  # noqa: E402
-from reid.train.recipe import Recipe, ScheduleConfig  # noqa: E402
+from reid.train.recipe import AugmentConfig, Recipe, ScheduleConfig  # noqa: E402
 from reid.train.schedule import Budget, Plan  # noqa: E402
 
 __all__ = ["fluke_sources", "one_thread"]
@@ -248,6 +248,48 @@ def test_averaged_weights_are_served_with_norms_of_their_own(fluke_sources: Sour
     assert not np.array_equal(one["backbone.conv_head.weight"], two["backbone.conv_head.weight"])
     assert not np.array_equal(one["backbone.bn1.running_mean"], two["backbone.bn1.running_mean"])
     assert [e.loss for e in plain.history] == [e.loss for e in mean.history]
+
+
+def test_a_vision_transformer_is_trained_and_exported(
+    fluke_sources: Sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backbone, "export", EXPORT)
+    timm = network.import_timm()
+    make = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda name, **more: make(name, **more, depth=2))
+    how = tiny('[laptop.network]\nbackbone = "test_vit"\n[laptop.schedule]\nepochs = 1\n')
+    growing = replace(how, schedule=replace(how.schedule, sizes=(0.5, 1.0)))
+    with pytest.raises(ModelError, match="photos of one size") as caught:
+        train(fluke_sources, tmp_path, growing)
+    assert "sizes = [1.0]" in caught.value.next_step
+    done = train(fluke_sources, tmp_path, how)
+    net, card = backbone.from_folder(done.model)
+    crops = np.random.default_rng(0).integers(0, 256, (3, 32, 64, 3), np.uint8)
+    with torch.inference_mode():
+        ours = unit_rows(net(torch.from_numpy(crops)).numpy())
+    np.testing.assert_allclose(OpenVinoEmbedder(done.model).embed(crops), ours, atol=1e-3)
+    assert card.architecture == "test_vit" and done.steps == 3
+
+
+@pytest.mark.parametrize("average", ["swa", "ema"])
+def test_necks_behind_a_still_backbone_know_the_averaged_weights(
+    fluke_sources: Sources, tmp_path: Path, average: str
+) -> None:
+    plain = ", ".join(f"{one.name} = 0" for one in fields(AugmentConfig) if one.name != "worn").replace(", ", "\n")
+    more = f'average = "{average}"\naverage_of = 1.0\nnorms = "frozen"\n'
+    how = tiny(f'[augment]\n{plain}\n[sampling]\nmirror = "none"\n[laptop.schedule]\n{more}')
+    done = train(fluke_sources, tmp_path, replace(how, network=replace(how.network, norm_first=True)))
+    network, card = backbone.from_folder(done.model)
+    net, kept = network.network, pictures.load(fluke_sources[0], card.preprocessing)
+    x = augment.plain(kept, np.arange(len(kept)), (32, 64))
+    with torch.inference_mode():
+        normal = (x - network.mean) / network.std
+        pooled = net.pooled(net.maps(normal))[0]
+        before = net.act(net.projections[0](net.first[0].train()(pooled)))  # as the photos of a batch have it
+    served = weights(done.model)
+    for name, rows in (("first.0", pooled), ("necks.0", before)):
+        np.testing.assert_allclose(served[f"{name}.running_mean"], rows.mean(0), rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(served[f"{name}.running_var"], rows.var(0), rtol=1e-3, atol=1e-5)
 
 
 PAIRS = '[laptop.sampling]\nkind = "pairs"\n[[laptop.loss]]\nkind = "pair"\nhidden = 8\n'

@@ -90,6 +90,66 @@ def test_a_network_cut_short_gives_the_maps_of_its_first_levels() -> None:
         made(replace(TINY, levels=9))
 
 
+@pytest.fixture
+def small_swin(monkeypatch: pytest.MonkeyPatch) -> str:
+    """Swin with so few numbers that it is made at once."""
+    few = {"embed_dim": 8, "depths": (1, 2, 1, 1), "num_heads": (1, 1, 2, 2)}
+    timm = network.import_timm()
+    make = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda name, **more: make(name, **more, **few))
+    return "swin_tiny_patch4_window7_224"
+
+
+SIZE = (64, 128)  # of X
+
+
+@torch.inference_mode()
+def test_transformers_give_maps_of_photos_of_any_size(small_swin: str) -> None:
+    swin = network.build(
+        NetworkConfig(backbone=small_swin, dim=0, neck=False, pooling="avg"), pretrained=False, size=SIZE
+    )
+    net = swin[0].eval()
+    last = net.backbone.forward_features(X)  # (B, h, w, C)
+    assert [tuple(one.shape) for one in net.maps(X)] == [(2, 64, 2, 4)] and net.dim == last.shape[3] == 64
+    np.testing.assert_allclose(net(X).numpy(), last.mean((1, 2)).numpy(), rtol=1e-4, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_tokens_of_a_vision_transformer_are_pooled_where_they_lie() -> None:
+    def vit(**more: Any) -> Network:
+        config = NetworkConfig(backbone="test_vit", dim=0, neck=False, pooling="avg", **more)
+        return network.build(config, pretrained=False, size=SIZE)[0].eval()
+
+    torch.manual_seed(0)
+    net = vit(rows=1, columns=2)
+    tokens = net.backbone.forward_features(X)[:, net.backbone.num_prefix_tokens :]
+    laid = tokens.reshape(2, 4, 8, 64)
+    halves = np.stack([laid[:, :, :4].mean((1, 2)).numpy(), laid[:, :, 4:].mean((1, 2)).numpy()], 2).reshape(2, 128)
+    np.testing.assert_allclose(net(X).numpy(), halves, rtol=1e-3, atol=1e-4)
+    assert vit(levels=2)(X).shape == (2, 64)
+    assert network.build(NetworkConfig(backbone="test_vit", pooling="last_two"), pretrained=False, size=SIZE)[0](
+        X
+    ).shape == (2, 512)
+
+
+@torch.inference_mode()
+def test_a_convolutions_vectors_do_not_depend_on_being_asked_whether_it_gives_maps() -> None:
+    for name in ("test_efficientnet", "test_convnext", "test_resnet"):
+        config = NetworkConfig(backbone=name, dim=0, neck=False, pooling="avg")
+        torch.manual_seed(0)
+        net = network.build(config, pretrained=False, size=SIZE)[0].eval()
+        np.testing.assert_allclose(
+            net(X).numpy(), net.backbone.forward_features(X).mean((2, 3)).numpy(), rtol=1e-5, atol=1e-6
+        )
+
+
+@pytest.mark.parametrize(("name", "size"), [("test_vit", (64, 100)), ("mixer_s32_224", SIZE)])
+def test_a_network_that_cannot_give_maps_is_refused_with_a_next_step(name: str, size: tuple[int, int]) -> None:
+    with pytest.raises(ModelError, match=f"'{name}' gives no maps of photos of {size[1]}×64") as caught:
+        network.build(NetworkConfig(backbone=name), pretrained=False, size=size)
+    assert "[input] height and width" in caught.value.next_step
+
+
 def test_more_stripes_than_columns_overlap() -> None:
     maps = torch.arange(2.0).view(1, 1, 1, 2)
     assert [s.flatten().tolist() for s in network._strips(maps, 4)] == [[0.0], [0.0], [1.0], [1.0]]

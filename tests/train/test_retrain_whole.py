@@ -170,27 +170,6 @@ def test_only_a_network_of_the_same_shape_can_be_gone_on_from(store: Store, tiny
         retrain.train(store, Options(recipe=str(other), begin_with=first))
 
 
-def test_what_a_teacher_has_learnt_does_not_judge_its_pupil(store: Store, tiny: str, tmp_path: Path) -> None:
-    first = retrain.train(store, Options(recipe=tiny)).report
-    taught = tmp_path / "taught.toml"
-
-    def by(name: str) -> str:
-        rules = f'new_share = 0.25\nnew_targets = "distilled"\nteacher = "{name}"\nmirror'
-        taught.write_text(TINY.replace("scale = 12", "scale = 12\nuniform = 0.5").replace("mirror", rules))
-        return str(taught)
-
-    with pytest.raises(ConfigError, match="no model 'nobody' to teach") as caught:
-        retrain.train(store, Options(recipe=by("nobody")))
-    assert "[sampling] teacher" in caught.value.next_step
-    with pytest.raises(TrainError, match="teacher has seen the photos"):
-        retrain.train(store, Options(recipe=by(first.model), folds=2))
-    after = retrain.train(store, Options(recipe=by(first.model))).report
-    learnt = [set(json.loads((Path(one.run) / TRAINED_ON).read_text())["annotations"]) for one in (first, after)]
-    pool = judge.pool_of(store, seen=sorted(learnt[0]))
-    assert learnt[0] < learnt[1] and not learnt[0] & set(pool.labels.annotations[pool.judges].tolist())
-    assert after.verdict.photos == len(pool.judges) > 0
-
-
 def test_what_is_trained_unasked_depends_on_machine_and_photos(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 

@@ -21,7 +21,8 @@ from fake_stores import MORNING, seen  # noqa: E402
 from painted_store import animal, colour_graph, herd, one_thread, painted_store, small_head  # noqa: E402
 from test_retrain_whole import TINY, tiny  # noqa: E402
 
-from reid import models, retrain, whole  # noqa: E402
+from reid import judge, models, retrain, whole  # noqa: E402
+from reid.errors import ConfigError, TrainError  # noqa: E402
 from reid.retrain import Options  # noqa: E402
 from reid.store import Store  # noqa: E402
 from reid.teaching import Lesson  # noqa: E402
@@ -135,6 +136,27 @@ def test_the_judges_tell_a_curve_that_decides_nothing(
     )
     assert all(np.array_equal(first[name], second[name]) for name in first)
     assert (told.photos, learnt_photos(store, told.run)) == (untold.photos, learnt_photos(store, untold.run))
+
+
+def test_what_a_teacher_has_learnt_does_not_judge_its_pupil(store: Store, tiny: str, tmp_path: Path) -> None:
+    first = retrain.train(store, Options(recipe=tiny)).report
+    taught = tmp_path / "taught.toml"
+
+    def by(name: str) -> str:
+        rules = f'new_share = 0.25\nnew_targets = "distilled"\nteacher = "{name}"\nmirror'
+        taught.write_text(TINY.replace("scale = 12", "scale = 12\nuniform = 0.5").replace("mirror", rules))
+        return str(taught)
+
+    with pytest.raises(ConfigError, match="no model 'nobody' to teach") as caught:
+        retrain.train(store, Options(recipe=by("nobody")))
+    assert "[sampling] teacher" in caught.value.next_step
+    with pytest.raises(TrainError, match="teacher has seen the photos"):
+        retrain.train(store, Options(recipe=by(first.model), folds=2))
+    after = retrain.train(store, Options(recipe=by(first.model))).report
+    learnt = [set(json.loads((Path(one.run) / TRAINED_ON).read_text())["annotations"]) for one in (first, after)]
+    pool = judge.pool_of(store, seen=sorted(learnt[0]))
+    assert learnt[0] < learnt[1] and not learnt[0] & set(pool.labels.annotations[pool.judges].tolist())
+    assert after.verdict.photos == len(pool.judges) > 0
 
 
 def test_a_curve_asks_some_photos_among_some_of_their_own_animals() -> None:
