@@ -18,60 +18,28 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from reid import ensemble, models, steps, teaching, whole, withheld
 from reid.adopt import adopt, decision
-from reid.config import TrainingMode
 from reid.enrol import Progress, quiet
 from reid.errors import MissingExtra, ModelError, ReidError, TrainError
 from reid.judge import Candidate, Pool, advice, embedded, judge, pool_of, sources_of
 from reid.judge import Report as Report
+from reid.planning import UNASKED, Plan, as_settled, learnt_before, planned
+from reid.planning import Options as Options
 from reid.store import Store
 from reid.teaching import Lesson, Made, Seen
 from reid.withheld import TRAINED_ON, TRAINING
 
 if TYPE_CHECKING:
     from reid.train.features import Source
-    from reid.train.recipe import Recipe
     from reid.train.runs import Run
 
 KEPT = "kept"  # below `TRAINING`: vectors of photos' views
-# By which a whole network is trained where none is named: flukes, in wide boxes, all lie alike; other animals do not.
-RECIPE_WIDE, RECIPE = "first_place", "any_animal"
-LEAST_FULL = 1000  # photos with names from which on a GPU trains the whole network unasked
-
-Mode = TrainingMode
-IntArray = NDArray[np.int64]
 Told = Callable[[int, float, float], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """How to train. 0 epochs and 0 views: as `[training]` in reid.toml says, or the recipe; mode "auto" without a recipe
-    takes mode, recipe and minutes from there, too. `recipe` (of `reid.train.recipe`, or a .toml file), `scale` ("" for
-    what the machine is fit for) and `minutes` (0: as long as the recipe says) are for the whole network. From 2 `folds`
-    on as many models become one, each by the photos of the others; `pseudo_rounds` learn from photos without a name
-    first (`reid.teaching`). `begin_with` is a trained network of the store that learns further, by its own recipe where
-    none is named.
-    """
-
-    mode: Mode = "auto"
-    epochs: int = 0
-    views: int = 0
-    seed: int = 0
-    name: str = "head"
-    resume: bool = False
-    recipe: str = ""
-    scale: str = ""
-    minutes: float = 0.0
-    folds: int = 0
-    fold_by: Literal["sighting", "identity"] = "sighting"
-    pseudo_rounds: int = 0
-    begin_with: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,16 +53,7 @@ class Refused:
     swapped: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """What is trained, by what recipe (None for a head), and why, in words."""
-
-    mode: Mode
-    recipe: Recipe | None
-    why: str
-
-
-def night(store: Store, progress: Progress = quiet, options: Options = Options()) -> Report | Refused:
+def night(store: Store, progress: Progress = quiet, options: Options = UNASKED) -> Report | Refused:
     """Train, judge, and adopt the model if it is not worse than `[training] tolerance` allows: for `reindex --train`.
 
     Errors of training come back as `Refused`, so that the rest of the nightly run goes on.
@@ -133,10 +92,10 @@ def train(store: Store, options: Options, progress: Progress = quiet) -> Candida
         run = runs.resume(parent, "" if options.name == Options().name else options.name)
         options = _options_of(run)
     else:
-        options = _as_settled(options, store)
-    plan = _planned(options, store)
+        options = as_settled(options, store)
+    plan = planned(options, store)
     base = _base(store)
-    before = _learnt_before(store, options, plan)
+    before = learnt_before(store, options, plan)
     pool = pool_of(store, seen=before)
     if not options.resume:
         unnamed = options.name == Options().name
@@ -187,7 +146,7 @@ def train(store: Store, options: Options, progress: Progress = quiet) -> Candida
 
 
 def _taught(
-    store: Store, options: Options, plan: _Plan, base: Path, pool: Pool, run: Run, progress: Progress, tell: Told
+    store: Store, options: Options, plan: Plan, base: Path, pool: Pool, run: Run, progress: Progress, tell: Told
 ) -> Made:
     """One lesson on the whole pool, or those that folds and rounds ask for."""
     several = teaching.lessons(options.folds, options.pseudo_rounds) > 1
@@ -258,117 +217,6 @@ def _training_modules() -> Any:
     return runs
 
 
-def _as_settled(options: Options, store: Store) -> Options:
-    """With what `[training]` in reid.toml says where the options leave it open."""
-    from reid.train import recipe as recipes
-
-    rules = store.config.training
-    if options.mode == "auto" and not (options.recipe or options.begin_with):
-        own = store.root / rules.recipe  # a file of the store
-        recipe = str(own) if rules.recipe.endswith(".toml") and own.is_file() else rules.recipe
-        options = replace(options, mode=rules.mode, recipe=recipe, minutes=options.minutes or rules.minutes)
-    present = store.embedder.card
-    whole = options.mode == "full" or options.recipe
-    if rules.onwards and whole and not (options.begin_with or options.folds):
-        by = str(present.extra.get("recipe", ""))
-        known = Path(options.recipe).stem == by if options.recipe else by in recipes.names()
-        if known and present.extra.get("scale") == _scale(options):
-            options = replace(options, begin_with=present.name)
-    return options
-
-
-def _scale(options: Options) -> str:
-    """As asked for, or what the machine is fit for."""
-    import torch
-
-    return options.scale or ("gpu" if torch.cuda.is_available() else "laptop")
-
-
-def _planned(options: Options, store: Store) -> _Plan:
-    """Head or whole network, by the machine and the number of photos where it is not said, and why.
-
-    Raises:
-        ConfigError: no such recipe or scale.
-    """
-    import torch
-
-    from reid.train import recipe
-
-    cuda = torch.cuda.is_available()
-    photos = store.catalogue.counts().annotations
-    machine = f"{'a' if cuda else 'no'} CUDA device, {photos} animals in photos"
-    asked = options.mode == "full" or bool(options.recipe or options.begin_with)
-    if options.mode == "head" or not (asked or (cuda and photos >= LEAST_FULL)):
-        hint = "" if cuda else "; --mode full --minutes 60 trains all of it on a CPU"
-        few = f"; fewer than {LEAST_FULL} are little for a whole network" if cuda and photos < LEAST_FULL else hint
-        how = "asked for" if options.mode == "head" else "chosen"
-        return _Plan("head", None, f"head, {how}: {machine}; the network itself stays as it is{few}")
-    scale = _scale(options)
-    seen = ensemble.lead(store.embedder.card)
-    usual = RECIPE_WIDE if seen.width >= models.WIDE_ASPECT * seen.height else RECIPE
-    if options.begin_with:
-        usual = _recipe_of(store, options.begin_with)
-    chosen = recipe.load(options.recipe or usual, scale)  # type: ignore[arg-type]  # a wrong one is refused there
-    if options.epochs:
-        chosen = replace(chosen, schedule=replace(chosen.schedule, epochs=options.epochs))
-    if chosen.sampling.teacher:
-        chosen = _with_teacher(chosen, store)
-    how = "asked for" if asked else "chosen"
-    bound = f", within {options.minutes:g} minutes" if options.minutes else ""
-    return _Plan("full", chosen, f"full, {how}: {machine}; recipe {chosen.name}, scale {scale}{bound}")
-
-
-def _with_teacher(recipe: Recipe, store: Store) -> Recipe:
-    """The recipe with its teacher's directory: that of a model of the store, or a path.
-
-    Raises:
-        ConfigError: it is none.
-    """
-    from reid.train import teacher
-
-    name = recipe.sampling.teacher
-    own = store.models_folder / name
-    folder = teacher.found(str(own if own.is_dir() else name)).resolve()
-    return replace(recipe, sampling=replace(recipe.sampling, teacher=str(folder)))
-
-
-def _learnt_before(store: Store, options: Options, plan: _Plan) -> IntArray:
-    """The annotations that a training knows through others: those learnt by the network that it goes on from, and by
-    its teacher. They judge nothing.
-
-    Raises:
-        TrainError: a teacher has seen the photos by which a fold would be judged.
-    """
-    found = [withheld.trained_on_by(store, options.begin_with)] if options.begin_with else []
-    if plan.recipe is not None and plan.recipe.sampling.teacher:
-        folder = Path(plan.recipe.sampling.teacher)
-        own = folder.parent == store.models_folder.resolve()
-        found.append(withheld.trained_on_by(store, folder.name if own else str(folder)))
-        if options.folds and len(found[-1]):
-            raise TrainError(
-                "the recipe's teacher has seen the photos by which a fold would be judged",
-                source=str(folder),
-                next_step="leave out --folds, or name a teacher that learnt elsewhere",
-            )
-    return np.unique(np.concatenate([np.empty(0, np.int64), *found]))
-
-
-def _recipe_of(store: Store, model: str) -> str:
-    """The recipe by which a network of the store was trained.
-
-    Raises:
-        TrainError: it was not.
-    """
-    found = {card.name: card.extra.get("recipe") for card in models.listed(store.models_folder)}
-    if not found.get(model):
-        raise TrainError(
-            f"'{model}' is no network that a recipe trained in this store",
-            source=str(store.models_folder),
-            next_step="choose one of `reid models list`, or leave out --from",
-        )
-    return str(found[model])
-
-
 def _base(store: Store) -> Path:
     """The directory of the model to train on: the present one, or what that was trained on."""
     card = store.embedder.card
@@ -384,7 +232,7 @@ def _quick_config(store: Store, options: Options) -> Any:
     return replace(plain, views=options.views or rules.views, seed=options.seed, heads=heads)
 
 
-def _config(store: Store, options: Options, plan: _Plan, base: Path, pool: Pool) -> dict[str, Any]:
+def _config(store: Store, options: Options, plan: Plan, base: Path, pool: Pool) -> dict[str, Any]:
     """What `config.json` says."""
     card = models.read_card(base)
     training = asdict(_quick_config(store, options)) if plan.recipe is None else plan.recipe.to_dict()

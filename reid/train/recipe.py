@@ -6,20 +6,20 @@
       [laptop.…] [gpu.…]       what differs at that scale, section by section; [[laptop.loss]] replaces all losses
 
 Everything is a frozen dataclass; a key that is not known is an error, and so is a value of another type. A new system is
-a new file, not a new program. Knows numbers and names; trains nothing and imports no torch.
+a new file, not a new program. How a section is read is said in `reid.train.sections`. Knows numbers and names; trains
+nothing and imports no torch.
 """
 
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields
 from importlib import resources
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args
 
 from reid.errors import ConfigError
+from reid.train.sections import known_only, section
 
 Scale = Literal["laptop", "gpu"]
 Pooling = Literal["avg", "gem", "max", "max_avg", "last_two", "all_stages", "stripes"]
@@ -302,20 +302,20 @@ def parse(text: str, name: str, scale: Scale, source: str = "") -> Recipe:
         raw = tomllib.loads(text)
     except ValueError as error:
         raise ConfigError(f"not a recipe ({error})", source=source, next_step="correct that line") from error
-    _known(raw, _KNOWN, "", source)
+    known_only(raw, _KNOWN, "", source)
     built = {one: _built(raw, one, name, source) for one in get_args(Scale)}  # a slip in the other scale is one, too
     return built[scale]
 
 
 def _built(raw: dict[str, Any], scale: Scale, name: str, source: str) -> Recipe:
     own = raw.get(scale, {})
-    _known(own, {"loss", *_SECTIONS}, f"{scale}.", source)
+    known_only(own, {"loss", *_SECTIONS}, f"{scale}.", source)
     sections: dict[str, Any] = {}
     for key, kind in _SECTIONS.items():
         known = {one.name for one in fields(kind)}
         for part in (raw, own):
-            _known(part.get(key, {}), known, f"{key}.", source)
-        sections[key] = _section(kind, {**raw.get(key, {}), **own.get(key, {})}, source, f"{key}.")
+            known_only(part.get(key, {}), known, f"{key}.", source)
+        sections[key] = section(kind, {**raw.get(key, {}), **own.get(key, {})}, source, f"{key}.")
     losses = tuple(_loss(one, source) for one in own.get("loss", raw.get("loss", [])))
     made = Recipe(name, str(raw.get("system", "")), str(raw.get("notes", "")), scale, losses, **sections)
     _check(made, source)
@@ -327,56 +327,9 @@ def _loss(raw: dict[str, Any], source: str) -> LossConfig:
     kind = rest.pop("kind", None)
     if kind not in LOSSES:
         raise ConfigError(f"no loss '{kind}'", source=source, next_step=f"choose one of {', '.join(LOSSES)}")
-    _known(rest, {one.name for one in fields(LOSSES[kind])}, f"loss {kind}: ", source)
-    made: LossConfig = _section(LOSSES[kind], rest, source, f"loss {kind}: ")
+    known_only(rest, {one.name for one in fields(LOSSES[kind])}, f"loss {kind}: ", source)
+    made: LossConfig = section(LOSSES[kind], rest, source, f"loss {kind}: ")
     return made
-
-
-def _section(kind: Any, raw: Any, source: str, prefix: str) -> Any:
-    """A frozen dataclass of `kind` from a table of known keys."""
-    hints = get_type_hints(kind)
-    values: dict[str, Any] = {}
-    for key, value in raw.items():
-        read = _reader(hints[key])
-        try:
-            values[key] = read(value)
-        except ValueError:
-            expected = getattr(hints[key], "__name__", str(hints[key]))
-            raise ConfigError(
-                f"'{prefix}{key}' is {value!r}", source=source, next_step=f"expected {expected}"
-            ) from None
-    return kind(**values)
-
-
-def _reader(wanted: Any) -> Callable[[Any], Any]:
-    """What turns a value of TOML into one of that type, or raises ValueError."""
-    assert not is_dataclass(wanted) and get_origin(wanted) not in (Union, UnionType)
-
-    def read(value: Any) -> Any:
-        if get_origin(wanted) is Literal and value in get_args(wanted):
-            return value
-        if get_origin(wanted) is tuple and isinstance(value, list):
-            one = _reader(get_args(wanted)[0])
-            return tuple(one(part) for part in value)
-        if wanted is float and type(value) is int:
-            return float(value)
-        if type(value) is wanted:
-            return value
-        raise ValueError
-
-    return read
-
-
-def _known(raw: Any, known: set[str], prefix: str, source: str) -> None:
-    if not isinstance(raw, dict):
-        raise ConfigError(
-            f"'{prefix.rstrip('. :')}' is {raw!r}", source=source, next_step="expected a section of keys and values"
-        )
-    for key in raw:
-        if key not in known:
-            raise ConfigError(
-                f"unknown key '{prefix}{key}'", source=source, next_step=f"known: {', '.join(sorted(known))}"
-            )
 
 
 def _check(recipe: Recipe, source: str) -> None:

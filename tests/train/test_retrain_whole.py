@@ -15,7 +15,7 @@ pytest.importorskip("torch")
 from named_store import live, stopped_at, store  # noqa: E402
 from painted_store import one_thread, small_head, with_rules  # noqa: E402
 
-from reid import adopt, fit, judge, local, models, rescore, retrain, siamese  # noqa: E402
+from reid import adopt, fit, judge, local, models, planning, rescore, retrain, siamese  # noqa: E402
 from reid.config import TrainingConfig  # noqa: E402
 from reid.errors import ConfigError, ModelError, TrainError  # noqa: E402
 from reid.judge import Report  # noqa: E402
@@ -173,16 +173,16 @@ def test_only_a_network_of_the_same_shape_can_be_gone_on_from(store: Store, tiny
 def test_what_is_trained_unasked_depends_on_machine_and_photos(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    plan = retrain._planned(Options(), store)
+    plan = planning.planned(Options(), store)
     assert plan.recipe is None and plan.why.startswith("head, chosen: no CUDA device") and "--mode full" in plan.why
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    plan = retrain._planned(Options(), store)
+    plan = planning.planned(Options(), store)
     assert plan.recipe is None and "fewer than 1000 are little" in plan.why
-    monkeypatch.setattr(retrain, "LEAST_FULL", 50)
-    plan = retrain._planned(Options(), store)
+    monkeypatch.setattr(planning, "LEAST_FULL", 50)
+    plan = planning.planned(Options(), store)
     assert plan.recipe is not None and plan.recipe.scale == "gpu" and plan.why.startswith("full, chosen: a CUDA device")
-    assert retrain._planned(Options(mode="head"), store).recipe is None
-    named = retrain._planned(Options(recipe="ninth_cosface", scale="laptop", epochs=3), store).recipe
+    assert planning.planned(Options(mode="head"), store).recipe is None
+    named = planning.planned(Options(recipe="ninth_cosface", scale="laptop", epochs=3), store).recipe
     assert named is not None and (named.name, named.scale, named.schedule.epochs) == ("ninth_cosface", "laptop", 3)
 
 
@@ -191,8 +191,8 @@ def test_flukes_and_other_animals_have_recipes_of_their_own(
     store: Store, monkeypatch: pytest.MonkeyPatch, width: int, name: str
 ) -> None:
     seen = replace(store.embedder.card.preprocessing, height=64, width=width)
-    monkeypatch.setattr(retrain.ensemble, "lead", lambda card: seen)
-    plan = retrain._planned(Options(mode="full"), store)
+    monkeypatch.setattr(planning.ensemble, "lead", lambda card: seen)
+    plan = planning.planned(Options(mode="full"), store)
     assert plan.recipe is not None and plan.recipe.name == name and f"recipe {name}" in plan.why
 
 

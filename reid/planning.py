@@ -1,0 +1,178 @@
+"""What a training of a store is to be: head or whole network, by which recipe, and what its photos may not judge.
+
+    options, reid.toml, the machine, the number of photos → a plan, and why it is so in words
+
+Knows stores and recipes; trains nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reid import ensemble, models, withheld
+from reid.config import TrainingMode
+from reid.errors import TrainError
+from reid.store import Store
+
+if TYPE_CHECKING:
+    from reid.train.recipe import Recipe
+
+# By which a whole network is trained where none is named: flukes, in wide boxes, all lie alike; other animals do not.
+RECIPE_WIDE, RECIPE = "first_place", "any_animal"
+LEAST_FULL = 1000  # photos with names from which on a GPU trains the whole network unasked
+
+Mode = TrainingMode
+IntArray = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to train. 0 epochs and 0 views: as `[training]` in reid.toml says, or the recipe; mode "auto" without a recipe
+    takes mode, recipe and minutes from there, too. `recipe` (of `reid.train.recipe`, or a .toml file), `scale` ("" for
+    what the machine is fit for) and `minutes` (0: as long as the recipe says) are for the whole network. From 2 `folds`
+    on as many models become one, each by the photos of the others; `pseudo_rounds` learn from photos without a name
+    first (`reid.teaching`). `begin_with` is a trained network of the store that learns further, by its own recipe where
+    none is named.
+    """
+
+    mode: Mode = "auto"
+    epochs: int = 0
+    views: int = 0
+    seed: int = 0
+    name: str = "head"
+    resume: bool = False
+    recipe: str = ""
+    scale: str = ""
+    minutes: float = 0.0
+    folds: int = 0
+    fold_by: Literal["sighting", "identity"] = "sighting"
+    pseudo_rounds: int = 0
+    begin_with: str = ""
+
+
+UNASKED = Options()
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is trained, by what recipe (None for a head), and why, in words."""
+
+    mode: Mode
+    recipe: Recipe | None
+    why: str
+
+
+def as_settled(options: Options, store: Store) -> Options:
+    """With what `[training]` in reid.toml says where the options leave it open."""
+    from reid.train import recipe as recipes
+
+    rules = store.config.training
+    if options.mode == "auto" and not (options.recipe or options.begin_with):
+        own = store.root / rules.recipe  # a file of the store
+        recipe = str(own) if rules.recipe.endswith(".toml") and own.is_file() else rules.recipe
+        options = replace(options, mode=rules.mode, recipe=recipe, minutes=options.minutes or rules.minutes)
+    present = store.embedder.card
+    whole = options.mode == "full" or options.recipe
+    if rules.onwards and whole and not (options.begin_with or options.folds):
+        by = str(present.extra.get("recipe", ""))
+        known = Path(options.recipe).stem == by if options.recipe else by in recipes.names()
+        if known and present.extra.get("scale") == _scale(options):
+            options = replace(options, begin_with=present.name)
+    return options
+
+
+def _scale(options: Options) -> str:
+    """As asked for, or what the machine is fit for."""
+    import torch
+
+    return options.scale or ("gpu" if torch.cuda.is_available() else "laptop")
+
+
+def planned(options: Options, store: Store) -> Plan:
+    """Head or whole network, by the machine and the number of photos where it is not said, and why.
+
+    Raises:
+        ConfigError: no such recipe or scale.
+    """
+    import torch
+
+    from reid.train import recipe
+
+    cuda = torch.cuda.is_available()
+    photos = store.catalogue.counts().annotations
+    machine = f"{'a' if cuda else 'no'} CUDA device, {photos} animals in photos"
+    asked = options.mode == "full" or bool(options.recipe or options.begin_with)
+    if options.mode == "head" or not (asked or (cuda and photos >= LEAST_FULL)):
+        hint = "" if cuda else "; --mode full --minutes 60 trains all of it on a CPU"
+        few = f"; fewer than {LEAST_FULL} are little for a whole network" if cuda and photos < LEAST_FULL else hint
+        how = "asked for" if options.mode == "head" else "chosen"
+        return Plan("head", None, f"head, {how}: {machine}; the network itself stays as it is{few}")
+    scale = _scale(options)
+    seen = ensemble.lead(store.embedder.card)
+    usual = RECIPE_WIDE if seen.width >= models.WIDE_ASPECT * seen.height else RECIPE
+    if options.begin_with:
+        usual = _recipe_of(store, options.begin_with)
+    chosen = recipe.load(options.recipe or usual, scale)  # type: ignore[arg-type]  # a wrong one is refused there
+    if options.epochs:
+        chosen = replace(chosen, schedule=replace(chosen.schedule, epochs=options.epochs))
+    if chosen.sampling.teacher:
+        chosen = _with_teacher(chosen, store)
+    how = "asked for" if asked else "chosen"
+    bound = f", within {options.minutes:g} minutes" if options.minutes else ""
+    return Plan("full", chosen, f"full, {how}: {machine}; recipe {chosen.name}, scale {scale}{bound}")
+
+
+def _with_teacher(recipe: Recipe, store: Store) -> Recipe:
+    """The recipe with its teacher's directory: that of a model of the store, or a path.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    from reid.train import teacher
+
+    name = recipe.sampling.teacher
+    own = store.models_folder / name
+    folder = teacher.found(str(own if own.is_dir() else name)).resolve()
+    return replace(recipe, sampling=replace(recipe.sampling, teacher=str(folder)))
+
+
+def learnt_before(store: Store, options: Options, plan: Plan) -> IntArray:
+    """The annotations that a training knows through others: those learnt by the network that it goes on from, and by
+    its teacher. They judge nothing.
+
+    Raises:
+        TrainError: a teacher has seen the photos by which a fold would be judged.
+    """
+    found = [withheld.trained_on_by(store, options.begin_with)] if options.begin_with else []
+    if plan.recipe is not None and plan.recipe.sampling.teacher:
+        folder = Path(plan.recipe.sampling.teacher)
+        own = folder.parent == store.models_folder.resolve()
+        found.append(withheld.trained_on_by(store, folder.name if own else str(folder)))
+        if options.folds and len(found[-1]):
+            raise TrainError(
+                "the recipe's teacher has seen the photos by which a fold would be judged",
+                source=str(folder),
+                next_step="leave out --folds, or name a teacher that learnt elsewhere",
+            )
+    return np.unique(np.concatenate([np.empty(0, np.int64), *found]))
+
+
+def _recipe_of(store: Store, model: str) -> str:
+    """The recipe by which a network of the store was trained.
+
+    Raises:
+        TrainError: it was not.
+    """
+    found = {card.name: card.extra.get("recipe") for card in models.listed(store.models_folder)}
+    if not found.get(model):
+        raise TrainError(
+            f"'{model}' is no network that a recipe trained in this store",
+            source=str(store.models_folder),
+            next_step="choose one of `reid models list`, or leave out --from",
+        )
+    return str(found[model])
