@@ -144,7 +144,7 @@ class TheirWay:
         """The network is the one that the store will choose for these sightings."""
         from reid.train import backbone
 
-        self.name = enrol.suitable_model(sightings)
+        self.name = suitable.by_shape(sightings)
         self.network, card = backbone.from_folder(models.ensure(folder / "their-models", self.name))
         self.size = card.preprocessing.height, card.preprocessing.width
         self.workers = workers

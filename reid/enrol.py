@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from reid import crop, ensemble, fit, intake, local, models, relocate
+from reid import crop, ensemble, fit, intake, local, relocate, suitable
 from reid.catalogue import Added, KnownFile, NewAnnotation, NewPhoto, PhotoInfo
 from reid.embed import Embedder
 from reid.errors import PhotoError, ReidError, StoreBusy, StoreError
@@ -28,7 +28,6 @@ from reid.records import Failure, PhotoFacts, Sighting
 from reid.store import Store
 
 BATCH = 32  # photos a transaction
-_SAMPLE = 64  # photos by whose boxes the default model is chosen, where a cropper has to find them
 
 Progress = Callable[[str, int, int], None]  # stage, done, total
 
@@ -81,7 +80,9 @@ def enrol(store: Store, sightings: Sequence[Sighting], *, who: str, progress: Pr
     """
     report = EnrolReport()
     if store.config.embedder.model == "auto" and sightings:
-        store.settle_model(suitable_model(_with_boxes(store, sightings)))
+        choice = suitable.choose(store, sightings)
+        store.settle_model(choice.name)
+        report.notes.append(f"model {choice.name}: {choice.why}")
     if not store.catalogue.counts().annotations:
         relocate.note(store)
     photos = intake.by_photo(sightings)
@@ -133,30 +134,6 @@ def enrol(store: Store, sightings: Sequence[Sighting], *, who: str, progress: Pr
 def _of_species(store: Store, sighting: Sighting) -> Sighting:
     """The sighting with its species, the store's where it names none."""
     return replace(sighting, species=sighting.species or store.config.species or None)
-
-
-def _with_boxes(store: Store, sightings: Sequence[Sighting]) -> Sequence[Sighting]:
-    """The sightings, or where a cropper is to find boxes some of them, with the boxes that it finds."""
-    croppers = store.croppers
-    given = [_of_species(store, s) for s in sightings[:: -(-len(sightings) // _SAMPLE)]]
-    if all(s.box is not None or croppers.of(s.species) is None for s in given):
-        return sightings
-    found = intake.prepare_all([(s,) for s in given], intake.NO_CROP, (), croppers=croppers)
-    return [
-        replace(s, box=one.boxes[0]) if s.box is None and isinstance(one, Prepared) and one.boxes else s
-        for s, one in zip(given, found, strict=True)
-    ]
-
-
-def suitable_model(sightings: Sequence[Sighting]) -> str:
-    """The default model for boxes of this shape: flukes and flanks are wide, and a square crop would squash them."""
-    aspects = [
-        s.box.width / s.box.height
-        for s in sightings
-        if s.box is not None and s.box.height > 0 and s.declared_size != (1, 1)
-    ]
-    wide = len(aspects) * 2 >= len(sightings) and float(np.median(aspects)) >= models.WIDE_ASPECT
-    return models.WIDE if wide else models.DEFAULT
 
 
 def settle_encounters(store: Store) -> int:

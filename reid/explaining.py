@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from reid import crop, ensemble, images, intake, local, models, page
 from reid.compare import LEAST_POINTS, MOST_OUTSIDE, Comparison, Outside, compare
 from reid.embed import Embedder, OpenVinoEmbedder
-from reid.enrol import embed_views, suitable_model
+from reid.enrol import embed_views
 from reid.errors import InputError, ReidError
 from reid.images import printable
 from reid.look import Eye, Options, Seen, look
@@ -30,6 +30,7 @@ from reid.page import Entry
 from reid.picture_files import Write, put, write_sheet, writing
 from reid.records import Answer, Box, IdentityScore, Mask, Sighting
 from reid.store import Store
+from reid.suitable import by_shape
 
 PAGE = "index.html"
 
@@ -106,7 +107,7 @@ def eye_of(store: Store) -> Eye:
 @contextmanager
 def default_model(boxes: Sequence[Box | None]) -> Iterator[Embedder]:
     """The model that a new store would take for animals of this shape, in a folder that is gone afterwards."""
-    name = suitable_model([Sighting(Path("photo"), "", box=box) for box in boxes])
+    name = by_shape([Sighting(Path("photo"), "", box=box) for box in boxes])
     with tempfile.TemporaryDirectory(prefix="reid-explain-", ignore_cleanup_errors=True) as folder:
         yield OpenVinoEmbedder(models.ensure(Path(folder), name))
 

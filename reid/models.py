@@ -40,6 +40,8 @@ CARD = "model.json"
 LEARNT = "learnt-photos.json"
 DEFAULT = "lite0"
 WIDE = "lite0-wide"
+FLUKE = "fluke"  # learnt from rendered humpback flukes
+SHIPPED: dict[str, Path] = {FLUKE: Path(__file__).with_name("weights_embedder") / FLUKE}
 DEFAULTS = {DEFAULT: (256, 256), WIDE: (192, 384)}  # height and width in pixels; docs/results.md says why
 MARGIN = 0.1  # of a box's size, on each side
 WIDE_ASPECT = 1.6  # width over height of the median box from which WIDE serves better
@@ -230,7 +232,8 @@ def listed(folder: Path) -> list[ModelCard]:
 
 
 def ensure(folder: Path, name: str = DEFAULT) -> Path:
-    """The directory of model `name` below `folder`; the default one is exported on first use (about a second).
+    """The directory of model `name` below `folder`; those that come with the package are put there on first use (about a
+    second).
 
     Raises:
         ModelError: there is no such model, with the names that there are.
@@ -240,10 +243,27 @@ def ensure(folder: Path, name: str = DEFAULT) -> Path:
         return target
     if name in DEFAULTS:
         return write_default(folder, name=name)
-    names = ", ".join(sorted({card.name for card in listed(folder)} | set(DEFAULTS)))
+    if name in SHIPPED:
+        return _copied(SHIPPED[name], folder)
+    names = ", ".join(sorted({card.name for card in listed(folder)} | {*DEFAULTS, *SHIPPED}))
     raise ModelError(
         f"no model '{name}' (there are: {names})", source=str(folder), next_step=f"`reid models add {name}`"
     )
+
+
+def _copied(source: Path, folder: Path) -> Path:
+    """The model directory `source` of the package as one below `folder`: whole, or absent."""
+    read_card(source)
+    folder.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{source.name}-", dir=folder))
+    try:
+        for name in (CARD, "graph.xml", "graph.bin", "weights.safetensors"):
+            shutil.copyfile(source / name, aside / name)
+        aside.chmod(0o755)
+        swap(aside, folder / source.name)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return folder / source.name
 
 
 def write_default(

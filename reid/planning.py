@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from reid.train.recipe import Recipe
 
 # By which a whole network is trained where none is named: flukes, in wide boxes, all lie alike; other animals do not.
-RECIPE_WIDE, RECIPE = "first_place", "any_animal"
+# Where the network in force knows flukes already, FLUKES goes on from what ships.
+FLUKES, RECIPE_WIDE, RECIPE = "flukes", "first_place", "any_animal"
 LEAST_FULL = 1000  # photos with names from which on a GPU trains the whole network unasked
 
 Mode = TrainingMode
@@ -113,8 +114,11 @@ def planned(options: Options, store: Store) -> Plan:
         how = "asked for" if options.mode == "head" else "chosen"
         return Plan("head", None, f"head, {how}: {machine}; the network itself stays as it is{few}")
     scale = _scale(options)
-    seen = ensemble.lead(store.embedder.card)
+    card = store.embedder.card
+    seen = ensemble.lead(card)
     usual = RECIPE_WIDE if seen.width >= models.WIDE_ASPECT * seen.height else RECIPE
+    if card.extra.get("recipe") == FLUKES:
+        usual = FLUKES
     if options.begin_with:
         usual = _recipe_of(store, options.begin_with)
     chosen = recipe.load(options.recipe or usual, scale)  # type: ignore[arg-type]  # a wrong one is refused there

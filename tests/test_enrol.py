@@ -27,10 +27,10 @@ from fake_stores import (
 
 from reid import enrol as enrolling
 from reid import models
-from reid.enrol import suitable_model
 from reid.errors import CatalogueError, StoreError
 from reid.records import Box, Sighting
 from reid.store import Store
+from reid.suitable import by_shape
 
 
 def test_photos_are_counted_as_what_they_are(tmp_path: Path) -> None:
@@ -281,12 +281,12 @@ def test_a_file_that_holds_another_photo_now_is_a_new_photo(tmp_path: Path) -> N
     ],
 )
 def test_the_model_follows_the_shape_of_most_boxes(boxes: list[Box | None], name: str) -> None:
-    assert suitable_model([seen(Path(f"{i}.jpg"), box=box) for i, box in enumerate(boxes)]) == name
+    assert by_shape([seen(Path(f"{i}.jpg"), box=box) for i, box in enumerate(boxes)]) == name
 
 
 def test_boxes_in_fractions_tell_nothing_of_their_shape() -> None:
     rows = [seen(Path(f"{i}.jpg"), box=Box(0, 0.4, 1, 0.6), declared_size=(1, 1)) for i in range(4)]
-    assert suitable_model(rows) == models.DEFAULT
+    assert by_shape(rows) == models.DEFAULT
 
 
 def test_the_first_enrolment_settles_the_model_for_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,6 @@ from fake_stores import fake_store, paint, reopened, seen, taken_in
 
 from reid import crop, intake, locate, models
 from reid.catalogue.boxes import overlap
-from reid.enrol import _with_boxes, suitable_model
 from reid.errors import ConfigError, ModelError
 from reid.index import Gallery
 from reid.locate import SHIPPED, Croppers, Locator
@@ -28,6 +27,7 @@ from reid.pipeline import Identifier, query_of
 from reid.records import Box
 from reid.reindex import reindex
 from reid.store import Store
+from reid.suitable import by_shape, with_boxes
 from reid.synth import RenderedPhoto, Shot, render, staged
 
 SMALL = Preprocessing(32, 48, (127.5,) * 3, (127.5,) * 3)
@@ -404,4 +404,4 @@ def test_the_default_model_is_chosen_by_the_boxes_that_the_cropper_finds(
     rows = [seen(saved(tmp_path / f"{i}.png", pixels)) for i, pixels in enumerate(square)]
     for cropper, model in (("none", "lite0"), ("fluke", "lite0-wide")):
         with Store.create(tmp_path / cropper, cropper=cropper) as store:
-            assert suitable_model(_with_boxes(store, rows)) == model
+            assert by_shape(with_boxes(store, rows)) == model

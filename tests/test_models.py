@@ -112,7 +112,7 @@ def test_a_broken_card_is_a_typed_error(tmp_path: Path, text: str) -> None:
 
 
 def test_an_unknown_model_is_refused_with_the_names_there_are(folder: Path) -> None:
-    with pytest.raises(ModelError, match=r"no model 'nessie' \(there are: lite0, lite0-wide\)"):
+    with pytest.raises(ModelError, match=r"no model 'nessie' \(there are: fluke, lite0, lite0-wide\)"):
         models.ensure(folder.parent, "nessie")
 
 

@@ -84,7 +84,7 @@ def train(
     progress is told (places in `sources`): only its gallery is then trained on, and what they say decides nothing.
     `device` "" takes a GPU where there is one. `base` is kept in the model's card as what a head would be trained on.
     `pretrained` False starts from nothing; `begin_with` is the model directory of a network of the same shape, whose
-    weights are learnt further (a Siamese head begins anew). A network that learnt by pairs has its head in its
+    weights are learnt further (a Siamese head begins anew); without it the recipe says what learns further. A network that learnt by pairs has its head in its
     directory's folder `siamese.FOLDER`.
 
     Raises:
@@ -101,6 +101,8 @@ def train(
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
+        if begin_with is None and pretrained and recipe.network.begin:
+            begin_with = models.SHIPPED[recipe.network.begin]
         fresh = begin_with is None
         net, (mean, std) = network.build(
             recipe.network, grey=recipe.input.grey, pretrained=pretrained and fresh,

@@ -60,6 +60,7 @@ class NetworkConfig:
     act: Literal["none", "relu", "celu"] = "none"  # between the projection and the neck
     neck: bool = True  # a batch norm behind it, whose shift stays zero
     local: int = 0  # numbers of each row of the map for the aligned local distance (training only); 0: none
+    begin: Literal["", "fluke"] = ""  # a network that ships, of this shape, which learns further; empty: ImageNet's
     start: Literal["random", "whitened"] = "whitened"  # the projection and class centres at first
     both: bool = False  # the trained network serves the vectors of the photo and of its mirror image, side by side
 

@@ -40,7 +40,7 @@ PUBLISHED = {
     "second_place", "seventh_metric", "seventh_stripes", "siamese_lap", "tenth_divided_margin", "tenth_siamese",
     "third_place",
 }  # fmt: skip
-OWN = {"any_animal"}
+OWN = {"any_animal", "flukes"}
 
 
 def test_a_scale_changes_what_its_sections_say_and_nothing_else() -> None:
@@ -96,7 +96,7 @@ def test_a_recipe_of_ones_own_is_a_file(tmp_path: Path) -> None:
         recipe.load("third_place", "tpu")  # type: ignore[arg-type]
 
 
-def test_the_package_has_every_published_system_and_one_of_our_own() -> None:
+def test_the_package_has_every_published_system_and_those_of_our_own() -> None:
     assert set(recipe.names()) == PUBLISHED | OWN
     for name in recipe.names():
         laptop, gpu = (recipe.load(name, scale) for scale in ("laptop", "gpu"))  # type: ignore[arg-type]
