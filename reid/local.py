@@ -77,10 +77,14 @@ def describer(store: Store) -> Describe | None:
 
 def verification(store: Store) -> VerifyConfig:
     """How this store's settings compare two boxes."""
-    config = learned_description(store)
-    if config is None:
-        return VerifyConfig(model=store.config.local.model)
-    return VerifyConfig(model=store.config.local.model, estimator="lmeds_ransac", learned=config)
+    settings = store.config.local
+    estimator = _of_itself(store) if settings.estimator == "auto" else settings.estimator
+    return VerifyConfig(model=settings.model, estimator=estimator, learned=learned_description(store))
+
+
+def _of_itself(store: Store) -> str:
+    """The estimator where the settings name none: learned keypoints have no frames."""
+    return "frames" if learned_description(store) is None else "lmeds_ransac"
 
 
 def fingerprint(store: Store) -> str:
@@ -89,6 +93,8 @@ def fingerprint(store: Store) -> str:
     if config is None:
         return ""
     by = f"-{further.network}-{further.fingerprint}" if further else ""
+    estimator = verification(store).estimator
+    by += f"-{estimator}" if estimator != _of_itself(store) else ""
     query, head = store.config.query, rescore.fingerprint(store)
     how = f"-{query.ranking}-{query.geometry_inliers}" if query.ranking != "fused" else ""
     how += f"-siamese-{head}" if head else ""

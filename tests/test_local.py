@@ -15,7 +15,7 @@ from local_store import WITH_LOCAL, changed_settings, described, local_store, si
 from numpy.typing import NDArray
 from rendered_store import PHOTOS, flukes
 
-from reid import keypoints, local
+from reid import fit, keypoints, local
 from reid.errors import IndexStale, SnapshotCorrupt
 from reid.index import LocalIndex
 from reid.local import LocalSource
@@ -254,6 +254,27 @@ def test_other_geometry_needs_no_new_description_but_another_fit(local_store: St
     LocalSource.open(store)
     assert local.bring_up(store) == [] and describing == []
     assert local.fingerprint(store) != old and local.verification(store).model == "similarity"
+
+
+def test_another_estimator_asks_for_another_fit_and_the_one_that_auto_means_does_not(local_store: Store) -> None:
+    gallery, old = local_store.gallery().fingerprint, local.fingerprint(local_store)
+    assert fit.read(local_store, gallery) is not None and local.verification(local_store).estimator == "frames"
+    named = changed_settings(local_store, 'estimator = "auto" → estimator = "frames"')
+    assert local.fingerprint(named) == old and fit.read(named, gallery) is not None
+    prints = {old}
+    for before, estimator in (("frames", "lmeds_ransac"), ("lmeds_ransac", "magsac")):
+        named = changed_settings(named, f'estimator = "{before}" → estimator = "{estimator}"')
+        assert local.verification(named).estimator == estimator
+        assert fit.read(named, gallery) is None and fit.is_due(named)
+        prints.add(local.fingerprint(named))
+    assert len(prints) == 3
+
+
+def test_a_learned_matcher_has_an_estimator_that_needs_no_frames(local_store: Store, tmp_path: Path) -> None:
+    learned = changed_settings(local_store, 'matcher = "sift" → matcher = "xfeat"')
+    assert local.verification(learned).estimator == "lmeds_ransac"
+    robust = changed_settings(learned, 'estimator = "auto" → estimator = "magsac"')
+    assert local.verification(robust).estimator == "magsac"
 
 
 def test_a_photo_that_vanished_is_said_and_the_others_are_described(small: Store) -> None:

@@ -15,7 +15,7 @@ from local_store import WITH_LOCAL, changed_settings, described, local_store, si
 from rendered_store import PHOTOS, flukes
 from sqlalchemy import text
 
-from reid import decide, fit, fusion, local
+from reid import decide, fit, fusion, local, verify
 from reid.keypoints import empty_features
 from reid.local import LocalSource
 from reid.pipeline import Query, identify
@@ -87,6 +87,25 @@ def test_local_features_find_whales_that_the_embedder_alone_misses(local_store: 
     best = [a.labels[0] for a in with_local if a.status != "new"]
     assert best and all(label.evidence["inliers"] > 3 and label.evidence["votes"] > 0 for label in best)
     assert all(label.evidence == {} for a in without for label in a.labels)
+
+
+@pytest.mark.parametrize("estimator", ["lmeds_ransac", "magsac"])
+def test_queries_and_the_fit_verify_by_the_estimator_that_the_settings_name(
+    local_store: Store, flukes: Path, monkeypatch: pytest.MonkeyPatch, estimator: str
+) -> None:
+    asked_of: list[str] = []
+    for name, find in list(verify.ESTIMATORS.items()):
+        monkeypatch.setitem(
+            verify.ESTIMATORS, name, lambda *given, name=name, find=find: (asked_of.append(name), find(*given))[1]
+        )
+    store = changed_settings(
+        local_store, f'estimator = "auto" → estimator = "{estimator}"', 'model = "affine" → model = "homography"'
+    )
+    fit.fit(store)
+    assert set(asked_of) == {estimator}
+    asked_of.clear()
+    [answer] = asked(store, known_queries(flukes)[:1])
+    assert set(asked_of) == {estimator} and any(label.evidence.get("inliers", 0) > 4 for label in answer.labels)
 
 
 def test_several_probes_are_answered_as_if_asked_one_by_one(local_store: Store) -> None:
