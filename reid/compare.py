@@ -141,7 +141,7 @@ def _verified(a: Seen, b: Seen, options: Options) -> tuple[Verification, Links, 
     """The pair's verification and its agreeing matches, in pixels of the boxes; A mirrored where asked and better."""
     assert a.near is not None and b.near is not None  # asked for by the caller
     found, links = _agreeing(a.near, b.near, options)
-    if options.mirror and options.verify.learned is None:
+    if (options.mirror or options.verify.mirrored) and options.verify.learned is None:
         other, other_links = _agreeing(mirrored(a.near), b.near, options)
         if other.weight > found.weight:
             return other, other_links, True

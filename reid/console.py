@@ -123,7 +123,7 @@ def answers(given: Sequence[Answer], truth: Sequence[str] = ()) -> None:
                 label.label,
                 f"{label.score:.3f}",
                 chance,
-                *([f"{label.evidence['inliers']:.0f}" if "inliers" in label.evidence else "–"] if checked else []),
+                *([_points(label.evidence)] if checked else []),
                 str(label.n_photos or "–"),
                 Path(label.photo or "–").name,
             )
@@ -139,6 +139,13 @@ def answers(given: Sequence[Answer], truth: Sequence[str] = ()) -> None:
         for text in (*why, *answer.stages_skipped, answer.message, *(f"warning: {w}" for w in answer.warnings)):
             if text:
                 out.print(Text(steps.pasted(text), style="yellow"))
+
+
+def _points(evidence: Mapping[str, float]) -> str:
+    """How many points agree, and whether only with the query mirrored."""
+    if "inliers" not in evidence:
+        return "–"
+    return f"{evidence['inliers']:.0f}{' mirrored' if 'mirrored' in evidence else ''}"
 
 
 def _why_review(answer: Answer) -> str:

@@ -79,7 +79,8 @@ def verification(store: Store) -> VerifyConfig:
     """How this store's settings compare two boxes."""
     settings = store.config.local
     estimator = _of_itself(store) if settings.estimator == "auto" else settings.estimator
-    return VerifyConfig(model=settings.model, estimator=estimator, learned=learned_description(store))
+    further = learned_description(store)
+    return VerifyConfig(model=settings.model, estimator=estimator, mirrored=settings.mirrored, learned=further)
 
 
 def _of_itself(store: Store) -> str:
@@ -95,6 +96,7 @@ def fingerprint(store: Store) -> str:
     by = f"-{further.network}-{further.fingerprint}" if further else ""
     estimator = verification(store).estimator
     by += f"-{estimator}" if estimator != _of_itself(store) else ""
+    by += "-mirrored" if store.config.local.mirrored else ""
     query, head = store.config.query, rescore.fingerprint(store)
     how = f"-{query.ranking}-{query.geometry_inliers}" if query.ranking != "fused" else ""
     how += f"-siamese-{head}" if head else ""

@@ -119,7 +119,8 @@ class IdentityScore:
     """One label of an answer. `probability` is calibrated P(same animal) where a calibration exists, else None.
 
     `photo` and `annotation` name the best-scoring gallery photo, None for the new-individual label. `n_photos` is how many photos of that
-    identity the gallery holds. `evidence` says what spoke for that photo: cosine, and votes and inliers of local features.
+    identity the gallery holds. `evidence` says what spoke for that photo: cosine, and votes and inliers of local features;
+    `mirrored` is there where the inliers are of the query's mirror image.
     """
 
     label: str

@@ -67,7 +67,9 @@ class Found:
     failed: tuple[str, ...] = ()
 
     def evidence(self, id: str) -> dict[str, float]:
-        """What spoke for one candidate: cosine and, where local features were asked, votes and inliers."""
+        """What spoke for one candidate: cosine and, where local features were asked, votes and inliers; `mirrored` 1
+        where these are of the query's mirror image.
+        """
         if self.shortlist is None or id not in self.shortlist.ids:
             return {}
         row = self.shortlist.ids.index(id)
@@ -75,7 +77,8 @@ class Found:
         said = {"cosine": float(self.shortlist.cosines[row]), "votes": float(self.shortlist.votes[row])}
         logit = float("nan") if self.shortlist.siamese is None else float(self.shortlist.siamese[row])
         said |= {"siamese": 1 / (1 + math.exp(-min(max(logit, -60.0), 60.0)))} if math.isfinite(logit) else {}
-        return said | ({"inliers": float(made.inliers)} if made else {})
+        said |= {"inliers": float(made.inliers)} if made else {}
+        return said | ({"mirrored": 1.0} if made and made.mirrored else {})
 
 
 @dataclass(frozen=True, slots=True, eq=False)

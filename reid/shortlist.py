@@ -119,13 +119,13 @@ def verified(
     out = {} if made is None else made
     if not len(query):
         return out
-    matched = verify.matching_of(query, config)
+    compare = verify.verifier(query, config)
     for id in ids:
         if stop():
             break
         features = features_of(id)
         if features is not None:
-            out[id] = verify.verify_matches(query, features, matched(features), config)
+            out[id] = compare(features)
     return out
 
 

@@ -15,7 +15,7 @@ matches, Philbin et al. (CVPR 2007), as HotSpotter (Crall et al., WACV 2013) ver
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import cv2
@@ -36,7 +36,7 @@ from reid.geometry import (
     transfer_errors,
     wrapped,
 )
-from reid.keypoints import LocalFeatures
+from reid.keypoints import LocalFeatures, mirrored
 from reid.learned import LearnedConfig
 from reid.matching import MATCHERS, Floats, Ints, Matches, extended
 
@@ -67,6 +67,8 @@ class VerifyConfig:
     """Largest ratio of the singular values of the map's linear part that is plausible."""
     max_rotation: float = 180.0
     """Degrees of turning that are plausible; 180 switches the check off."""
+    mirrored: bool = False
+    """True: the query is also tried left-right mirrored, for photos from a flipped scan; twice the time."""
     learned: LearnedConfig | None = None
     """Features of this network, matched by its own matcher; None: RootSIFT, by `matcher` and `ratio`."""
 
@@ -81,6 +83,10 @@ class VerifyConfig:
                 raise InputError(f"unknown {name} {key!r}", next_step=f"use one of {', '.join(known)}")
         if not (0 < self.ratio <= 1 and self.threshold > 0 and self.lmeds > 0 and self.iterations > 0):
             raise InputError(f"a limit of the verification is out of range: {self}", next_step="use the defaults")
+        if self.mirrored and self.learned is not None:
+            raise InputError(
+                "features of a network cannot be mirrored", next_step="do without `mirrored`, or without `learned`"
+            )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -90,7 +96,8 @@ class Verification:
     `inliers` agree on `H (3, 3) float64` (query pixels → candidate pixels; None unless a model was found); 0 unless
     `status` is `verified`. `pairs (I, 2) int32` are their rows in query and candidate; `weight` is the sum of their
     weights; `error_median` is the median distance of the inliers as a share of the candidate's long side (NaN without
-    a model); `features (F,) float32` are named by `reid.agreement.FEATURE_NAMES`.
+    a model); `features (F,) float32` are named by `reid.agreement.FEATURE_NAMES`. `mirrored`: all this holds of the
+    query's mirror image, `H` from its pixels; rows stay those of the query.
     """
 
     status: Status
@@ -101,6 +108,7 @@ class Verification:
     error_median: float
     pairs: Ints
     features: Floats
+    mirrored: bool = False
 
 
 def verify(query: LocalFeatures, candidate: LocalFeatures, config: VerifyConfig | None = None) -> Verification:
@@ -112,9 +120,26 @@ def verify_many(
     query: LocalFeatures, candidates: Sequence[LocalFeatures], config: VerifyConfig | None = None
 ) -> list[Verification]:
     """`verify` of one query against each candidate, the query prepared once."""
-    settings = config or VerifyConfig()
-    matched = matching_of(query, settings)
-    return [verify_matches(query, candidate, matched(candidate), settings) for candidate in candidates]
+    compare = verifier(query, config or VerifyConfig())
+    return [compare(candidate) for candidate in candidates]
+
+
+def verifier(query: LocalFeatures, config: VerifyConfig) -> Callable[[LocalFeatures], Verification]:
+    """Candidate → its `Verification`, the query prepared once; with `config.mirrored` the heavier of the query's two
+    ways to lie, as it is where both weigh the same.
+
+    Raises (when asked, with `config.learned`): MissingExtra, ModelError.
+    """
+    sides = [query, mirrored(query)] if config.mirrored else [query]
+    ways = [(side, matching_of(side, config)) for side in sides]
+
+    def compare(candidate: LocalFeatures) -> Verification:
+        made = [verify_matches(side, candidate, matched(candidate), config) for side, matched in ways]
+        if len(made) == 1 or made[0].weight >= made[1].weight:
+            return made[0]
+        return replace(made[1], mirrored=True)
+
+    return compare
 
 
 def matching_of(query: LocalFeatures, config: VerifyConfig) -> Callable[[LocalFeatures], Matches]:

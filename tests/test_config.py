@@ -37,6 +37,7 @@ def test_an_integer_serves_where_a_number_is_wanted(tmp_path: Path) -> None:
         ("[decision]\nshare_new = 1.0", "decision.share_new"),
         ("[decision]\nnew_label = 'new whale'", "decision.new_label"),
         ("[embedder]\ndevice = 'abacus'", "embedder.device"),
+        ("[local]\nmirrored = true\nmatcher = 'xfeat'", "local.mirrored"),
         ("[local]\nestimator = 'guess'", "local.estimator"),
         ("[local]\nestimator = 'frames'\nmatcher = 'xfeat'", "local.estimator"),
         ("not toml", "not a settings file"),

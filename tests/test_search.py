@@ -4,10 +4,12 @@ silence.
 
 from __future__ import annotations
 
+import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from fake_stores import fake_store, reopened, taken_in
@@ -15,7 +17,7 @@ from local_store import WITH_LOCAL, changed_settings, described, local_store, si
 from rendered_store import PHOTOS, flukes
 from sqlalchemy import text
 
-from reid import decide, fit, fusion, local, verify
+from reid import decide, fit, fusion, local, verify, withheld
 from reid.keypoints import empty_features
 from reid.local import LocalSource
 from reid.pipeline import Query, identify
@@ -106,6 +108,35 @@ def test_queries_and_the_fit_verify_by_the_estimator_that_the_settings_name(
     asked_of.clear()
     [answer] = asked(store, known_queries(flukes)[:1])
     assert set(asked_of) == {estimator} and any(label.evidence.get("inliers", 0) > 4 for label in answer.labels)
+
+
+def flipped(given: Sighting, folder: Path) -> Sighting:
+    """The photo as a flipped scan would show it, and its box."""
+    pixels = cv2.imread(str(given.path))[:, ::-1]
+    assert cv2.imwrite(str(folder / f"flipped-{given.path.stem}.png"), pixels) and given.box is not None
+    x0, x1 = pixels.shape[1] - given.box.x1, pixels.shape[1] - given.box.x0
+    return replace(given, path=folder / f"flipped-{given.path.stem}.png", box=replace(given.box, x0=x0, x1=x1))
+
+
+def test_a_flipped_scan_is_matched_and_flagged_where_the_settings_ask_for_it(
+    local_store: Store, flukes: Path, tmp_path: Path
+) -> None:
+    queries = [flipped(s, tmp_path) for s in sightings(flukes)[:2]]
+    before = asked(local_store, queries)
+    store = changed_settings(local_store, "mirrored = false → mirrored = true")
+    assert fit.is_due(store)  # what was fitted without is of no use with it
+    fit.fit(store)
+    labels = store.catalogue.labels()
+    source = withheld.local_of(store, labels)
+    assert source is not None and source.verify.mirrored
+    for query, without, found in zip(queries, before, asked(store, queries), strict=True):
+        first = found.labels[0]
+        assert first.label == query.identity and first.evidence["mirrored"] == 1.0 and first.evidence["inliers"] > 20
+        assert "mirrored" in json.dumps(asdict(found))
+        assert without.labels[0].label != query.identity
+        assert not any("mirrored" in label.evidence for label in without.labels)
+    [as_it_is] = asked(store, sightings(flukes)[:1])
+    assert as_it_is.labels[0].label == queries[0].identity and "mirrored" not in as_it_is.labels[0].evidence
 
 
 def test_several_probes_are_answered_as_if_asked_one_by_one(local_store: Store) -> None:

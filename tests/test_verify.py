@@ -10,6 +10,7 @@ from reid.agreement import FEATURE_NAMES
 from reid.errors import InputError
 from reid.geometry import area, collinear, convex, fit_least_squares, linear_part, project, transfer_errors, wrapped
 from reid.keypoints import KeypointConfig, LocalFeatures, describe, empty_features, mirrored
+from reid.learned import LearnedConfig
 from reid.matching import MATCHERS, Matches, extended
 from reid.verify import ESTIMATORS, VerifyConfig, verify, verify_many, verify_matches
 
@@ -164,6 +165,20 @@ def test_no_keypoints_and_few_matches_are_ordinary_answers(features):
     assert verify_many(features, []) == []
 
 
+def test_a_mirror_image_is_found_where_it_is_asked_for_and_said(crop, features):
+    turned, both = describe(np.ascontiguousarray(crop[:, ::-1])), VerifyConfig(mirrored=True)
+    plain, found = verify(turned, features), verify(turned, features, both)
+    assert found.mirrored and found.status == "verified" and found.inliers > 50
+    assert not plain.mirrored and plain.weight < 0.1 * found.weight
+    # rows stay the query's, and H maps its mirror image on to the crop it was made from
+    q, c = found.pairs.T
+    x = features.width - 1 - turned.xy[q, 0]
+    assert np.abs(np.stack([x, turned.xy[q, 1]], axis=1) - features.xy[c]).max() < 8
+    assert np.abs(project(found.H, np.array([[50.0, 60.0]])) - [50, 60]).max() < 2
+    as_it_is = verify(features, features, both)
+    assert not as_it_is.mirrored and as_it_is.inliers == verify(features, features).inliers
+
+
 def test_a_mirror_image_is_not_a_plausible_view():
     xy = np.random.default_rng(1).uniform(5, 95, (40, 2))
     left, right = points(xy), points(np.stack([100 - xy[:, 0], xy[:, 1]], axis=1))
@@ -200,7 +215,15 @@ def test_matches_from_elsewhere_are_verified_too(features):
 
 
 @pytest.mark.parametrize(
-    "fields", [{"model": "cubic"}, {"matcher": "x"}, {"estimator": "y"}, {"ratio": 0.0}, {"threshold": -1.0}]
+    "fields",
+    [
+        {"mirrored": True, "learned": LearnedConfig("xfeat")},
+        {"model": "cubic"},
+        {"matcher": "x"},
+        {"estimator": "y"},
+        {"ratio": 0.0},
+        {"threshold": -1.0},
+    ],
 )
 def test_unknown_settings_are_refused(fields):
     with pytest.raises(InputError):
