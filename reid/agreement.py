@@ -120,21 +120,38 @@ def _normalised(H: Matrix, query: LocalFeatures, candidate: LocalFeatures) -> Ma
 
 
 def _laid_over(N: Matrix, query: LocalFeatures, candidate: LocalFeatures) -> tuple[float, float]:
-    """Overlap (intersection over union of the frames) and correlation of the two thumbnails there, when the query is
-    warped on the candidate."""
+    """Overlap (intersection over union) and correlation of the two thumbnails there, when the query is warped on the
+    candidate: of the animals where both crops have an outline, else of the frames.
+    """
     zoom = np.diag([THUMBNAIL, THUMBNAIL, 1.0])
     M = zoom @ N @ np.linalg.inv(zoom)
     if not np.isfinite(M).all():
         return 0.0, 0.0
     size = (THUMBNAIL, THUMBNAIL)
     warped = cv2.warpPerspective(query.thumbnail, M, size, flags=cv2.INTER_LINEAR).astype(np.float32)
-    inside = cv2.warpPerspective(np.full_like(query.thumbnail, 255), M, size, flags=cv2.INTER_NEAREST) > 0
+    mine = np.full(size, 255, np.uint8)
+    if query.outline is not None and candidate.outline is not None:
+        mine = query.outline.astype(np.uint8) * np.uint8(255)
+        theirs, sizes = candidate.outline, (_spread(N, query.outline), float(candidate.outline.mean()))
+    else:
+        quad = project(N, np.array([[0, 0], [1, 0], [1, 1], [0, 1]], np.float64))
+        theirs, sizes = np.ones(size, np.bool_), (area(quad), 1.0)
+    inside = (cv2.warpPerspective(mine, M, size, flags=cv2.INTER_NEAREST) > 0) & theirs
     share = float(inside.mean())
-    covered = area(project(N, np.array([[0, 0], [1, 0], [1, 1], [0, 1]], np.float64)))
-    overlap = share / max(covered + 1 - share, 1e-9)
-    if share < 0.05:
+    overlap = share / max(sum(sizes) - share, 1e-9)
+    if share < 0.05 * sizes[1] or not inside.any():
         return overlap, 0.0
     a, b = warped[inside], candidate.thumbnail[inside].astype(np.float32)
     a, b = a - a.mean(), b - b.mean()
     norm = float(np.sqrt((a * a).sum() * (b * b).sum()))
     return overlap, float((a * b).sum()) / norm if norm > 1e-6 else 0.0
+
+
+def _spread(N: Matrix, outline: NDArray[np.bool_]) -> float:
+    """Area that an outline has after the map, as a share of the candidate's frame and beyond it: the map's determinant,
+    summed where the outline is.
+    """
+    rows, columns = np.nonzero(outline)
+    w = (columns + 0.5) / THUMBNAIL * N[2, 0] + (rows + 0.5) / THUMBNAIL * N[2, 1] + N[2, 2]
+    swollen = abs(float(np.linalg.det(N))) / np.maximum(np.abs(w), 1e-3) ** 3
+    return min(float(swollen.sum()) / THUMBNAIL**2, 1e6)

@@ -36,10 +36,12 @@ DESCRIPTOR_SCALE = 512.0
 
 _MAGIC = b"RKP1"
 _MAGIC_SIZED = b"RKP2"  # descriptors of another length than SIFT's: one more uint32 says which
+_MAGIC_OUTLINED = b"RKP3"  # as RKP2, and the outline at the end
 THUMBNAIL = 64
 """Side of the grey picture that is kept with the keypoints, in its own pixels."""
 _HEADER = struct.Struct("<4sIIII")  # magic, keypoints, crop height, crop width, crc32 of what follows
 _SIZED = struct.Struct("<I")
+_OUTLINE = THUMBNAIL**2 // 8  # bytes of an outline, a bit a pixel
 _PLACE = 5 * 4  # bytes a keypoint beside its descriptor
 _ALGORITHM = "clahe-sift-rootsift/1"
 
@@ -96,7 +98,8 @@ class LocalFeatures:
     degrees in [0, 360), clockwise on the screen; `response (N,) float32`; `descriptors (N, 128) uint8` RootSIFT × 512
     (or `(N, D)`, as `reid.learned` packs those of a network, which know neither scale nor angle);
     `thumbnail (64, 64) uint8` the equalised grey crop, squashed to a square, so that two photos can be laid over each
-    other without reading either again; `height`, `width` of the crop in pixels.
+    other without reading either again; `height`, `width` of the crop in pixels. `outline (64, 64) bool` is the mask that
+    the keypoints lie in, squashed alike, True on the animal; None where there was none.
     """
 
     xy: NDArray[np.float32]
@@ -107,6 +110,7 @@ class LocalFeatures:
     thumbnail: NDArray[np.uint8]
     height: int
     width: int
+    outline: NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
         return int(self.xy.shape[0])
@@ -114,16 +118,20 @@ class LocalFeatures:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, LocalFeatures):
             return NotImplemented
-        return (self.height, self.width) == (other.height, other.width) and all(
-            np.array_equal(mine, theirs) for mine, theirs in zip(_arrays(self), _arrays(other), strict=True)
+        if (self.height, self.width) != (other.height, other.width):
+            return False
+        mine, theirs = (
+            _arrays(each) if each.outline is None else (*_arrays(each), each.outline) for each in (self, other)
         )
+        return len(mine) == len(theirs) and all(np.array_equal(a, b) for a, b in zip(mine, theirs, strict=True))
 
     @property
     def nbytes(self) -> int:
         """Bytes that `to_bytes` would take."""
         dim = self.descriptors.shape[1]
-        sized = 0 if dim == DESCRIPTOR_DIM else _SIZED.size
-        return int(_HEADER.size + sized + (_PLACE + dim) * len(self) + THUMBNAIL**2)
+        further = _SIZED.size if dim != DESCRIPTOR_DIM or self.outline is not None else 0
+        further += 0 if self.outline is None else _OUTLINE
+        return int(_HEADER.size + further + (_PLACE + dim) * len(self) + THUMBNAIL**2)
 
 
 def empty_features(
@@ -154,12 +162,13 @@ def describe(
         return empty_features(height, width)
     grey, factor = _working_image(crop, settings)
     thumbnail = np.asarray(cv2.resize(grey, (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA), np.uint8)
-    small_mask = None
+    small_mask, outline = None, None
     if mask is not None:
+        outline = outline_of(mask)
         size = (grey.shape[1], grey.shape[0])
         small_mask = cv2.resize((mask != 0).astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) * np.uint8(255)
         if not small_mask.any():
-            return empty_features(height, width, thumbnail)
+            return replace(empty_features(height, width, thumbnail), outline=outline)
     sift = cv2.SIFT.create(
         nfeatures=settings.max_keypoints,
         nOctaveLayers=settings.octave_layers,
@@ -176,8 +185,18 @@ def describe(
     else:
         points, raw = sift.detectAndCompute(grey, small_mask)
     if raw is None or len(points) == 0:
-        return empty_features(height, width, thumbnail)
-    return _pack(points, np.asarray(raw, np.float32), thumbnail, factor, (height, width), settings.max_keypoints)
+        return replace(empty_features(height, width, thumbnail), outline=outline)
+    found = _pack(points, np.asarray(raw, np.float32), thumbnail, factor, (height, width), settings.max_keypoints)
+    return replace(found, outline=outline)
+
+
+def outline_of(mask: NDArray[np.uint8] | NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """A crop's mask `(H, W)`, non-zero on the animal, squashed to `(64, 64) bool`: True where it covers half of a pixel,
+    or any of it where it covers half of none.
+    """
+    share = cv2.resize((mask != 0).astype(np.float32), (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA)
+    half = share >= 0.5
+    return np.asarray(half if half.any() else share > 0, np.bool_)
 
 
 def root_sift(raw: NDArray[np.float32]) -> NDArray[np.uint8]:
@@ -192,11 +211,14 @@ def to_bytes(features: LocalFeatures) -> bytes:
     """The stored form, little-endian: magic `RKP1`, N, height, width, crc32 (uint32 each), then the arrays one after
     another: xy (N×2 float32), scale, angle, response (N float32 each), descriptors (N×128 uint8), thumbnail (64×64
     uint8). 148 bytes a keypoint and 4,116 a crop. Descriptors of another length D have the magic `RKP2`, and D (uint32)
-    stands before the arrays.
+    stands before the arrays. Where there is an outline the magic is `RKP3`: as `RKP2`, whatever D is, and the outline
+    after the thumbnail, 512 bytes, a bit a pixel, rows one after another, the first pixel in the highest bit.
     """
     body = b"".join(np.ascontiguousarray(a, dtype=a.dtype.newbyteorder("<")).tobytes() for a in _arrays(features))
     magic, dim = _MAGIC, features.descriptors.shape[1]
-    if dim != DESCRIPTOR_DIM:
+    if features.outline is not None:
+        magic, body = _MAGIC_OUTLINED, _SIZED.pack(dim) + body + np.packbits(features.outline).tobytes()
+    elif dim != DESCRIPTOR_DIM:
         magic, body = _MAGIC_SIZED, _SIZED.pack(dim) + body
     return _HEADER.pack(magic, len(features), features.height, features.width, zlib.crc32(body)) + body
 
@@ -209,11 +231,14 @@ def from_bytes(data: bytes, source: str = "") -> LocalFeatures:
     if len(data) < _HEADER.size:
         raise broken
     magic, count, height, width, crc = _HEADER.unpack_from(data)
-    body, dim = memoryview(data)[_HEADER.size :], DESCRIPTOR_DIM
-    if zlib.crc32(body) != crc or magic not in (_MAGIC, _MAGIC_SIZED):
+    body, dim, outline = memoryview(data)[_HEADER.size :], DESCRIPTOR_DIM, None
+    if zlib.crc32(body) != crc or magic not in (_MAGIC, _MAGIC_SIZED, _MAGIC_OUTLINED):
         raise broken
-    if magic == _MAGIC_SIZED and len(body) >= _SIZED.size:
+    if magic != _MAGIC and len(body) >= _SIZED.size:
         (dim,), body = _SIZED.unpack_from(body), body[_SIZED.size :]
+    if magic == _MAGIC_OUTLINED and len(body) >= _OUTLINE:
+        bits, body = np.frombuffer(body[-_OUTLINE:], np.uint8), body[:-_OUTLINE]
+        outline = np.unpackbits(bits).reshape(THUMBNAIL, THUMBNAIL).astype(np.bool_)
     if len(body) != count * (_PLACE + dim) + THUMBNAIL**2:
         raise broken
     numbers = np.frombuffer(body[: _PLACE * count], dtype="<f4").astype(np.float32)
@@ -221,7 +246,8 @@ def from_bytes(data: bytes, source: str = "") -> LocalFeatures:
     octets = np.frombuffer(body[_PLACE * count :], dtype=np.uint8)
     descriptors = octets[: -(THUMBNAIL**2)].reshape(count, dim).copy()
     thumbnail = octets[-(THUMBNAIL**2) :].reshape(THUMBNAIL, THUMBNAIL).copy()
-    return LocalFeatures(xy.reshape(count, 2), scale, angle, response, descriptors, thumbnail, int(height), int(width))
+    size = int(height), int(width)
+    return LocalFeatures(xy.reshape(count, 2), scale, angle, response, descriptors, thumbnail, *size, outline)
 
 
 def mirrored(features: LocalFeatures) -> LocalFeatures:
@@ -241,6 +267,7 @@ def mirrored(features: LocalFeatures) -> LocalFeatures:
         angle=np.mod(180.0 - features.angle, 360.0).astype(np.float32),
         descriptors=np.ascontiguousarray(features.descriptors[:, order]),
         thumbnail=np.ascontiguousarray(features.thumbnail[:, ::-1]),
+        outline=None if features.outline is None else np.ascontiguousarray(features.outline[:, ::-1]),
     )
 
 

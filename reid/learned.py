@@ -18,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from reid import steps
 from reid.errors import InputError, MissingExtra, ModelError
-from reid.keypoints import THUMBNAIL, LocalFeatures, check_crop, empty_features
+from reid.keypoints import THUMBNAIL, LocalFeatures, check_crop, empty_features, outline_of
 from reid.matching import Matches
 
 if TYPE_CHECKING:
@@ -148,8 +148,9 @@ def describe(
     rgb, (fx, fy) = _working_image(crop, config.long_side)
     grey = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)
     thumbnail = np.asarray(cv2.resize(grey, (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA), np.uint8)
+    outline = None if mask is None else outline_of(mask)
     if min(rgb.shape[:2]) < 32 or (mask is not None and not mask.any()):  # the coarsest maps would have no pixel
-        return empty_features(height, width, thumbnail, config.dim)
+        return replace(empty_features(height, width, thumbnail, config.dim), outline=outline)
     found = networks(config).describe(rgb, config.max_keypoints if mask is None else 4 * config.max_keypoints)
     xy = ((found.xy + 0.5) / np.array([fx, fy], np.float32) - 0.5).astype(np.float32)
     kept = np.argsort(-found.scores, kind="stable")
@@ -159,7 +160,7 @@ def describe(
         kept = kept[np.asarray(mask)[y, x] != 0]
     kept = kept[: config.max_keypoints]
     if not len(kept):
-        return empty_features(height, width, thumbnail, config.dim)
+        return replace(empty_features(height, width, thumbnail, config.dim), outline=outline)
     return LocalFeatures(
         np.ascontiguousarray(xy[kept]),
         np.full(len(kept), max(height, width), np.float32),
@@ -169,6 +170,7 @@ def describe(
         thumbnail,
         height,
         width,
+        outline,
     )
 
 

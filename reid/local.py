@@ -32,6 +32,7 @@ from reid.verify import VerifyConfig
 
 FOLDER = "local"
 MASKS = "masks"
+OUTLINED = "outlined"  # a file in `MASKS`: what is described of masked boxes has their outline, by which overlaps go
 REDRAWN = "redrawn"  # a file in `MASKS`: keypoints of boxes whose mask has changed are gone, and to be described again
 _BATCH = 256  # boxes indexed in one commit while describing
 _MANY = 8 * _BATCH  # boxes from which an addition is planned for, rather than taken as it comes
@@ -97,6 +98,7 @@ def fingerprint(store: Store) -> str:
     estimator = verification(store).estimator
     by += f"-{estimator}" if estimator != _of_itself(store) else ""
     by += "-mirrored" if store.config.local.mirrored else ""
+    by += "-outlined" if (store.root / MASKS / OUTLINED).exists() else ""
     query, head = store.config.query, rescore.fingerprint(store)
     how = f"-{query.ranking}-{query.geometry_inliers}" if query.ranking != "fused" else ""
     how += f"-siamese-{head}" if head else ""
@@ -252,6 +254,9 @@ def bring_up(store: Store, *, check: bool = False, progress: Progress = quiet) -
         lacking = sorted({*lacking, *_damaged(store, source, serving)})
     elif source.further is not None or redrawn.exists():
         lacking = sorted({*lacking, *_absent(store, source, serving)})
+    outlined = store.root / MASKS / OUTLINED
+    if outlined.parent.is_dir() and not outlined.exists():
+        lacking = sorted({*lacking, *_without_outline(store, source, serving)})
     failures: list[Failure] = []
     done = 0
     for ids, photo in _described(store, lacking):
@@ -266,6 +271,8 @@ def bring_up(store: Store, *, check: bool = False, progress: Progress = quiet) -
             source.index.commit(revision=now)
     source.index.commit(revision=now)
     redrawn.unlink(missing_ok=True)
+    if outlined.parent.is_dir():
+        outlined.touch()
     if check and source.index.outgrown:
         source.index.compact()
     return failures
@@ -285,6 +292,17 @@ def _absent(store: Store, source: LocalSource, annotations: Sequence[int]) -> It
     for at in range(0, len(annotations), _BATCH):
         for id, key in keys(store, annotations[at : at + _BATCH]).items():
             if not all(one.path(*key).exists() for one in stores):
+                yield int(id)
+
+
+def _without_outline(store: Store, source: LocalSource, annotations: Sequence[int]) -> Iterator[int]:
+    """Annotations that have a mask, and were described when outlines were not kept."""
+    stores, drawn = [one for one in (source.features, source.further) if one is not None], masks_of(store)
+    for at in range(0, len(annotations), _BATCH):
+        for id, key in keys(store, annotations[at : at + _BATCH]).items():
+            if drawn.path(*key).exists() and any(
+                (found := one.get(*key)) is not None and found.outline is None for one in stores
+            ):
                 yield int(id)
 
 

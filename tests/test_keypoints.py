@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from reid.keypoints import (
     empty_features,
     from_bytes,
     mirrored,
+    outline_of,
     root_sift,
     to_bytes,
 )
@@ -150,6 +153,31 @@ def test_bytes_round_trip_exactly_and_have_the_documented_size():
     data = to_bytes(found)
     assert len(data) == found.nbytes == 20 + 148 * len(found) + 64 * 64
     assert from_bytes(data) == found
+
+
+@pytest.mark.parametrize("dim", [128, 64])
+def test_an_outline_is_kept_with_the_keypoints_and_says_so_in_the_magic(dim: int):
+    mask = np.random.default_rng(dim).random((240, 320)) < 0.3
+    mask[:, :160] = True
+    found = describe(blobs(), mask)
+    assert found.outline is not None and found.outline[:, :31].all() and not found.outline[:, 33:].all()
+    assert np.array_equal(mirrored(found).outline, found.outline[:, ::-1])
+    found = replace(found, descriptors=np.ascontiguousarray(found.descriptors[:, :dim]))
+    data = to_bytes(found)
+    assert data[:4] == b"RKP3" and len(data) == found.nbytes == 24 + (20 + dim) * len(found) + 64 * 64 + 512
+    assert from_bytes(data) == found != replace(found, outline=None)
+    with pytest.raises(SnapshotCorrupt):
+        from_bytes(data[:-1])
+    plain = describe(blobs())
+    assert plain.outline is None and to_bytes(plain)[:4] == b"RKP1"
+
+
+def test_an_outline_of_next_to_nothing_is_still_somewhere():
+    mask = np.zeros((640, 640), np.uint8)
+    mask[333, 100] = 255
+    assert np.argwhere(outline_of(mask)).tolist() == [[33, 10]]
+    assert not outline_of(np.zeros((9, 9), np.bool_)).any()
+    assert describe(blobs(), np.zeros((240, 320), np.bool_)).outline is not None
 
 
 def test_damaged_bytes_are_recognised():

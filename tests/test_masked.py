@@ -15,11 +15,11 @@ from fake_stores import ColourEmbedder, fake_store, taken_in
 from local_store import WITH_LOCAL, described, local_store, sightings
 from rendered_store import flukes, reid, reid_json
 
-from reid import intake, local, masks
+from reid import fit, intake, keypoints, local, masks
 from reid.exchange import read_sources
 from reid.explaining import explain_answer, explain_pair
 from reid.export import write_wildlife_csv
-from reid.keypoints import KeypointConfig
+from reid.keypoints import KeypointConfig, to_bytes
 from reid.local import LocalSource
 from reid.look import Options
 from reid.pipeline import Query, identify, query_of
@@ -153,6 +153,39 @@ def test_a_mask_that_comes_later_is_described_by_and_voted_with(photo: Sighting,
     assert not (store.root / local.MASKS / local.REDRAWN).exists()
     taken_in(store, [replace(rows[0], mask=half), *rows[1:]])  # the same again changes nothing
     assert features_on_file(store) == within
+
+
+def test_what_was_described_without_outlines_serves_on_and_gets_them_by_and_by(
+    flukes: Path, photo: Sighting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store from before outlines were kept: its fit stands until its masked boxes, and no others, are described anew."""
+    store = fake_store(tmp_path / "store", settings=WITH_LOCAL)
+    rows = sightings(flukes)[:5]
+    half = Mask(picture=drawn(tmp_path / "half.png", photo.path, right=middle(photo)))
+    taken_in(store, [replace(rows[0], mask=half), *rows[1:]])
+    new, mark = local.fingerprint(store), store.root / local.MASKS / local.OUTLINED
+    now = features_on_file(store)
+    assert (
+        mark.exists() and now is not None and now.outline is not None and fit.read(store, store.gallery().fingerprint)
+    )
+    mark.unlink()
+    [path] = [p for p in (store.root / "features").rglob("*.rkp") if p.read_bytes()[:4] == b"RKP3"]
+    path.write_bytes(to_bytes(replace(now, outline=None)))
+    assert local.fingerprint(store) != new
+    fit.fit(store)
+    assert identify(store, [Query((replace(photo, identity=None),))])[0].labels and not fit.is_due(store)
+    calls: list[object] = []
+    whole = keypoints.describe
+    monkeypatch.setattr(keypoints, "describe", lambda *given: (calls.append(given), whole(*given))[1])
+    assert local.bring_up(store) == [] and len(calls) == 1
+    assert features_on_file(store) == now
+    assert local.fingerprint(store) == new and fit.is_due(store)  # overlaps mean something else than they did
+    assert local.bring_up(store) == [] == local.bring_up(store, check=True) and len(calls) == 1
+
+
+def test_a_store_without_masks_knows_nothing_of_outlines(local_store: Store) -> None:
+    local.bring_up(local_store)
+    assert not (local_store.root / local.MASKS).exists() and "outlined" not in local.fingerprint(local_store)
 
 
 def test_a_query_with_an_empty_mask_has_no_animal(local_store: Store, photo: Sighting, tmp_path: Path) -> None:
