@@ -10,6 +10,12 @@ import typer
 
 from reid.invocation import EXITS, LEFT_OUT, Json, errors_said, opened
 
+SWITCHES = ("heat", "matches", "warp", "mirror")
+Heat = Annotated[bool, typer.Option(help="Heat maps of what the model looked at (most of the time).")]
+MatchLines = Annotated[bool, typer.Option(help="Lines between matching points.")]
+Warp = Annotated[bool, typer.Option(help="One photo laid over the other, for a slider.")]
+Mirror = Annotated[bool, typer.Option(help="Also try the first photo mirrored, for a flipped scan.")]
+
 
 class Side(StrEnum):
     """Which side of the animal a photo shows."""
@@ -43,15 +49,24 @@ def query(
         Path | None,
         typer.Option(help="Write into this folder what speaks for each candidate, and a page to leaf through."),
     ] = None,
+    heat: Heat = True,
+    matches: MatchLines = True,
+    warp: Warp = True,
+    mirror: Mirror = False,
     json: Json = False,
 ) -> None:
     """The five best individuals for a photo, the new one among them where none fits.
+
+    Heat, matches, warp and mirror say what --explain shows; the answer is the same with any of them.
 
     Example: reid query IMG_0412.jpg --sheet answer.png
     """
     from reid import pipeline
 
     _no_folders(photos)
+    if explain is None:
+        _nothing_to_switch(context)
+    shown = {"heat": heat, "matches": matches, "warp": warp, "mirror": mirror}
     with opened(context) as store:
         corners = _box(box)
         groups = [photos] if encounter else [[photo] for photo in photos]
@@ -61,7 +76,7 @@ def query(
         ]
         answers = pipeline.identify(store, queries)
         drawn = _draw(store, answers, sheet) if sheet else []
-        explained = _explain_answers(store, answers, groups, explain, drawn_by) if explain else []
+        explained = _explain_answers(store, answers, groups, explain, drawn_by, shown) if explain else []
     _print_answers(answers, drawn, json, explained)
     raise typer.Exit(max(EXITS[answer.status] for answer in answers))
 
@@ -72,6 +87,14 @@ def _no_folders(photos: list[Path]) -> None:
             raise typer.BadParameter(
                 f"'{photo}' is a folder: name its photos ({photo}/*.jpg), or enrol it", param_hint="PHOTOS..."
             )
+
+
+def _nothing_to_switch(context: typer.Context) -> None:
+    """Wrong usage where a switch of the explanation was given, and none was asked for."""
+    for name in SWITCHES:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name != "DEFAULT":
+            raise typer.BadParameter("it takes --explain FOLDER", param_hint=f"--{name} / --no-{name}")
 
 
 def _box(text: str, option: str = "--box") -> Any:
@@ -116,12 +139,19 @@ def _draw(store: Any, answers: Any, target: Path) -> list[Path]:
         raise typer.BadParameter(f"cannot write the sheet: {error}", param_hint="--sheet") from error
 
 
-def _explain_answers(store: Any, answers: Any, groups: list[list[Path]], folder: Path, drawn: Any) -> list[Any]:
+def _explain_answers(
+    store: Any, answers: Any, groups: list[list[Path]], folder: Path, drawn: Any, shown: dict[str, Any]
+) -> list[Any]:
     """One page an answer; several get a folder each and a page that leads to them."""
     from reid import explaining
+    from reid.look import Options
 
     folders = [folder] if len(answers) == 1 else [folder / f"query-{i}" for i in range(1, len(answers) + 1)]
-    done = [explaining.explain_answer(store, *one, drawn=drawn) for one in zip(answers, groups, folders, strict=True)]
+    options = Options(**shown, sparse=True)  # several candidates: every other patch
+    done = [
+        explaining.explain_answer(store, *one, options=options, drawn=drawn)
+        for one in zip(answers, groups, folders, strict=True)
+    ]
     if len(done) > 1:
         explaining.contents(folder, list(zip(answers, done, strict=True)))
     return done
@@ -155,10 +185,10 @@ def explain(
         typer.Option(exists=True, help="Where exactly it is in the first photo: a mask (not black on the animal)."),
     ] = None,
     mask_b: Annotated[Path | None, typer.Option(exists=True, help="The same in the second.")] = None,
-    heat: Annotated[bool, typer.Option(help="Heat maps of what the model looked at (most of the time).")] = True,
-    matches: Annotated[bool, typer.Option(help="Lines between matching points.")] = True,
-    warp: Annotated[bool, typer.Option(help="One photo laid over the other, for a slider.")] = True,
-    mirror: Annotated[bool, typer.Option(help="Also try the first photo mirrored, for a flipped scan.")] = False,
+    heat: Heat = True,
+    matches: MatchLines = True,
+    warp: Warp = True,
+    mirror: Mirror = False,
     sheet: Annotated[Path | None, typer.Option(help="Also draw everything as one picture.")] = None,
     json: Json = False,
 ) -> None:

@@ -206,6 +206,52 @@ def test_a_query_is_explained_against_each_known_candidate(enrolled: Path, fluke
     assert f"explained in {tmp_path / 'again' / 'index.html'}" in said.stdout
 
 
+@pytest.mark.parametrize(
+    ("switch", "lost", "left"),
+    [
+        ("--no-heat", {"heat_a", "heat_b"}, {"matches"}),
+        ("--no-heat --no-warp", {"heat_a", "heat_b", "warp_a", "warp_b", "overlay"}, {"matches"}),
+        ("--no-heat --no-matches", PICTURES, set()),
+    ],
+)
+def test_a_query_explains_what_is_switched_on(
+    enrolled: Path, flukes: Path, tmp_path: Path, switch: str, lost: set[str], left: set[str]
+) -> None:
+    row = rows_of(flukes / "labels.csv")[0]
+    words = ("query", flukes / row["path"], "--box", box_of(row))
+    answer = reid_json(*words, "--explain", tmp_path / "why", *switch.split(), store=enrolled)
+    pairs = answer["explanation"]["pairs"]
+    assert pairs and pairs[0]["label"] == row["identity"]
+    for pair in pairs:
+        assert left <= set(pair["pictures"]) and not lost & set(pair["pictures"])
+        assert "switched off" in pair["skipped"].values()
+    assert not any(path.stem in lost for path in (tmp_path / "why").rglob("*"))
+
+
+def test_a_flipped_query_is_explained_mirrored_where_asked(enrolled: Path, flukes: Path, tmp_path: Path) -> None:
+    row = rows_of(flukes / "labels.csv")[0]
+    with Image.open(flukes / row["path"]) as photo:
+        width = photo.width
+        photo.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(tmp_path / "flipped.png")
+    x, y, w, h = json.loads(row["bbox"])
+    words = ("query", tmp_path / "flipped.png", "--box", f"{width - x - w},{y},{width - x},{y + h}", "--no-heat")
+    found = {}
+    for name, more in (("plain", ()), ("mirror", ("--mirror",))):
+        answer = reid_json(*words, *more, "--explain", tmp_path / name, store=enrolled)
+        found[name] = {pair["label"]: pair for pair in answer["explanation"]["pairs"]}
+    assert row["identity"] in found["mirror"]
+    mine, plain = found["mirror"][row["identity"]], found["plain"][row["identity"]]
+    assert mine["mirrored"] and not plain["mirrored"] and mine["inliers"] > 5 * max(plain["inliers"], 1)
+
+
+@pytest.mark.parametrize("switch", ["--no-heat", "--no-matches", "--no-warp", "--mirror"])
+def test_a_switch_of_an_explanation_that_was_not_asked_for_is_wrong_usage(
+    enrolled: Path, flukes: Path, switch: str
+) -> None:
+    result = reid("query", flukes / rows_of(flukes / "queries.csv")[0]["path"], switch, store=enrolled)
+    assert result.exit_code == 2 and "--explain" in result.stderr and switch.removeprefix("--no-") in result.stderr
+
+
 def test_several_queries_get_a_page_each_and_one_that_leads_to_them(
     enrolled: Path, flukes: Path, tmp_path: Path
 ) -> None:
