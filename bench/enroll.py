@@ -28,7 +28,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from reid import enrol, models
+from reid import enrol, models, suitable
 from reid.exchange import read_sources
 from reid.records import Sighting
 from reid.store import Store

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from reid.errors import GalleryError, IndexStale, SnapshotCorrupt
 from reid.index import backends, compaction, rank, segments, snapshot
 from reid.index.segments import Halves, Ids, IdSet, Segment
-from reid.index.snapshot import Manifest, SegmentRecord
+from reid.index.snapshot import Manifest
 from reid.index.view import REINDEX, View, exclusions, filtered, locate, missing, open_view, stamp
 from reid.records import Candidates
 
@@ -288,26 +288,10 @@ class Gallery:
                     next_step=REINDEX,
                 )
             changes = segments.fold(self._waiting, old.dim)
-            records = tuple(self._written(view, changes))
+            records = tuple(segments.committed(self._folder, view.parts, changes, old.dim))
             if records != old.segments or revision > old.revision:
                 self._replace(_next(old, revision=max(revision, old.revision), segments=records))
             self._waiting.clear()
-
-    def _written(self, view: View, changes: segments.Changes) -> list[SegmentRecord]:
-        """Write what `changes` asks for beside the present files; the records of the segments to be."""
-        parts = list(view.parts)
-        if len(changes.touched):
-            for at, part in enumerate(parts):
-                rows = segments.find(part.ids, changes.touched)
-                parts[at] = segments.with_dead(self._folder, part, rows[rows >= 0])
-        plain = [at for at, part in enumerate(parts) if part.record.structure is None]
-        gone = {plain[at] for at in segments.to_merge([parts[at].record.live for at in plain], len(changes.ids))}
-        gone |= {at for at, part in enumerate(parts) if part.record.live == 0}
-        records = [part.record for at, part in enumerate(parts) if at not in gone]
-        rows_to_write = segments.merged([parts[at] for at in sorted(gone)], changes)
-        if len(rows_to_write.ids):
-            records.append(segments.write_segment(self._folder, rows_to_write, view.manifest.dim))
-        return records
 
     def _replace(self, manifest: Manifest) -> None:
         """Under the lock: put `manifest` in force, delete what it no longer names, and show it."""

@@ -12,7 +12,6 @@ do not. Must not know photos, catalogues or keypoints' places. Errors: `GalleryE
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
@@ -23,9 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reid.errors import GalleryError, SnapshotCorrupt
-from reid.index import lists, lnbnn, local_files, local_view, segments, snapshot
-from reid.index.local_files import LocalManifest, LocalSegment
-from reid.index.local_view import Codes, Descriptors, Part, View
+from reid.index import lists, lnbnn, local_files, local_view, local_write, segments, snapshot
+from reid.index.local_files import LocalManifest
+from reid.index.local_view import Codes, Descriptors, View
+from reid.index.local_write import Plan
 from reid.index.segments import Ids
 
 VOTERS = 3
@@ -43,7 +43,6 @@ LARGE = 2_000_000
 """Descriptors from which an index counts as large: a query asks with fewer of its own then."""
 ASKING = 500
 """Descriptors with which a large index is asked: half the time and half the pages, for about .01 of MAP@5."""
-_PHOTO_WEIGHT = 8  # a photo counts as this many rows of a vector segment when segments are merged by size
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,7 +293,8 @@ class LocalIndex:
             total = old.descriptors + sum(len(array) for array in new.values())
             grown = total > RETRAIN_AT * max(old.trained_on, 1) and total <= RETRAIN_BELOW
             retrain = grown or (total > 0 and (old.centroids is None or self._expected > 2 * old.trained_on))
-            manifest = self._written(new, retrain=retrain, merge_all=False)
+            plan = Plan(retrain, self._expected, self._sample)
+            manifest = local_write.committed(self._folder, self._view, segments.encoded(self._waiting), new, plan)
             self._replace(replace(manifest, revision=max(revision, old.revision)))
             self._waiting.clear()
             self._expected, self._sample = 0, ()
@@ -305,14 +305,15 @@ class LocalIndex:
         """
         with self.writing():
             if len(self._view.parts) > 1:
-                self._replace(self._written({}, retrain=False, merge_all=True))
+                self._replace(local_write.merged(self._folder, self._view, Plan()))
 
     def compact(self) -> None:
         """Make the cells anew for what is there now, and one segment of all; holds the writers' lock, readers go on
         meanwhile."""
         with self.writing():
             if self._view.manifest.descriptors:
-                self._replace(self._written({}, retrain=True, merge_all=True))
+                plan = Plan(True, self._expected, self._sample)
+                self._replace(local_write.merged(self._folder, self._view, plan))
 
     def check(self) -> int:
         """Read every file and compare it with its record; the number of files. `SnapshotCorrupt` for the first that
@@ -323,36 +324,6 @@ class LocalIndex:
         except FileNotFoundError as error:
             raise SnapshotCorrupt("a file is missing", source=str(self._folder), next_step=snapshot.REBUILD) from error
         return len(self._view.manifest.files)
-
-    def _written(self, new: Mapping[str, Descriptors], *, retrain: bool, merge_all: bool) -> LocalManifest:
-        """Write `new` and the merges it brings about beside the present files; the manifest to be."""
-        view, folder = self._view, self._folder
-        touched = segments.encoded(self._waiting) if not merge_all else np.empty(0, "S1")
-        parts = [_with_dead(folder, part, touched) for part in view.parts]
-        live = [part.record.live for part in parts]
-        if retrain or merge_all:
-            gone = list(range(len(parts)))
-        else:
-            gone = segments.to_merge([each * _PHOTO_WEIGHT for each in live], len(new) * _PHOTO_WEIGHT)
-        sources = [lists.unpacked(parts[at].lists, parts[at].starts, parts[at].dead) for at in gone]
-        ids = [np.delete(parts[at].ids, parts[at].dead) for at in gone]
-        arrays = [array for source, _ in sources for array in source] + list(new.values())
-        known = [cell for _, cells in sources for cell in cells] if not retrain else []
-        all_ids = np.concatenate([*ids, segments.encoded(new)])
-        manifest = view.manifest
-        cells = view.cells
-        if retrain:
-            count = max(self._expected, sum(len(array) for array in arrays))
-            cells = lists.trained(self._sample or arrays, count)
-            record = None
-            if cells is not None:
-                name = f"seg-{secrets.token_hex(6)}.centroids.npy"
-                record = snapshot.write_array(folder, name, "<f4", cells.centroids.shape, [cells.centroids])
-            manifest = replace(manifest, centroids=record, lists=0 if cells is None else cells.count, trained_on=count)
-        records = [part.record for at, part in enumerate(parts) if at not in gone]
-        if len(all_ids):
-            records.append(_write_segment(folder, cells, all_ids, arrays, known))
-        return replace(manifest, segments=tuple(records), generation=manifest.generation + 1)
 
     def _replace(self, manifest: LocalManifest) -> None:
         """Under the lock: put `manifest` in force, delete what it no longer names, and show it."""
@@ -390,35 +361,3 @@ def _best(votes: NDArray[np.float32], top: int) -> NDArray[np.intp]:
     """Positions of the highest positive votes, best first, ties by position."""
     order = np.argsort(-votes, kind="stable")[:top]
     return order[votes[order] > 0]
-
-
-def _with_dead(folder: Path, part: Part, touched: Ids) -> Part:
-    """The part without the photos `touched`; the same one where it has none of them."""
-    dead = np.union1d(part.dead, np.flatnonzero(np.isin(part.ids, touched))).astype(np.uint32)
-    if len(dead) == len(part.dead):
-        return part
-    name = f"{part.record.name}.dead-{secrets.token_hex(4)}.npy"
-    file = snapshot.write_array(folder, name, "<u4", dead.shape, [dead])
-    return replace(part, record=replace(part.record, dead=file, dead_photos=len(dead)), dead=dead)
-
-
-def _write_segment(
-    folder: Path,
-    cells: lists.Cells | None,
-    ids: Ids,
-    arrays: Sequence[Descriptors],
-    known: Sequence[NDArray[np.int32] | None],
-) -> LocalSegment:
-    """Write photos and their descriptors as a new segment, durably; `known` as in `lists.write`."""
-    name = f"seg-{secrets.token_hex(6)}"
-    starts = np.concatenate([[0], np.cumsum([len(array) for array in arrays], dtype=np.int64)])
-    lists.write(folder / f"{name}.lists.faiss", cells, arrays, known)
-    width = f"S{max(1, int(np.char.str_len(ids).max()))}"
-    return LocalSegment(
-        name,
-        len(ids),
-        int(starts[-1]),
-        snapshot.record_file(folder, f"{name}.lists.faiss"),
-        snapshot.write_array(folder, f"{name}.ids.npy", width, (len(ids),), [ids.astype(width)]),
-        snapshot.write_array(folder, f"{name}.starts.npy", "<i8", starts.shape, [starts]),
-    )

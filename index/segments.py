@@ -219,6 +219,23 @@ def with_dead(folder: Path, segment: Segment, rows: NDArray[Any]) -> Segment:
     return Segment(replace(segment.record, dead=file, dead_rows=len(dead)), segment.vectors, segment.ids, dead)
 
 
+def committed(folder: Path, parts: Sequence[Segment], changes: Changes, dim: int) -> list[SegmentRecord]:
+    """Write what `changes` asks for beside the present files; the records of the segments to be."""
+    kept = list(parts)
+    if len(changes.touched):
+        for at, part in enumerate(kept):
+            rows = find(part.ids, changes.touched)
+            kept[at] = with_dead(folder, part, rows[rows >= 0])
+    plain = [at for at, part in enumerate(kept) if part.record.structure is None]
+    gone = {plain[at] for at in to_merge([kept[at].record.live for at in plain], len(changes.ids))}
+    gone |= {at for at, part in enumerate(kept) if part.record.live == 0}
+    records = [part.record for at, part in enumerate(kept) if at not in gone]
+    rows_to_write = merged([kept[at] for at in sorted(gone)], changes)
+    if len(rows_to_write.ids):
+        records.append(write_segment(folder, rows_to_write, dim))
+    return records
+
+
 def to_merge(live_counts: Sequence[int], new: int) -> list[int]:
     """Which segments, by position, a commit of `new` rows merges with them.
 

@@ -15,17 +15,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from reid import crop, ensemble, fit, intake, local, relocate, suitable
+from reid import fit, intake, local, relocate, suitable
 from reid.catalogue import Added, KnownFile, NewAnnotation, NewPhoto, PhotoInfo
-from reid.embed import Embedder
 from reid.errors import PhotoError, ReidError, StoreBusy, StoreError
 from reid.exchange import failure_of
 from reid.images import printable
 from reid.intake import Prepared
 from reid.records import Failure, PhotoFacts, Sighting
 from reid.store import Store
+from reid.vectors import embed_lacking, embed_views, views_of
 
 BATCH = 32  # photos a transaction
 
@@ -55,21 +54,6 @@ class EnrolReport:
         now = time.perf_counter()
         self.seconds[stage] = self.seconds.get(stage, 0.0) + now - since
         return now
-
-
-def views_of(store: Store) -> tuple[crop.View, ...]:
-    """The views whose vectors are averaged, as the settings ask."""
-    return crop.views_named(store.config.embedder.views, mirror=store.config.embedder.mirror)
-
-
-def embed_views(embedder: Embedder, crops: NDArray[np.uint8], views: int) -> NDArray[np.float32]:
-    """`(N · views, H, W, 3)` crops, views of a box side by side → `(N, D) float32` unit rows, the mean of each box's
-    views.
-    """
-    vectors = embedder.embed(crops)
-    if views == 1:
-        return vectors
-    return ensemble.balanced(vectors.reshape(-1, views, vectors.shape[1]).mean(1), embedder.card)
 
 
 def enrol(store: Store, sightings: Sequence[Sighting], *, who: str, progress: Progress = quiet) -> EnrolReport:
@@ -343,44 +327,3 @@ def _kept_copy(store: Store, facts: PhotoFacts) -> PhotoFacts:
                 next_step="free the disk",
             ) from error
     return replace(facts, path=relative)
-
-
-def embed_lacking(store: Store, *, progress: Progress = quiet) -> list[Failure]:
-    """Vectors of the present model for every annotation in service that has none: new boxes, or all after a change of
-    model.
-    """
-    lacking = store.catalogue.lacking_embeddings(store.fingerprint)
-    if not len(lacking):
-        return []
-    infos = store.catalogue.annotations(lacking.tolist())
-    hashes = {id: photo.sha256 for id, photo in store.catalogue.photos({i.photo for i in infos.values()}).items()}
-    by_path: dict[Path, list[int]] = {}
-    for annotation, info in infos.items():
-        by_path.setdefault(store.resolve(info.path), []).append(annotation)
-    groups = list(by_path.values())
-    photos = [
-        tuple(Sighting(path, printable(path), box=infos[a].box, species=infos[a].species) for a in ids)
-        for path, ids in by_path.items()
-    ]
-    views, failures, done = views_of(store), [], 0
-    pending: list[tuple[list[int], Prepared]] = []
-    prepared = intake.prepare_all(photos, store.embedder.card.preprocessing, views, croppers=store.croppers)
-    for ids, one in zip(groups, prepared, strict=True):
-        done += 1
-        if isinstance(one, Failure):
-            failures.append(one)
-        elif one.facts.sha256 != hashes[infos[ids[0]].photo]:
-            name = printable(one.facts.path)
-            failures.append(Failure(name, "bad_photo", "the file holds another photo now", "reid reindex"))
-        elif len(one.boxes) != len(ids):
-            failures.extend(one.failures)
-        else:
-            pending.append((ids, one))
-        if len(pending) >= BATCH or done == len(groups):
-            if pending:
-                crops = np.concatenate([p.crops for _, p in pending])
-                vectors = embed_views(store.embedder, crops, len(views))
-                store.catalogue.put_embeddings(store.fingerprint, [a for ids, _ in pending for a in ids], vectors)
-            pending = []
-        progress("embed", done, len(groups))
-    return failures

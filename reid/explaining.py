@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from reid import crop, ensemble, images, intake, local, models, page
 from reid.compare import LEAST_POINTS, MOST_OUTSIDE, Comparison, Outside, compare
 from reid.embed import Embedder, OpenVinoEmbedder
-from reid.enrol import embed_views
 from reid.errors import InputError, ReidError
 from reid.images import printable
 from reid.look import Eye, Options, Seen, look
@@ -31,6 +30,7 @@ from reid.picture_files import Write, put, write_sheet, writing
 from reid.records import Answer, Box, IdentityScore, Mask, Sighting
 from reid.store import Store
 from reid.suitable import by_shape
+from reid.vectors import embed_views
 
 PAGE = "index.html"
 

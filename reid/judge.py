@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from reid import enrol, intake, thresholds, whiten, withheld
+from reid import intake, thresholds, whiten, withheld
 from reid.catalogue import Labels
 from reid.embed import Embedder, unit_rows
 from reid.enrol import Progress
@@ -28,6 +28,7 @@ from reid.leaving_out import LeftOut
 from reid.metrics import hits_at_k, reciprocal_ranks
 from reid.records import Failure, Sighting
 from reid.store import Store
+from reid.vectors import embed_views, views_of
 
 if TYPE_CHECKING:
     from reid.train.features import Source
@@ -178,7 +179,7 @@ def embedded(
         tuple(Sighting(path, printable(path), box=infos[a].box, species=infos[a].species) for a in ids)
         for path, ids in by_path.items()
     ]
-    views = enrol.views_of(store)
+    views = views_of(store)
     rows = np.zeros((len(labels.annotations), embedder.card.dim), np.float32)
     there = np.zeros(len(rows), np.bool_)
     failures: list[Failure] = []
@@ -190,7 +191,7 @@ def embedded(
             failures.extend(one.failures)
         else:
             at = [row_of[a] for a in ids]
-            rows[at] = enrol.embed_views(embedder, one.crops, len(views))
+            rows[at] = embed_views(embedder, one.crops, len(views))
             there[at] = True
         progress("judge", done, len(photos))
     return rows, there, failures

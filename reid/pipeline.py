@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from reid import aggregate, caveats, decide, intake, learned, local, stages
 from reid.aggregate import Ranking
 from reid.embed import prepare_aside
-from reid.enrol import embed_views, views_of
 from reid.errors import IndexStale, ReidError, SnapshotCorrupt
 from reid.fit import Fit
 from reid.images import hamming, printable
@@ -31,6 +30,7 @@ from reid.promise import Policy
 from reid.records import Answer, Box, Compared, Failure, IdentityScore, Mask, Side, Sighting, Status
 from reid.search import OPPOSITE, Found, Probe, Searcher
 from reid.store import Store
+from reid.vectors import embed_views, views_of
 
 BURST_BITS = 8  # perceptual hashes closer than this are frames of one burst, and have one vote
 BATCH = 64  # queries embedded and searched together

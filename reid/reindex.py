@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from reid import decide, fit, local, relocate
 from reid.aggregate import identity_scores
 from reid.catalogue import KnownFile
-from reid.enrol import EnrolReport, Progress, embed_lacking, enrol, quiet, settle_encounters
+from reid.enrol import EnrolReport, Progress, enrol, quiet, settle_encounters
 from reid.errors import IndexStale, ReidError, SnapshotCorrupt
 from reid.exchange import failure_of, read_sources
 from reid.images import printable
@@ -27,6 +27,7 @@ from reid.records import Failure, Sighting
 from reid.remove import removed_paths
 from reid.search import Probe
 from reid.store import Store
+from reid.vectors import embed_lacking
 
 if TYPE_CHECKING:
     from reid.retrain import Refused, Report

@@ -31,6 +31,7 @@ from reid.errors import CatalogueError, StoreError
 from reid.records import Box, Sighting
 from reid.store import Store
 from reid.suitable import by_shape
+from reid.vectors import embed_lacking
 
 
 def test_photos_are_counted_as_what_they_are(tmp_path: Path) -> None:
@@ -254,7 +255,7 @@ def test_a_lacking_vector_is_never_taken_from_a_file_that_holds_another_photo_no
     taken_in(store, [seen(photo, "Ana")])
     paint(photo, 2)
     other = reopened(tmp_path / "s", ColourEmbedder("other"))  # which has no vector of it
-    failures = enrolling.embed_lacking(other)
+    failures = embed_lacking(other)
     assert [f.code for f in failures] == ["bad_photo"] and "p.png" in failures[0].source
     assert len(other.catalogue.lacking_embeddings(other.fingerprint)) == 1
 

@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 from reid import crop, ensemble, explaining, models
 from reid.crop import View
 from reid.embed import OpenVinoEmbedder, unit_rows
-from reid.enrol import embed_views
 from reid.errors import ModelError
 from reid.models import ModelCard, Preprocessing
 from reid.pipeline import identify, query_of
 from reid.records import Box
 from reid.reindex import reindex
 from reid.store import Store
+from reid.vectors import embed_views
 
 ZERO, ONE = (0.0, 0.0, 0.0), (255.0, 255.0, 255.0)
 

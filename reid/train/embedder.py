@@ -84,8 +84,8 @@ def train(
     progress is told (places in `sources`): only its gallery is then trained on, and what they say decides nothing.
     `device` "" takes a GPU where there is one. `base` is kept in the model's card as what a head would be trained on.
     `pretrained` False starts from nothing; `begin_with` is the model directory of a network of the same shape, whose
-    weights are learnt further (a Siamese head begins anew); without it the recipe says what learns further. A network that learnt by pairs has its head in its
-    directory's folder `siamese.FOLDER`.
+    weights are learnt further (a Siamese head begins anew); without it the recipe says what learns further. A network
+    that learnt by pairs has its head in its directory's folder `siamese.FOLDER`.
 
     Raises:
         TrainError: fewer than two animals, no photo can be read, the loss is no number, or the checkpoint is of another
