@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
 
 from reid import fusion, measure
 from reid.embed import unit_rows
@@ -165,6 +166,30 @@ def test_neither_its_own_sighting_nor_another_query_nor_what_is_barred_is_a_cand
         assert set(one.others.tolist()) == {r for r in seen if individuals[r] != individuals[one.row]}
         expected = len(individuals) - len(QUERIES) - (one.row == 0) - ((one.row + 2) % 21 not in QUERIES)
         assert len(seen) == expected
+
+
+def test_trees_learn_from_the_hardest_negatives_and_an_assignments_are_among_them(
+    world: World, asked: list[Asked]
+) -> None:
+    """What geometry compares are the nearest by cosine or by votes; the photos that an assignment (LAP) would give the
+    queries, each its own and as near as can be, are on their lists already.
+    """
+    gallery, inliers = world.gallery, fusion.NAMES.index("inliers")
+    rest = np.setdiff1d(np.arange(len(gallery.ids)), QUERIES)
+    cosines = gallery.rows[QUERIES] @ gallery.rows[rest].T
+    apart = gallery.groups[QUERIES][:, None] != gallery.groups[rest]
+    others = apart & (gallery.individuals[QUERIES][:, None] != gallery.individuals[rest])
+    harder, asked = [], ask(world)
+    for i, one in enumerate(asked):
+        nearest = rest[apart[i]][np.argsort(-cosines[i][apart[i]])][:CHECKED].tolist()
+        voted = list(world.fresh_votes(one.row, rest[apart[i]].tolist()))[:CHECKED]
+        negative = gallery.individuals[one.rows] != gallery.individuals[one.row]
+        compared = one.rows[negative & np.isfinite(one.known[:, inliers])].tolist()
+        assert compared and set(compared) <= {*nearest, *voted}
+        harder.append(gallery.rows[compared] @ gallery.rows[one.row])
+    assert np.concatenate(harder).mean() > cosines[others].mean() + 0.1
+    queries, partners = linear_sum_assignment(np.where(others, -cosines, 10.0))
+    assert all(rest[at] in asked[i].rows for i, at in zip(queries, partners, strict=True))
 
 
 def test_a_photo_without_features_is_not_asked(world: World) -> None:
