@@ -176,7 +176,7 @@ def _pool_violators(values: FloatArray, weights: FloatArray) -> FloatArray:
     return np.repeat(means, lengths)
 
 
-CALIBRATIONS: dict[str, Callable[[ArrayLike, ArrayLike], Calibration]] = {
+CALIBRATIONS: dict[str, Callable[[ArrayLike, ArrayLike, ArrayLike | None], Calibration]] = {
     "platt": fit_platt,  # two numbers: for tens to hundreds of pairs
     "isotonic": fit_isotonic,  # any shape that does not fall: for a thousand pairs and more
 }

@@ -5,7 +5,8 @@ The gallery is enrolled into a temporary store with `reid.enrol`, which fits whi
 
 Conventions: `map_at_5`, BAKS and BAUS are of the answers as given, the new-individual label among them. `top1`, `top5`,
 `map_at_5_known` and `map` are over known queries and rank known identities only, so that they compare with closed-set
-figures elsewhere. A query that got no answer (a broken photo) is wrong; a row whose file does not exist is no query, and
+figures elsewhere. Where P(known) is in force, `auroc_best_score` and `geometric_best_score` say what the queries would
+have come to without it. A query that got no answer (a broken photo) is wrong; a row whose file does not exist is no query, and
 is among the failures.
 """
 
@@ -24,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reid import config, duplicates, enrol, images, intake, metrics
+from reid.aggregate import identity_scores
 from reid.enrol import Progress, quiet
 from reid.errors import InputError, ReidError
 from reid.exchange import SightingList, read_sources
@@ -166,6 +168,7 @@ def _measure(store: Store, sightings: Sequence[Sighting], progress: Progress) ->
     """Answer every query and count."""
     identifier = Identifier.open(store, k=6)
     ranked: dict[int, NDArray[np.int64]] = {}
+    unmoved: dict[int, float] = {}
     labels = store.catalogue.labels()
     code_of = dict(zip((str(a) for a in labels.annotations.tolist()), labels.individuals.tolist(), strict=True))
 
@@ -176,6 +179,7 @@ def _measure(store: Store, sightings: Sequence[Sighting], progress: Progress) ->
             ids = dict.fromkeys((*first.candidates.ids, *rest.ids))
             codes = [code_of.get(i, -1) for i in ids][:depth]
             ranked[position] = np.array(codes + [-1] * (depth - len(codes)), np.int64)
+            unmoved[position] = _best_score(store, identifier, first)
 
     answers: list[Answer] = []
     for at in range(0, len(sightings), 256):
@@ -185,7 +189,17 @@ def _measure(store: Store, sightings: Sequence[Sighting], progress: Progress) ->
             observe=lambda rows, vectors, found, at=at: observe([at + r for r in rows], vectors, found),  # type: ignore[misc]
         )
         progress("query", len(answers), len(sightings))
-    return _counted(store, sightings, answers, ranked, labels.names, labels.individuals)
+    record = identifier.fit.known_record if identifier.fit and identifier.fit.known else {}
+    plain = np.array([unmoved.get(i, -1.0) for i in range(len(answers))]) if record else None
+    before = None if plain is None else (plain, float(record["threshold_before"]))
+    return _counted(store, sightings, answers, ranked, labels.names, labels.individuals, before)
+
+
+def _best_score(store: Store, identifier: Identifier, found: Found) -> float:
+    """The first animal's score as the sources have it, before P(known) moves it; −1 without one."""
+    codes = [identifier.search.code(id) for id in found.candidates.ids]
+    ranking = identity_scores(found.candidates.scores, codes, store.config.decision.aggregate)
+    return float(ranking.scores[0]) if len(ranking.scores) else -1.0
 
 
 def _counted(
@@ -195,7 +209,9 @@ def _counted(
     ranked: dict[int, NDArray[np.int64]],
     names: Any,
     individuals: NDArray[np.int64],
+    before: tuple[NDArray[np.float64], float] | None,
 ) -> Evaluation:
+    """All measures; `before` are the queries' best scores and the threshold that would hold without P(known)."""
     new_label = store.config.decision.new_label
     code = {name: number for number, name in names.items() if number >= 0}
     true_code = np.array([code.get(s.identity or "", -1) for s in sightings], np.int64)
@@ -230,6 +246,13 @@ def _counted(
         "auroc_known": _auroc(best, ~is_new, animal),
         "ece": _ece(answers, [f == t for f, t in zip(first, truth, strict=True)], animal),
     }
+    if before is not None:
+        plain, at = before
+        named = (ranks == 1) & (plain[~is_new] >= at)
+        measures["auroc_best_score"] = _auroc(plain, ~is_new, animal)
+        measures["geometric_best_score"] = _geometric(
+            named.astype(float), animal[~is_new], (plain < at).astype(float)[is_new], animal[is_new]
+        )
     sizes = {
         name: {
             k: v.value if v.n else math.nan
@@ -250,7 +273,12 @@ def _counted(
         if a.status in ("error", "no_detection", "index_stale", "no_candidates")
     )
     kind = (fitted.get("fusion") or {}).get("kind")
-    threshold = fitted.get("report", {}) | {"sources": kind, "opposite_sides": fitted.get("sides")}
+    threshold = fitted.get("report", {}) | {
+        "sources": kind,
+        "opposite_sides": fitted.get("sides"),
+        "fusions": fitted.get("ways", []),
+        "known": fitted.get("known_record", {}),
+    }
     sizes = {k: {b: _number(v) for b, v in d.items()} for k, d in sizes.items()}  # type: ignore[misc]
     return Evaluation(measures, sizes, counts, threshold, store.embedder.card.name, seconds, failures)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from reid import console
@@ -27,6 +28,8 @@ SOURCES = {
     "embedding": "the embedder alone",
     "prior": "embedder and local features, by general weights",
     "trees": "embedder and local features, weighed as this store's photos teach",
+    "logistic": "embedder and local features, each calibrated on this store's photos, by logistic regression",
+    "power": "embedder and local features, each calibrated on this store's photos, by Σ w·P^α",
     "geometry_first": "the photos whose points agree first, then embedder and local features",
 }
 SIDES = {"together": "compared with each other", "separate": "never compared, where the side is known"}
@@ -41,9 +44,12 @@ MEASURES = {
     "geometric": "√(BAKS·BAUS)",
     "auroc_known": "AUROC, known against new",
     "ece": "calibration error of P",
+    "auroc_best_score": "AUROC, by the best score instead of P(known)",
+    "geometric_best_score": "√(BAKS·BAUS), likewise",
 }
-NEEDS_KNOWN = frozenset({"map_at_5_known", "top1", "top5", "map", "baks", "geometric", "auroc_known"})
-NEEDS_NEW = frozenset({"baus", "geometric", "auroc_known"})
+NEEDS_BOTH = frozenset({"geometric", "auroc_known", "auroc_best_score", "geometric_best_score"})
+NEEDS_KNOWN = NEEDS_BOTH | {"map_at_5_known", "top1", "top5", "map", "baks"}
+NEEDS_NEW = NEEDS_BOTH | {"baus"}
 COUNTS = {
     "n_queries": "query photos",
     "n_known": "… of animals in the gallery",
@@ -94,8 +100,33 @@ def rows_of(found: StoreStatus) -> list[tuple[str, Any]]:
         ("changes in the catalogue · seen by the index", f"{found.revision} · {found.index_revision}"),
         ("score from which an animal is a known one", threshold),
         ("answers rest on", SOURCES.get(found.sources, found.sources)),
+        ("… of what was tried: MAP@5, left-out photos", "\n".join(way(one) for one in found.fusions)),
+        ("known or new is told by", told_by(found.known)),
         ("left and right flanks are", SIDES.get(found.opposite_sides, found.opposite_sides)),
     ]
+
+
+def way(tried: Mapping[str, Any]) -> str:
+    """One way to fuse (`ways.Way.to_dict`) in a line."""
+    name = f"{tried['kind']}{' with the Siamese head' if tried['siamese'] else ''}"
+    said = f"{name}: {tried['map_at_5']:.3f} [{tried['low']:.3f}, {tried['high']:.3f}]"
+    if not tried["default"]:
+        said += f", {tried['gain']:+.3f} [{tried['gain_low']:+.3f}, {tried['gain_high']:+.3f}] against the default"
+    return said + (" (default)" if tried["default"] else "") + (" ← in force" if tried["in_force"] else "")
+
+
+def told_by(record: Mapping[str, Any]) -> str:
+    """What P(known) was worth on left-out photos (`known.tried`), in words; empty where it was not tried."""
+    if not record:
+        return ""
+    name = "the whole answer, P(known)" if record["in_force"] else "the best score"
+    if "gain" not in record:
+        return f"{name}: {record['reason']}"
+    return (
+        f"{name}; by the whole answer instead of the best score, AUROC {record['auroc_before']:.3f} → "
+        f"{record['auroc_after']:.3f} ({record['gain']:+.3f} [{record['gain_low']:+.3f}, {record['gain_high']:+.3f}]), "
+        f"√(BAKS·BAUS) {record['geometric_before']:.3f} → {record['geometric_after']:.3f}"
+    )
 
 
 def evaluated(found: Evaluation) -> None:
@@ -105,6 +136,8 @@ def evaluated(found: Evaluation) -> None:
     console.table(("measure", "value", "95 % interval, or why there is none"), lines)
     spent = [(f"seconds, {SECONDS.get(k, k)}", f"{v:.3f}") for k, v in found.seconds.items()]
     console.table(("", ""), [*((COUNTS.get(k, k), n) for k, n in found.counts.items()), *spent])
+    if found.threshold.get("known"):
+        console.say(f"known or new is told by {told_by(found.threshold['known'])} (on the gallery's left-out photos)")
     console.failures(found.failures)
 
 

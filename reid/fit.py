@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime
 from itertools import islice
 from typing import Any
@@ -17,17 +17,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from reid import calibrate, decide, fusion, local, measure, metrics, promise, thresholds, whiten, withheld
+from reid import calibrate, decide, fusion, known, local, measure, metrics, promise, thresholds, ways, whiten, withheld
 from reid.calibrate import Calibration
 from reid.catalogue import Labels
 from reid.errors import InputError
 from reid.fusion import Fusion
 from reid.intervals import bootstrap_interval
+from reid.known import Known
 from reid.leaving_out import LeftOut
 from reid.promise import Policy
 from reid.risk import Cases
 from reid.store import CALIBRATION, Store
 from reid.thresholds import NewThreshold
+from reid.ways import Way
 from reid.withheld import Sides
 
 CURVES = ("curve", "curve_new")
@@ -43,7 +45,9 @@ Progress = Callable[[str, int, int], None]
 class Fit:
     """What the last fit found. `threshold` is the score at which the new-individual label stands; `gallery` and `local`
     are the fingerprints it holds for; `sides` says whether opposite flanks are compared. `cases` are the left-out
-    photos' scores (`risk.Cases.to_dict`), on which a `policy` of stated error rates can be measured at any time.
+    photos' scores (`risk.Cases.to_dict`), on which a `policy` of stated error rates can be measured at any time. `ways`
+    are those to fuse that were tried (`ways.Way.to_dict`), best first. Where `known` is in force, threshold, curves and
+    cases are of scores that it has moved; `known_record` says what it was worth (`known.tried`).
     """
 
     gallery: str
@@ -60,6 +64,9 @@ class Fit:
     made: str
     cases: dict[str, list[Any]]
     policy: Policy | None = None
+    ways: list[dict[str, Any]] = field(default_factory=list)
+    known: Known | None = None
+    known_record: dict[str, Any] = field(default_factory=dict)
 
 
 def read(store: Store, gallery_fingerprint: str) -> Fit | None:
@@ -72,6 +79,7 @@ def read(store: Store, gallery_fingerprint: str) -> Fit | None:
                 }
                 parts["policy"] = Policy.from_dict(raw["policy"]) if raw["policy"] else None
                 parts["fusion"] = Fusion.from_dict(raw["fusion"])
+                parts["known"] = Known.from_dict(raw["known"]) if raw.get("known") else None
                 return Fit(**(raw | parts))
             except (AttributeError, KeyError, TypeError, ValueError):
                 return None
@@ -131,7 +139,8 @@ def fit(store: Store, *, progress: Progress = local.quiet) -> Fit:
     labels, vectors = withheld.gathered(store.catalogue, store.fingerprint)
     whitening = whiten.fit(vectors, labels.individuals)
     sides = sides_policy(store, labels, vectors, whitened=whitening is not None)
-    kind, cases = measured(store, labels, vectors, whitened=whitening is not None, sides=sides, progress=progress)
+    best = measured(store, labels, vectors, whitened=whitening is not None, sides=sides, progress=progress)
+    kind, cases = best.fusion, best.cases
     settings = store.config.decision
     default = fusion.PRIOR_THRESHOLD
     if kind.kind == "embedding":
@@ -157,6 +166,9 @@ def fit(store: Store, *, progress: Progress = local.quiet) -> Fit:
         made=datetime.now().isoformat(timespec="seconds"),
         cases=gathered_cases.to_dict(),
         policy=_renewed(store, gathered_cases),
+        ways=[way.to_dict() for way in best.ways],
+        known=best.known,
+        known_record=best.known_record,
     )
     write(store, result)
     store.rebuild(whitening)
@@ -175,6 +187,7 @@ def write(store: Store, result: Fit) -> None:
     plain = {name: curve.to_dict() if (curve := getattr(result, name)) else None for name in CURVES}
     plain["fusion"] = result.fusion.to_dict()
     plain["policy"] = result.policy.to_dict() if result.policy else None
+    plain["known"] = result.known.to_dict() if result.known else None
     rest = {f.name: getattr(result, f.name) for f in fields(result) if f.name not in plain}
     store.write_json(CALIBRATION, rest | plain)
 
@@ -240,12 +253,25 @@ def sides_policy(store: Store, labels: Labels, vectors: NDArray[np.float32], *, 
         sides: withheld.left_out(store, labels, vectors, whitened=whitened, sides=sides)
         for sides in ("separate", "together")
     }
-    known = cases["separate"].known_case & cases["together"].known_case
-    if known.sum() < thresholds.MIN_CASES:
+    both = cases["separate"].known_case & cases["together"].known_case
+    if both.sum() < thresholds.MIN_CASES:
         return "separate"
-    worth = {sides: metrics.reciprocal_ranks(one.truth_rank[known], decide.LABELS) for sides, one in cases.items()}
-    gain = bootstrap_interval(worth["together"] - worth["separate"], cases["separate"].identity[known])
+    worth = {sides: metrics.reciprocal_ranks(one.truth_rank[both], decide.LABELS) for sides, one in cases.items()}
+    gain = bootstrap_interval(worth["together"] - worth["separate"], cases["separate"].identity[both])
     return "together" if gain.low > 0 else "separate"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Measured:
+    """The fusion that serves, how left-out photos are answered by it, and what else was tried: `ways` to fuse, and
+    P(known) with its record.
+    """
+
+    fusion: Fusion
+    cases: LeftOut
+    ways: tuple[Way, ...] = ()
+    known: Known | None = None
+    known_record: dict[str, Any] = field(default_factory=dict)
 
 
 def measured(
@@ -256,8 +282,8 @@ def measured(
     whitened: bool,
     sides: Sides,
     progress: Progress = local.quiet,
-) -> tuple[Fusion, LeftOut]:
-    """The fusion that finds most of the left-out photos' animals, and how it answers them.
+) -> Measured:
+    """The fusion that finds most of the left-out photos' animals (by the rule of `reid.ways`), and how it answers them.
 
     The embedding alone where the settings or the photos leave nothing else, or nothing else does better; weights
     fitted elsewhere where the store has too few cases to choose by.
@@ -265,38 +291,45 @@ def measured(
     alone = withheld.left_out(store, labels, vectors, whitened=whitened, sides=sides)
     source = withheld.local_of(store, labels)
     if source is None:
-        return fusion.EMBEDDING, alone
+        return Measured(fusion.EMBEDDING, alone)
     groups = withheld.sightings_of(store.catalogue, labels)
     gallery, asked = withheld.ask_left_out(
         store, labels, vectors, groups, source, whitened=whitened, sides=sides, progress=progress
     )
     if not asked:
-        return fusion.PRIOR_FUSION, alone
-    method = store.config.decision.aggregate
-    plain, prior = (measure.fused(gallery, asked, kind, method) for kind in (fusion.EMBEDDING, fusion.PRIOR_FUSION))
-    if int(plain.cases.known_case.sum()) < thresholds.MIN_CASES:
-        return fusion.PRIOR_FUSION, prior.cases
-    query = store.config.query
-    if query.ranking == "geometry_first":
-        first = measure.fitted(gallery, asked, method, query.geometry_inliers)
+        return Measured(fusion.PRIOR_FUSION, alone)
+    method, query = store.config.decision.aggregate, store.config.query
+    prior = measure.fused(gallery, asked, fusion.PRIOR_FUSION, method)
+    best = prior
+    tried: tuple[Way, ...] = ()
+    if int(prior.cases.known_case.sum()) >= thresholds.MIN_CASES:
+        first = None
+        if query.ranking == "geometry_first":
+            first = measure.fitted(gallery, asked, method, query.geometry_inliers)
         if first is not None:
-            return first.fusion, first.cases
-    trees = [measure.fitted(gallery, some, method) for some in measure.with_and_without_siamese(asked)]
-    best = max((one for one in (plain, prior, *trees) if one is not None), key=lambda one: one.map_at_5)
-    return best.fusion, best.cases
+            best = first
+        else:
+            best, tried = ways.chosen(ways.present(gallery, asked, method), ways.challengers(gallery, asked, method))
+    settings = store.config.decision
+    if settings.threshold >= 0:  # it was stated for the scores as they are
+        return Measured(best.fusion, best.cases, tried)
+    weighed = known.tried(
+        gallery, asked, best, method=method, objective=settings.objective, new_share=settings.share_new
+    )
+    return Measured(best.fusion, weighed.cases, tried, weighed.model, weighed.record)
 
 
 def _curve(cases: LeftOut, found: NewThreshold, *, of_new: bool) -> Calibration | None:
     """Best score → probability that the animal ranked first is right or, `of_new`, minus it → that the animal is none of
     the known ones. Known and new cases are weighted to their expected shares.
     """
-    known, unknown = np.flatnonzero(cases.known_case), np.flatnonzero(cases.unknown_case)
+    alike, unknown = np.flatnonzero(cases.known_case), np.flatnonzero(cases.unknown_case)
     if found.basis != "measured":
         return None
-    scores = np.concatenate([cases.known_best[known], cases.other_scores[unknown, 0]])
-    right = np.concatenate([cases.known_right[known], np.zeros(len(unknown), bool)])
-    new = np.arange(len(scores)) >= len(known)
-    shares = np.where(new, found.new_share / len(unknown), (1 - found.new_share) / len(known)) * len(scores)
+    scores = np.concatenate([cases.known_best[alike], cases.other_scores[unknown, 0]])
+    right = np.concatenate([cases.known_right[alike], np.zeros(len(unknown), bool)])
+    new = np.arange(len(scores)) >= len(alike)
+    shares = np.where(new, found.new_share / len(unknown), (1 - found.new_share) / len(alike)) * len(scores)
     usable = np.isfinite(scores)
     if of_new:
         return calibrate.fit_platt(-scores[usable], new[usable], shares[usable])

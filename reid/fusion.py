@@ -2,8 +2,9 @@
 
 `pair_features` lines the sources up for all candidates of one query, each beside the best of its rivals, since what is
 a good score differs from photo to photo. A `Fusion` turns a row into a probability: by boosted trees fitted on the
-store's own left-out photos (`trees`), by three weights that were fitted on rendered flukes where a store is too small
-for that (`prior`), or not at all (`embedding`: the cosine stays what it is).
+store's own left-out photos (`trees`), by sources that are each calibrated on them and then fused (`logistic`, `power`:
+see `reid.sources`), by three weights that were fitted on rendered flukes where a store is too small for that (`prior`),
+or not at all (`embedding`: the cosine stays what it is).
 
 Pure functions on arrays; knows no photos, stores or identities. Sources: score-level fusion of calibrated matchers,
 WildFusion (Cermak et al. 2024); boosted trees over match features, fourth place of Humpback Whale Identification 2019.
@@ -13,20 +14,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from reid import calibrate, score
+from reid import calibrate, score, sources
 from reid.agreement import FEATURE_NAMES
 from reid.calibrate import Calibration
-from reid.errors import ModelError
+from reid.errors import InputError, ModelError
+from reid.logistic import logit
 from reid.score import Trees, ValidatorConfig
+from reid.sources import Combined, Heard, Pairs
 from reid.verify import Verification
 
 Floats = NDArray[np.float32]
-Kind = Literal["embedding", "prior", "trees", "geometry_first"]
+Kind = Literal["embedding", "prior", "trees", "geometry_first", "logistic", "power"]
+KINDS = get_args(Kind)
 
 SOURCE_NAMES = (
     "cosine",
@@ -109,7 +113,8 @@ def pair_features(
 @dataclass(frozen=True, slots=True)
 class Fusion:
     """Row of `pair_features` → P(same animal). `trees` and their `curve` (margin → probability) are there for the kinds
-    `trees` and `geometry_first` alone; `pairs` and `same` are what they were fitted on.
+    `trees` and `geometry_first` alone; `pairs` and `same` are what they were fitted on. The kinds `logistic` and `power`
+    are `combined`; `trees` are then the validator of geometry, one of their sources (None where too few pairs had any).
 
     `geometry_first` is the way of the fourth place of Humpback Whale Identification 2019: trees over geometry alone, and
     the one candidate of a query that they accept with at least `least` agreeing points has the first place; all others
@@ -125,11 +130,14 @@ class Fusion:
     looks: Calibration | None = None
     least: int = 0
     columns: tuple[str, ...] = NAMES
+    combined: Combined | None = None
 
     def scores(self, features: Floats) -> NDArray[np.float64]:
         """`(C, F) → (C,)`: P(same animal) of one query's candidates; the bare cosine for the kind `embedding`."""
         if self.kind == "embedding" or not len(features):
             return np.asarray(features[:, 0], np.float64)
+        if self.combined is not None:
+            return self.combined.probability(columns_of(_of_columns(features, len(self.columns)), self.trees))
         if self.trees is None or self.curve is None:
             return prior(features)
         seen = _of_columns(features, len(self.columns))
@@ -141,8 +149,9 @@ class Fusion:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         curve = self.curve.to_dict() if self.curve else None
-        names = list(self.columns) if self.trees is not None else []
-        further = {"looks": self.looks.to_dict(), "least": self.least} if self.looks else {}
+        names = list(self.columns) if self.trees is not None or self.combined is not None else []
+        further: dict[str, Any] = {"looks": self.looks.to_dict(), "least": self.least} if self.looks else {}
+        further |= {"combined": self.combined.to_dict()} if self.combined else {}
         return {
             "kind": self.kind, "names": names, "curve": curve, "booster": self.booster, "pairs": self.pairs,
             "same": self.same, **further,
@@ -152,7 +161,7 @@ class Fusion:
     def from_dict(cls, raw: Mapping[str, Any]) -> Fusion:
         """Inverse of `to_dict`. ValueError for what it cannot have written, or for trees over other columns."""
         try:
-            if raw["kind"] not in ("embedding", "prior", "trees", "geometry_first"):
+            if raw["kind"] not in KINDS:
                 raise ValueError(f"not a fusion: kind '{raw['kind']}'")
             if raw["kind"] in ("embedding", "prior"):
                 return cls(raw["kind"])
@@ -160,6 +169,8 @@ class Fusion:
             if names not in (NAMES, WIDE_NAMES):
                 raise ValueError("the fusion was fitted on other features")
             booster = raw["booster"]
+            if raw["kind"] in sources.WAYS:
+                return cls._of_sources(raw, names)
             trees, curve = score.read_trees(booster), Calibration.from_dict(raw["curve"])
             if trees.feature.max(initial=-1) >= len(names):
                 raise ValueError("its trees ask for features that are not there")
@@ -168,6 +179,19 @@ class Fusion:
             return cls(raw["kind"], trees, curve, booster, int(raw["pairs"]), int(raw["same"]), looks, least, names)
         except (AttributeError, KeyError, IndexError, TypeError, ModelError) as error:
             raise ValueError(f"not a fusion: {error}") from error
+
+    @classmethod
+    def _of_sources(cls, raw: Mapping[str, Any], names: tuple[str, ...]) -> Fusion:
+        combined, booster = Combined.from_dict(raw["combined"]), raw["booster"]
+        trees = None if booster is None else score.read_trees(booster)
+        speaking = {one.column for one in combined.sources}
+        if combined.way != raw["kind"] or not speaking <= {*names, *(["validator"] if trees else [])}:
+            raise ValueError("its sources speak by columns that are not there")
+        if trees is not None and trees.feature.max(initial=-1) >= len(names):
+            raise ValueError("its trees ask for features that are not there")
+        return cls(
+            raw["kind"], trees, None, booster, int(raw["pairs"]), int(raw["same"]), columns=names, combined=combined
+        )
 
 
 EMBEDDING = Fusion("embedding")
@@ -212,6 +236,71 @@ def fit_geometry_first(
     found, valid = fit_trees(only_geometry(features), same, animals, config)
     looks = calibrate.fit_platt(looks_of(features), np.asarray(same, np.bool_))
     return replace(found, kind="geometry_first", looks=looks, least=least), valid
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sources:
+    """All that `fit_sources` needs of some pairs, whichever way they are fused: calibrated once for both ways."""
+
+    pairs: Pairs
+    heard: Heard
+    trees: Trees | None
+    booster: Mapping[str, Any] | None
+    names: tuple[str, ...]
+
+
+def hear(
+    features: Floats, same: ArrayLike, animals: ArrayLike, lists: ArrayLike, config: ValidatorConfig | None = None
+) -> Sources:
+    """The sources of pairs, calibrated out of fold. Arguments and errors as `fit_trees`, and `lists (N,)` as in
+    `sources.Pairs`.
+
+    The validator is trained on the pairs whose geometry was compared, and heard out of fold, too.
+    """
+    y, codes = np.asarray(same, np.bool_), np.asarray(animals, np.int64)
+    names = NAMES if features.shape[1] == len(NAMES) else WIDE_NAMES
+    compared = _compared(features)
+    margins, trees, booster = np.full(len(y), np.nan), None, None
+    try:
+        trained = score.train_validator(only_geometry(features[compared]), y[compared], codes[compared], names, config)
+    except InputError:
+        pass  # too few were compared: geometry speaks by the weight of its points
+    else:
+        margins[compared] = logit(trained.out_of_fold, 1e-9)
+        trees, booster = trained.validator.trees, trained.validator.booster
+    columns = columns_of(features, None) | ({"validator": margins} if trees else {})
+    pairs = Pairs(columns, y, codes, np.asarray(lists, np.int64))
+    return Sources(pairs, sources.hear(pairs), trees, booster, names)
+
+
+def fit_sources(found: Sources, way: sources.Way) -> tuple[Fusion, NDArray[np.float64]]:
+    """The sources fused one way, and the out-of-fold P(same) `(N,)` of each pair."""
+    combined, scores = sources.combine(found.pairs, found.heard, way)
+    asked = any(one.column == "validator" for one in combined.sources)
+    fusion = Fusion(
+        way, found.trees if asked else None, None, found.booster if asked else None, len(scores),
+        int(found.pairs.same.sum()), columns=found.names, combined=combined,
+    )  # fmt: skip
+    return fusion, scores
+
+
+def columns_of(features: Floats, validator: Trees | None) -> dict[str, NDArray[np.float64]]:
+    """The columns by which sources may speak, by name; NaN where nobody looked."""
+    names = WIDE_NAMES[: features.shape[1]]
+    speaking = {column for columns in sources.SPEAKS_BY.values() for column in columns}
+    found = {name: np.asarray(features[:, i], np.float64) for i, name in enumerate(names) if name in speaking}
+    compared = _compared(features)
+    found["log_weight"] = np.where(compared, found["log_weight"], np.nan)
+    if validator is not None:
+        margins = np.full(len(features), np.nan)
+        margins[compared] = validator.margin(only_geometry(features[compared]))
+        found["validator"] = margins
+    return found
+
+
+def _compared(features: Floats) -> NDArray[np.bool_]:
+    """The rows whose geometry was compared."""
+    return np.asarray(np.isfinite(features[:, NAMES.index("inliers")]))
 
 
 def placed(

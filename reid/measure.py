@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from reid import decide, fusion, leaving_out, metrics, shortlist
+from reid import decide, fusion, leaving_out, metrics, shortlist, sources
 from reid.errors import InputError
 from reid.fusion import Fusion
 from reid.index import LocalIndex, Names
@@ -135,6 +135,8 @@ class Fused:
 
     fusion: Fusion
     cases: LeftOut
+    known: Sequence[NDArray[np.float64]]  # scores of each photo's candidates, with its animal
+    unknown: Sequence[NDArray[np.float64]]  # and without it
 
     @property
     def map_at_5(self) -> float:
@@ -147,7 +149,7 @@ def fused(gallery: Gallery, asked: Sequence[Asked], fusion_kind: Fusion, method:
     """The answers of a fusion that was fitted elsewhere."""
     known = [fusion_kind.scores(one.known) for one in asked]
     unknown = [fusion_kind.scores(one.unknown) for one in asked]
-    return Fused(fusion_kind, _cases(gallery, asked, known, unknown, method))
+    return Fused(fusion_kind, _cases(gallery, asked, known, unknown, method), known, unknown)
 
 
 def with_and_without_siamese(asked: Sequence[Asked]) -> list[Sequence[Asked]]:
@@ -164,19 +166,11 @@ def fitted(gallery: Gallery, asked: Sequence[Asked], method: str, least: int | N
     """Trees fitted on all pairs of named animals, and the answers out of fold; None where there are too few pairs. With
     `least`, those of geometry alone, which has the first place from so many agreeing points.
     """
-    blocks, animals, same = [], [], []
-    for one in asked:
-        own = gallery.individuals[one.row]
-        for rows, features in ((one.rows, one.known), (one.others, one.unknown)):
-            codes = gallery.individuals[rows]
-            blocks.append(features)
-            animals.append(np.stack([np.full(len(codes), own), codes], axis=1))
-            same.append((codes == own) & (own >= 0))
-    named = [(pair >= 0).all(axis=1) for pair in animals]
-    if not named:
+    pairs = _pairs(gallery, asked)
+    if pairs is None:
         return None
-    keep, features = np.concatenate(named), np.concatenate(blocks)
-    known = features[keep], np.concatenate(same)[keep], np.concatenate(animals)[keep]
+    keep, features, blocks = pairs.named, pairs.features, pairs.blocks
+    known = features[keep], pairs.same[keep], pairs.animals[keep]
     try:
         found, scores = fusion.fit_trees(*known) if least is None else fusion.fit_geometry_first(*known, least)
     except InputError:
@@ -185,13 +179,78 @@ def fitted(gallery: Gallery, asked: Sequence[Asked], method: str, least: int | N
     spread[keep] = scores
     rest = features[~keep] if least is None else fusion.only_geometry(features[~keep])
     spread[~keep] = replace(found, kind="trees").scores(rest)
-    parts = np.split(spread, np.cumsum([len(block) for block in blocks])[:-1])
+    parts = np.split(spread, pairs.ends)
     if found.looks is not None and least is not None:
         parts = [
             fusion.placed(valid, found.looks.probability(fusion.looks_of(block)), fusion.inliers_of(block), least)
             for valid, block in zip(parts, blocks, strict=True)
         ]
-    return Fused(found, _cases(gallery, asked, parts[0::2], parts[1::2], method))
+    return _fused(gallery, asked, found, parts, method)
+
+
+def combined(gallery: Gallery, asked: Sequence[Asked], method: str) -> list[Fused]:
+    """Sources that are each calibrated, fused in every way of `sources.WAYS`, and the answers out of fold; empty where
+    there are too few pairs.
+    """
+    pairs = _pairs(gallery, asked)
+    if pairs is None:
+        return []
+    keep = pairs.named
+    try:
+        heard = fusion.hear(pairs.features[keep], pairs.same[keep], pairs.animals[keep], pairs.lists[keep])
+    except InputError:
+        return []
+    out = []
+    for way in sources.WAYS:
+        found, scores = fusion.fit_sources(heard, way)
+        spread = np.full(len(keep), np.nan)
+        spread[keep] = scores
+        spread[~keep] = found.scores(pairs.features[~keep])
+        out.append(_fused(gallery, asked, found, np.split(spread, pairs.ends), method))
+    return out
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Pairs:
+    """All pairs of the left-out photos, a photo's with its animal and then those without, N of them: `features`,
+    `same`, `animals (N, 2)`, whether both are `named`, and `lists` as in `sources.Pairs`. `blocks` are the features
+    list by list, `ends` where each list but the last ends.
+    """
+
+    features: NDArray[np.float32]
+    same: NDArray[np.bool_]
+    animals: IntArray
+    named: NDArray[np.bool_]
+    lists: IntArray
+    blocks: Sequence[NDArray[np.float32]]
+    ends: IntArray
+
+
+def _pairs(gallery: Gallery, asked: Sequence[Asked]) -> _Pairs | None:
+    """None where nobody was asked."""
+    blocks, animals, lists = [], [], []
+    for number, one in enumerate(asked):
+        own = gallery.individuals[one.row]
+        for rows, features, code in ((one.rows, one.known, number), (one.others, one.unknown, -1)):
+            codes = gallery.individuals[rows]
+            blocks.append(features)
+            animals.append(np.stack([np.full(len(codes), own), codes], axis=1))
+            lists.append(np.full(len(codes), code, np.int64))
+    if not blocks:
+        return None
+    both = np.concatenate(animals)
+    named: NDArray[np.bool_] = np.all(both >= 0, axis=1)
+    ends = np.cumsum([len(block) for block in blocks])[:-1]
+    return _Pairs(
+        np.concatenate(blocks), named & (both[:, 0] == both[:, 1]), both, named, np.concatenate(lists), blocks, ends
+    )
+
+
+def _fused(
+    gallery: Gallery, asked: Sequence[Asked], kind: Fusion, parts: Sequence[NDArray[np.float64]], method: str
+) -> Fused:
+    """The answers by scores list by list, as `_Pairs` has them."""
+    return Fused(kind, _cases(gallery, asked, parts[0::2], parts[1::2], method), parts[0::2], parts[1::2])
 
 
 def _cases(

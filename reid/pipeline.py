@@ -217,7 +217,8 @@ class Identifier:
             for each in found
         ]
         hashes = [photo.facts.phash or 0 for photo in one.prepared for _ in photo.boxes]
-        return rankings[0] if len(rankings) == 1 else aggregate.fuse_photos(rankings, _bursts(hashes))
+        one_list = rankings[0] if len(rankings) == 1 else aggregate.fuse_photos(rankings, _bursts(hashes))
+        return self.search.weighed(one_list, found)
 
     def _compared(self, one: _Asked) -> Compared:
         filters = {"species": one.query.species} if one.query.species else {}

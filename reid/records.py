@@ -118,6 +118,9 @@ class Candidates:
 class IdentityScore:
     """One label of an answer. `probability` is calibrated P(same animal) where a calibration exists, else None.
 
+    `score` is the fused sources' P(same), or the cosine where the embedder answers alone; where P(known) is in force
+    (`reid.known`), all scores of an answer are moved so that the first is P(known).
+
     `photo` and `annotation` name the best-scoring gallery photo, None for the new-individual label. `n_photos` is how many photos of that
     identity the gallery holds. `evidence` says what spoke for that photo: cosine, and votes and inliers of local features;
     `mirrored` is there where the inliers are of the query's mirror image.

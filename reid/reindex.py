@@ -272,6 +272,7 @@ def _match(identifier: Identifier, annotations: list[int]) -> list[UnknownMatch]
     for annotation, found in zip(annotations, search.find(probes), strict=True):
         ids, scores = found.candidates.ids, found.candidates.scores
         ranking = identity_scores(scores, [search.code(i) for i in ids], store.config.decision.aggregate)
+        ranking = search.weighed(ranking, [found])
         if len(ranking.codes) and decide.place_of_new(ranking.scores[:1], identifier.threshold):
             name = search.info(ids[int(ranking.best[0])]).identity or ""
             curve = identifier.fit.curve if identifier.fit else None

@@ -144,7 +144,7 @@ def train_validator(
         return model
 
     out = np.full(len(y), np.nan)
-    fold_of = _folds(animals, settings.folds, settings.seed)
+    fold_of = folds_of(animals, settings.folds, settings.seed)
     for fold in range(int(fold_of.max()) + 1):
         inside = fold_of[animals] == fold
         test, train = inside[:, 0], ~inside.any(axis=1)
@@ -288,8 +288,8 @@ def _checked(
     return x, y, codes.astype(np.int64)
 
 
-def _folds(animals: NDArray[np.int64], folds: int, seed: int) -> NDArray[np.int64]:
-    """Fold of each animal: the animals in random order, dealt out in turn."""
+def folds_of(animals: NDArray[np.int64], folds: int, seed: int) -> NDArray[np.int64]:
+    """Fold of each animal 0 … max: the animals in random order, dealt out in turn."""
     count = int(animals.max()) + 1
     fold_of = np.empty(count, np.int64)
     fold_of[np.random.default_rng(seed).permutation(count)] = np.arange(count) % max(2, min(folds, count))

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from reid import fit, fusion, local, rescore, shortlist, stages
+from reid.aggregate import Ranking
 from reid.catalogue import AnnotationInfo
 from reid.errors import IndexStale
 from reid.fit import Fit
@@ -163,6 +164,24 @@ class Searcher:
         if info is None or info.individual is None or info.identity == self.store.config.decision.new_label:
             return -1
         return info.individual
+
+    def weighed(self, ranking: Ranking, found: Sequence[Found]) -> Ranking:
+        """Animals with scores moved to P(known), where the fit puts that into force (`reid.known`); `ranking.query`
+        says which of `found` speaks for each.
+        """
+        model = self.fit.known if self.fit else None
+        if model is None or not len(ranking.codes):
+            return ranking
+        speaking = found[int(ranking.query[0])]
+        if speaking.shortlist is None:
+            return ranking
+        listed = speaking.shortlist
+        row = listed.ids.index(speaking.candidates.ids[int(ranking.best[0])])
+        first = int(ranking.codes[0])
+        photos = self.store.catalogue.photo_counts([first])[first]
+        codes = np.array([self.code(id) for id in listed.ids], np.int64)
+        at = replace(ranking, best=np.r_[row, ranking.best[1:]])
+        return replace(ranking, scores=model.moved(at, codes, listed.features, photos).scores)
 
     def _filters(self, side: Side, species: str) -> tuple[set[str] | None, set[str]]:
         """The annotations a query of this flank and species is compared with (None: all), and those it is not."""

@@ -16,8 +16,9 @@ class StoreStatus:
     """Counts of the catalogue (`photos` counts the removed, too) and the state of the index; `index` is `current`,
     `behind`, `stale`, `corrupt` or `none`.
 
-    `sources` is what answers rest on (`embedding`, or with local features `prior` or `trees`), `opposite_sides` whether
-    left and right flanks are compared (`together`, `separate`), `promise` the error rates that were measured.
+    `sources` is what answers rest on (`embedding`, or with local features `fusion.Kind`), `opposite_sides` whether
+    left and right flanks are compared (`together`, `separate`), `promise` the error rates that were measured. `fusions`
+    are the ways to fuse that were tried (`ways.Way`), `known` is what P(known) was worth (`known.tried`).
     """
 
     store: str
@@ -37,6 +38,8 @@ class StoreStatus:
     threshold: float | None
     threshold_basis: str
     sources: str
+    fusions: list[dict[str, Any]]
+    known: dict[str, Any]
     opposite_sides: str
     promise: dict[str, Any]
     warnings: tuple[str, ...]
@@ -82,6 +85,8 @@ def status(store: Store) -> StoreStatus:
         fitted.threshold if fitted else None,
         fitted.basis if fitted else "",
         fitted.fusion.kind if fitted else "",
+        fitted.ways if fitted else [],
+        fitted.known_record if fitted else {},
         fitted.sides if fitted else "",
         fitted.policy.to_dict() if fitted and fitted.policy else {},
         _warnings(fitted, indexed),

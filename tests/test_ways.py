@@ -1,0 +1,150 @@
+"""Ways to fuse compete: a challenger takes over where it is better beyond chance, and the record says by how much."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from reid import fusion, measure, score, ways
+from reid.fusion import EMBEDDING, NAMES, PRIOR_FUSION, WIDE_NAMES, Fusion
+from reid.leaving_out import LeftOut
+from reid.measure import Asked, Fused, Gallery
+from reid.score import ValidatorConfig
+
+Floats = NDArray[np.float32]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A validator of few trees."""
+    monkeypatch.setattr(score, "ValidatorConfig", lambda: ValidatorConfig(rounds=12, depth=2, folds=3))
+
+
+def answered(kind: Fusion, ranks: list[int]) -> Fused:
+    """Photos of one animal each, all known; nothing else is asked of them here."""
+    n = len(ranks)
+    nothing, every = np.zeros(n), np.ones(n, bool)
+    cases = LeftOut(np.arange(n), nothing, np.array(ranks), np.zeros((n, 5)), every, every, 0, nothing)
+    return Fused(kind, cases, (), ())
+
+
+def test_a_challenger_that_is_better_by_chance_alone_stays_outside() -> None:
+    default = answered(PRIOR_FUSION, [1, 2] * 40)
+    worse = answered(EMBEDDING, [3] * 80)
+    luck = answered(Fusion("logistic"), [1, 2] * 38 + [1] * 4)
+    winner, tried = ways.chosen([worse, default], [luck])
+    assert winner is default
+    assert [(w.kind, w.default, w.in_force) for w in tried] == [
+        ("logistic", False, False),
+        ("prior", True, True),
+        ("embedding", False, False),
+    ]
+    assert tried[0].gain == pytest.approx(1 / 80) and tried[0].gain_low <= 0
+    assert (tried[1].gain, tried[1].gain_low) == (0, 0) and tried[2].gain_high < 0
+
+
+def test_a_challenger_that_is_better_beyond_chance_takes_over() -> None:
+    default = answered(PRIOR_FUSION, [1, 2] * 40)
+    better = answered(Fusion("power"), [1, 2, 1, 1] * 20)
+    winner, tried = ways.chosen([default], [answered(Fusion("logistic"), [2] * 80), better])
+    assert winner is better
+    assert (tried[0].kind, tried[0].in_force, tried[0].gain) == ("power", True, pytest.approx(1 / 8))
+    assert 0 < tried[0].gain_low < 1 / 8 < tried[0].gain_high
+    json.loads(json.dumps([way.to_dict() for way in tried]))
+
+
+def test_the_more_challengers_the_surer_the_best_must_be() -> None:
+    default = answered(PRIOR_FUSION, [1, 2] * 100)
+    some = answered(Fusion("power"), [1, 2] * 96 + [1] * 8)
+    lows = []
+    for n in (1, 10):
+        others = [answered(Fusion("logistic"), [4] * 200) for _ in range(n - 1)]
+        lows.append(next(w for w in ways.chosen([default], [*others, some])[1] if w.kind == "power").gain_low)
+    assert lows[1] < lows[0]
+
+
+def test_without_challengers_the_best_of_the_present_ways_serves() -> None:
+    plain, prior = answered(EMBEDDING, [1] * 30), answered(PRIOR_FUSION, [2] * 30)
+    assert ways.chosen([plain, prior], [])[0] is plain
+
+
+def world(columns: dict[str, float], names: tuple[str, ...] = NAMES, seed: int = 0) -> tuple[Gallery, list[Asked]]:
+    """Forty animals of three photos; of an own photo each of these columns says so by as many deviations. One in three
+    candidates was compared by geometry.
+    """
+    rng = np.random.default_rng(seed)
+    individuals = np.repeat(np.arange(40), 3)
+    count = len(individuals)
+    gallery = Gallery(tuple(map(str, range(count))), np.eye(count, dtype=np.float32), individuals, np.arange(count))
+    asked = []
+    for query in range(0, count, 3):
+        strangers = np.setdiff1d(np.arange(count), [query, query + 1, query + 2])
+        rows = np.r_[query + 1, query + 2, rng.choice(strangers, 16, replace=False)]
+        features = rng.normal(size=(len(rows), len(names))).astype(np.float32)
+        same = individuals[rows] == individuals[query]
+        for name, gap in columns.items():
+            features[same, names.index(name)] += gap
+        features[3::3, len(fusion.SOURCE_NAMES) : len(NAMES)] = np.nan
+        other = np.flatnonzero(~same)
+        asked.append(Asked(query, rows, features, rows[other], features[other]))
+    return gallery, asked
+
+
+def test_calibrated_sources_find_what_several_columns_say_together_and_what_is_read_back_says_the_same() -> None:
+    gallery, asked = world({"cosine": 1.5, "log_votes": 1.5, "inliers": 1.5})
+    plain = measure.fused(gallery, asked, EMBEDDING, "max")
+    found = measure.combined(gallery, asked, "max")
+    assert [one.fusion.kind for one in found] == ["logistic", "power"]
+    for one in found:
+        assert one.map_at_5 > plain.map_at_5 + 0.05
+        again = Fusion.from_dict(json.loads(json.dumps(one.fusion.to_dict())))
+        for block in asked[:5]:
+            scores = one.fusion.scores(block.known)
+            np.testing.assert_array_equal(again.scores(block.known), scores)
+            assert ((scores > 0) & (scores < 1)).all()
+        assert again.scores(asked[0].known[:0]).shape == (0,)
+
+
+def test_geometry_speaks_by_a_validator_where_enough_pairs_were_compared() -> None:
+    gallery, asked = world({"inliers": 3.0})
+    speaks = {s.name: s.column for s in measure.combined(gallery, asked, "max")[0].fusion.combined.sources}  # type: ignore[union-attr]
+    assert speaks["geometry"] == "validator"
+    blind = [
+        replace(
+            one,
+            known=np.where(np.isin(np.arange(len(NAMES)), range(10, len(NAMES))), np.nan, one.known),
+            unknown=np.where(np.isin(np.arange(len(NAMES)), range(10, len(NAMES))), np.nan, one.unknown),
+        )
+        for one in asked
+    ]
+    (first, _) = measure.combined(gallery, blind, "max")
+    assert first.fusion.trees is None and "geometry" not in {s.name for s in first.fusion.combined.sources}  # type: ignore[union-attr]
+
+
+def test_a_siamese_head_is_one_more_source_and_rows_without_it_are_answered_too() -> None:
+    gallery, asked = world({"siamese": 3.0}, WIDE_NAMES)
+    narrow, wide = (measure.combined(gallery, some, "max")[0] for some in measure.with_and_without_siamese(asked))
+    assert wide.map_at_5 > narrow.map_at_5 + 0.2
+    scores = wide.fusion.scores(asked[0].known[:, : len(NAMES)])
+    assert np.isfinite(scores).all()
+    winner, tried = ways.chosen([narrow], [wide])
+    assert winner is wide and [way.siamese for way in tried] == [True, False]
+
+
+@pytest.mark.parametrize("damage", ["kind", "names", "column"])
+def test_a_damaged_fusion_of_sources_is_refused(damage: str) -> None:
+    gallery, asked = world({"cosine": 1.5, "inliers": 2.0})
+    raw = json.loads(json.dumps(measure.combined(gallery, asked, "max")[0].fusion.to_dict()))
+    if damage == "kind":
+        raw["kind"] = "power"
+    elif damage == "names":
+        raw["names"] = raw["names"][:-1]
+    else:
+        raw["booster"] = None
+        raw["combined"]["sources"][2]["column"] = "validator"
+    with pytest.raises(ValueError):
+        Fusion.from_dict(raw)
