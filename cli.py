@@ -189,7 +189,8 @@ def calibrate(
     """Let queries answer match or new only at an error rate measured on this gallery; the rest is for a person to review.
 
     Photos of the gallery that were left out, with their animal and without it, say what the rates cost and whether there are
-    enough of them to promise any; a rate that they cannot support is refused, with the number that would do.
+    enough of them to promise any; a rate that they cannot support is refused, with the number that would do. Below stands what
+    other thresholds would spare and cost (--json: a dozen).
 
     Example: reid calibrate --false-match 0.01 && reid query new.jpg
     """
@@ -205,12 +206,15 @@ def calibrate(
         else:
             made = fit.calibrate_rates(store, false_match=false_match, false_new=false_new, confidence=confidence)
             found = made.policy.to_dict() if made.policy else {}
+            curve = fit.measured_risk(store, made)
     refused = bool(found) and all(one["threshold"] is None for one in found.values())
     if json:
-        console.as_json(found)
+        console.as_json(found | ({} if off else {"curve": curve}))
     else:
         for line in console.promises(found) or ["nothing is promised: queries answer match or new by one threshold"]:
             typer.echo(line)
+        if not off:
+            console.risks(curve)
     if refused:
         typer.echo("error: nothing can be promised from these photos; nothing was changed", err=True)
         raise typer.Exit(1)

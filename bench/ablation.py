@@ -1,10 +1,17 @@
-"""What each source adds: the same queries answered with more and more of what the engine knows of a pair.
+"""What each source adds, and what each is by itself: the same queries answered with more and more of what the engine
+knows of a pair.
 
-Two tables are enrolled and asked by the production path, once. Then the sources are added one by one: for each set the
-fusion is fitted anew on the gallery's left-out photos, as the engine does (what is not in the set is hidden from the
-trees), the threshold of the new individual is placed on the same photos, and the queries' candidates are ranked again.
+Two tables are enrolled and asked by the production path, once, query by query. Then the sources are added one by one:
+for each set the fusion is fitted anew on the gallery's left-out photos, as the engine does (what is not in the set is
+hidden from the trees), the threshold of the new individual is placed on the same photos, and the queries' candidates are
+ranked again. Rows `… alone` rank by one source, `as served` by the fusion that the store's own fit chose; `+ calibration`
+is that with its curve: calibration error of the bare score (`ece_score`) and of the curve's P (`ece`), and the share of
+queries that the thresholds of promised rates decide. `fusion_over_best_single` is `as served` less the best source
+alone, query by query.
+
 Milliseconds a query are what the source itself takes, beyond those before it. `--store` keeps the store, or uses one
-that is there. Prints one JSON object last; brackets are 95 % bootstrap intervals over animals.
+that is there. Prints one JSON object last; brackets are 95 % bootstrap intervals over animals, of milliseconds over
+queries.
 """
 
 from __future__ import annotations
@@ -22,15 +29,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from reid import aggregate, decide, enrol, fit, fusion, measure, metrics, shortlist, thresholds, withheld
+from reid import aggregate, decide, enrol, fit, fusion, measure, metrics, promise, shortlist, thresholds, withheld
 from reid.agreement import FEATURE_NAMES
 from reid.exchange import read_sources
-from reid.fusion import Fusion
 from reid.index import LocalIndex
-from reid.intervals import bootstrap_interval
+from reid.intervals import Interval, bootstrap_interval
 from reid.leaving_out import LeftOut
 from reid.pipeline import Identifier, Query
 from reid.records import Sighting
+from reid.rescore import Heads
+from reid.risk import Cases
 from reid.search import Found
 from reid.store import Store
 
@@ -43,7 +51,24 @@ STEPS: dict[str, tuple[str, ...]] = {
     "+ geometry": INLIERS,
     "+ validator": FEATURE_NAMES,
     "+ others": tuple(name for name in fusion.NAMES if name not in (*COSINES, *VOTES, *INLIERS, *FEATURE_NAMES)),
+    "+ siamese": fusion.SIAMESE_NAMES,  # where the store has a head
 }
+ALONE = {"embedder": "cosine", "votes": "log_votes", "geometry": "log_weight", "siamese": "siamese"}
+RATES = (0.01, 0.05, 0.2)  # of false matches, of which the share decided is said
+Scorer = Callable[[NDArray[np.float32]], NDArray[np.float64]]
+
+
+@dataclass(frozen=True, slots=True)
+class Alone:
+    """One column as the only source; where it says nothing, the least it says of anybody."""
+
+    column: str
+
+    def scores(self, features: NDArray[np.float32]) -> NDArray[np.float64]:
+        """`(C, F) → (C,)`, as `Fusion.scores`."""
+        values = np.asarray(features[:, fusion.WIDE_NAMES.index(self.column)], np.float64)
+        there = np.isfinite(values)
+        return np.where(there, values, values[there].min() if there.any() else 0.0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,15 +97,17 @@ def main() -> None:
 
 
 def ablation(store: Store, sightings: Sequence[Sighting]) -> dict[str, Any]:
-    """A row for each step."""
-    spent: dict[str, float] = {}
+    """A row for each step, and for each source alone."""
+    spent: dict[str, list[float]] = {}
     with (
         timed(LocalIndex, "search", spent, "+ votes"),
         timed(shortlist, "verified", spent, "+ geometry"),
         timed(shortlist, "ranked", spent, "+ validator"),
+        timed(Heads, "scores", spent, "+ siamese"),
     ):
         asked, seconds = ask(store, sightings)
-    spent["embedding"] = seconds - sum(spent.values())
+    rest = sum(sum(times) for times in spent.values()) / max(1, len(seconds))
+    spent["embedding"] = [max(0.0, one - rest) for one in seconds]
     labels, vectors = withheld.gathered(store.catalogue, store.fingerprint)
     kept = fit.read(store, store.gallery().fingerprint)
     source = withheld.local_of(store, labels)
@@ -92,13 +119,14 @@ def ablation(store: Store, sightings: Sequence[Sighting]) -> dict[str, Any]:
         store, labels, vectors, groups, source, whitened=whitened, sides=kept.sides, progress=lambda *_: None
     )
     method = store.config.decision.aggregate
-    rows: dict[str, Any] = {}
+    judgements: dict[str, Judged] = {}
     names: tuple[str, ...] = ()
+    head = bool(left_out) and left_out[0].known.shape[1] > len(fusion.NAMES)
     for step, more in STEPS.items():
-        if not more:
+        if not more or (step == "+ siamese" and not head):
             continue
         names += more
-        hidden = [i for i, name in enumerate(fusion.NAMES) if name not in names]
+        hidden = [i for i, name in enumerate(fusion.WIDE_NAMES) if name not in names]
         shown = [
             replace(one, known=without(one.known, hidden), unknown=without(one.unknown, hidden)) for one in left_out
         ]
@@ -109,21 +137,87 @@ def ablation(store: Store, sightings: Sequence[Sighting]) -> dict[str, Any]:
             if trees is None:
                 raise SystemExit("too few left-out photos to fit trees on")
             made = trees
-        rows[step] = judged(store, asked, made.fusion, made.cases, hidden, method)
-        rows[step]["ms"] = round(1000 * spent.get(step, 0.0) / len(sightings), 1)
-    return {"rows": rows, "left_out": len(left_out), "opposite_flanks": kept.sides}
+        judgements[step] = judged(store, asked, made.fusion.scores, placed(store, made.cases), hidden, method)
+    for name, column in ALONE.items():
+        if name != "siamese" or head:
+            cases = measure.fused(gallery, left_out, Alone(column), method).cases  # type: ignore[arg-type]
+            judgements[f"{name} alone"] = judged(store, asked, Alone(column).scores, placed(store, cases), [], method)
+    at = kept.known_record["threshold_before"] if kept.known else kept.threshold
+    served = judgements["as served"] = judged(store, asked, kept.fusion.scores, at, [], method)
+    rows = {name: one.row(asked) | milliseconds(spent.get(name, [])) for name, one in judgements.items()}
+    rows["+ calibration"] = rows["as served"] | calibrated(store, kept, served, asked)
+    return {
+        "rows": rows,
+        "fusion_over_best_single": over_best_single(judgements, asked),
+        "served_by": kept.fusion.kind,
+        "left_out": len(left_out),
+        "opposite_flanks": kept.sides,
+    }
 
 
-def ask(store: Store, sightings: Sequence[Sighting]) -> tuple[Asked, float]:
-    """The queries' candidates by the production path, and its seconds less those of reading photos."""
+def placed(store: Store, cases: LeftOut) -> float:
+    """The threshold of the new individual."""
+    settings = store.config.decision
+    return thresholds.choose_threshold(cases, objective=settings.objective, new_share=settings.share_new, n=0).value
+
+
+def over_best_single(judgements: dict[str, Judged], asked: Asked) -> dict[str, Any]:
+    """What the fusion in force gives beyond the best source alone, by MAP@5 of known animals, with paired intervals."""
+    known = asked.truth >= 0
+    worths = {name: one.worth for name, one in judgements.items() if name.endswith(" alone")}
+    best = max(worths, key=lambda name: float(worths[name].mean()))
+    served, animals = judgements["as served"], asked.animals[known]
+    gain = bootstrap_interval(served.worth - worths[best], animals)
+    top = bootstrap_interval(served.first - judgements[best].first, animals)
+    return {
+        "best_single": best,
+        "measure": "map_at_5_known",
+        **{name: round(getattr(gain, name), 4) for name in ("value", "low", "high")},
+        "top1": {name: round(getattr(top, name), 4) for name in ("value", "low", "high")},
+    }
+
+
+def calibrated(store: Store, kept: fit.Fit, served: Judged, asked: Asked) -> dict[str, Any]:
+    """Calibration error of the first animal's score and of its P, and the shares that promised rates decide."""
+    known = asked.truth >= 0
+    right = np.zeros(len(known), np.bool_)
+    right[known] = served.first > 0
+    usable = np.isfinite(served.best)
+    out: dict[str, Any] = {"decided": {}}
+    start = time.perf_counter()
+    chances = {"ece_score": np.clip(served.best, 0, 1)}
+    if kept.curve is not None and kept.known is None:  # the curve of moved scores is not one of these
+        chances["ece"] = kept.curve.probability(served.best)
+    out["ms"] = round(1000 * (time.perf_counter() - start) / len(known), 4)
+    for name, chance in chances.items():
+        rows = np.stack([chance[usable], right[usable].astype(np.float64)], axis=1)
+        out[name] = interval(
+            bootstrap_interval(
+                rows, asked.animals[usable], lambda d: metrics.expected_calibration_error(d[:, 0], d[:, 1] > 0), n=300
+            )
+        )
+    share = store.config.decision.share_new
+    cases = Cases.from_dict(kept.cases)
+    for rate in RATES if kept.known is None else ():
+        at = promise.promise_matches(cases, rate, new_share=share).threshold
+        taken = np.zeros(len(known), np.bool_) if at is None else served.best >= at
+        wrong = float((~right[taken]).mean()) if taken.any() else None
+        out["decided"][str(rate)] = {"refused": at is None, "share": round(float(taken.mean()), 4), "wrong": wrong}
+    return out
+
+
+def ask(store: Store, sightings: Sequence[Sighting]) -> tuple[Asked, list[float]]:
+    """The queries' candidates by the production path, and the seconds of each less those of reading photos."""
     identifier = Identifier.open(store, k=6)
     found: dict[int, Found] = {}
+    seconds = []
+    for number, sighting in enumerate(sightings):
 
-    def observe(positions: list[int], vectors: NDArray[np.float32], each: Sequence[Found]) -> None:
-        found.update(zip(positions, each, strict=True))
+        def observe(rows: list[int], vectors: Any, each: Sequence[Found], number: int = number) -> None:
+            found[number] = each[0]
 
-    answers = identifier.answers([Query((s,)) for s in sightings], observe=observe)
-    seconds = sum(a.seconds.get("embed", 0.0) + a.seconds.get("search", 0.0) for a in answers)
+        (answer,) = identifier.answers([Query((sighting,))], observe=observe)
+        seconds.append(answer.seconds.get("embed", 0.0) + answer.seconds.get("search", 0.0))
     labels = store.catalogue.labels()
     code = {name: number for number, name in labels.names.items() if number >= 0}
     rows = sorted(found)
@@ -135,21 +229,45 @@ def ask(store: Store, sightings: Sequence[Sighting]) -> tuple[Asked, float]:
 def without(features: NDArray[np.float32], hidden: Sequence[int]) -> NDArray[np.float32]:
     """Rows with some columns as if they had not been measured."""
     out = features.copy()
-    out[:, hidden] = np.nan
+    out[:, [column for column in hidden if column < out.shape[1]]] = np.nan
     return out
 
 
-def judged(
-    store: Store, asked: Asked, fused: Fusion, cases: LeftOut, hidden: Sequence[int], method: str
-) -> dict[str, Any]:
-    """The measures of one way to score."""
-    settings = store.config.decision
-    threshold = thresholds.choose_threshold(cases, objective=settings.objective, new_share=settings.share_new).value
+@dataclass(frozen=True, slots=True, eq=False)
+class Judged:
+    """The queries by one way to score: `best` score and whether `called_new`, all (Q,); of the known ones what they earn
+    under MAP@5 (`worth`) and whether the `first` is right, both with known animals alone; `open_worth` (Q,) and
+    `right_open` as answers are given.
+    """
+
+    best: NDArray[np.float64]
+    called_new: NDArray[np.float64]
+    worth: NDArray[np.float64]
+    first: NDArray[np.float64]
+    open_worth: NDArray[np.float64]
+    right_open: NDArray[np.float64]
+
+    def row(self, asked: Asked) -> dict[str, Any]:
+        """The measures."""
+        known = asked.truth >= 0
+        new = self.called_new[~known]
+        return {
+            "top1": measured(self.first, asked.animals[known]),
+            "map_at_5_known": measured(self.worth, asked.animals[known]),
+            "map_at_5": measured(self.open_worth, asked.animals),
+            "geometric": round(float(np.sqrt(self.right_open.mean() * new.mean())), 3) if len(new) else None,
+            "auroc_known": round(metrics.auroc(self.best, known), 3) if len(new) else None,
+        }
+
+
+def judged(store: Store, asked: Asked, score: Scorer, threshold: float, hidden: Sequence[int], method: str) -> Judged:
+    """The queries' candidates ranked again."""
     closed, open_, best, called_new = [], [], [], []
     for found, truth in zip(asked.found, asked.truth.tolist(), strict=True):
         listed = found.shortlist
-        assert listed is not None  # or there were no local features to take away
-        scores = fused.scores(without(listed.features, hidden))
+        if listed is None:
+            raise SystemExit("the store's fit asks the embedder alone: there is nothing to take away")
+        scores = score(without(listed.features, hidden))
         ranking = aggregate.identity_scores(scores, [asked.code(id) for id in listed.ids], method)
         place = decide.place_of_new(ranking.scores[:5], threshold)
         at = np.flatnonzero(ranking.codes == truth)
@@ -159,28 +277,34 @@ def judged(
         best.append(ranking.scores[0] if len(ranking.scores) else -np.inf)
         called_new.append(place == 0)
     known = asked.truth >= 0
-    new = np.array(called_new, float)[~known]
-    right = (np.array(open_)[known] == 1).astype(float)
-    worth = metrics.reciprocal_ranks(np.array(closed)[known], 5)
-    first = (np.array(closed)[known] == 1).astype(float)
-    return {
-        "top1": measured(first, asked.animals[known]),
-        "map_at_5_known": measured(worth, asked.animals[known]),
-        "map_at_5": measured(metrics.reciprocal_ranks(np.array(open_), 5), asked.animals),
-        "geometric": round(float(np.sqrt(right.mean() * new.mean())), 3) if len(new) else None,
-        "auroc_known": round(metrics.auroc(np.array(best), known), 3) if len(new) else None,
-    }
+    ranks, opened = np.array(closed)[known], np.array(open_)
+    return Judged(
+        np.array(best),
+        np.array(called_new, float),
+        metrics.reciprocal_ranks(ranks, 5),
+        (ranks == 1).astype(float),
+        metrics.reciprocal_ranks(opened, 5),
+        (opened[known] == 1).astype(float),
+    )
 
 
 def measured(values: NDArray[np.float64], animals: NDArray[np.str_]) -> list[float]:
     """Mean, and the ends of its interval."""
-    found = bootstrap_interval(values, animals)
+    return interval(bootstrap_interval(values, animals))
+
+
+def interval(found: Interval) -> list[float]:
     return [round(found.value, 3), round(found.low, 3), round(found.high, 3)]
 
 
+def milliseconds(times: Sequence[float]) -> dict[str, Any]:
+    """Mean of what each query took, and the ends of its interval."""
+    return {"ms": measured(1000 * np.array(times), np.arange(len(times)).astype(str))} if times else {}
+
+
 @contextmanager
-def timed(owner: Any, name: str, spent: dict[str, float], step: str) -> Any:
-    """Add up what a function takes."""
+def timed(owner: Any, name: str, spent: dict[str, list[float]], step: str) -> Any:
+    """Note what each call of a function takes."""
     plain = getattr(owner, name)
 
     def clocked(*given: Any, **named: Any) -> Any:
@@ -188,7 +312,7 @@ def timed(owner: Any, name: str, spent: dict[str, float], step: str) -> Any:
         try:
             return plain(*given, **named)
         finally:
-            spent[step] = spent.get(step, 0.0) + time.perf_counter() - start
+            spent.setdefault(step, []).append(time.perf_counter() - start)
 
     setattr(owner, name, clocked)
     try:

@@ -55,6 +55,11 @@ def unmeasured(found: Fit | None) -> str:
     )
 
 
+def aged(reason: str) -> str:
+    """Said where promised rates may no longer hold, for a reason of `recent.drift`."""
+    return f"the promised error rates may no longer hold: {reason}; reid reindex --force measures them again"
+
+
 def missing(found: Fit) -> str:
     """`name 60 more photos and 8 more animals`: what the last fit lacked."""
     photos = LEAST_PHOTOS - int(found.report.get("gallery_photos", 0))

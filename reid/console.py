@@ -21,6 +21,7 @@ from reid.reindex import ReindexReport
 
 if TYPE_CHECKING:
     from reid.explaining import Explanation
+    from reid.risk import RiskTable
 
 SHOWN = 10  # failures and notes shown before "… and more"
 PATIENCE = 2.0  # seconds before a progress bar appears
@@ -173,6 +174,22 @@ def promises(policy: Mapping[str, Any]) -> list[str]:
             f"of queries; {one['photos']} photos of {one['animals']} animals behind it"
         )
     return lines
+
+
+def risks(curve: RiskTable, shown: int = 5) -> None:
+    """A few points of a risk–coverage curve, strictest first."""
+    if not curve.points:
+        return
+    print(
+        f"measured on {curve.known_photos} left-out photos of known and {curve.unknown_photos} of new animals, "
+        f"{curve.new_share:.0%} of queries taken to be new:"
+    )
+    places = sorted({round(i * (len(curve.points) - 1) / (shown - 1)) for i in range(shown)})
+    for one in (curve.points[i] for i in places):
+        print(
+            f"  from score {one.threshold:.3f}: {one.automatic:.0%} of queries, {one.false_match:.1%} "
+            f"[{one.false_match_low:.1%}, {one.false_match_high:.1%}] of them wrong; {one.miss:.0%} of known animals below"
+        )
 
 
 def explained(explanation: Explanation) -> None:

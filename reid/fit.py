@@ -26,7 +26,7 @@ from reid.intervals import bootstrap_interval
 from reid.known import Known
 from reid.leaving_out import LeftOut
 from reid.promise import Policy
-from reid.risk import Cases
+from reid.risk import Cases, RiskTable, risk_table
 from reid.store import CALIBRATION, Store
 from reid.thresholds import NewThreshold
 from reid.ways import Way
@@ -101,6 +101,8 @@ def is_due(store: Store) -> bool:
     last = read(store, gallery.fingerprint)
     if last is None:
         return len(gallery) > 0
+    if last.known is not None and store.config.decision.threshold >= 0:
+        return True  # a threshold that somebody stated is for scores that nothing moves
     if last.basis != "measured" and _can_be_measured(store, last):
         return True
     return len(gallery) >= max(GROWTH * last.photos, last.photos + LEAST_GROWTH)
@@ -218,6 +220,11 @@ def calibrate_rates(store: Store, *, false_match: float, false_new: float, confi
     if policy.matches.threshold is not None or policy.new.threshold is not None:
         write(store, changed)
     return changed
+
+
+def measured_risk(store: Store, found: Fit) -> RiskTable:
+    """What each threshold would cost and spare, on the left-out photos of a fit whose cases are sound."""
+    return risk_table(Cases.from_dict(found.cases), store.config.decision.share_new)
 
 
 def forget_rates(store: Store) -> None:

@@ -3,7 +3,7 @@
 One photo's way: `intake` (read, place the box, cut, describe) → `embed` → `search` (all sources, fused) → identity
 scores → fused over the sighting's photos → the new individual inserted at the store's threshold → `Answer`. Many queries go through the same
 steps together; an evaluation and a nightly run use exactly this path. Reads the store, writes nothing but an index that
-was behind.
+was behind, and after `identify` a line on each answer's score (`reid.recent`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from reid import aggregate, caveats, decide, intake, learned, local, stages
+from reid import aggregate, caveats, decide, intake, learned, local, recent, stages
 from reid.aggregate import Ranking
 from reid.embed import prepare_aside
 from reid.errors import IndexStale, ReidError, SnapshotCorrupt
@@ -27,6 +27,7 @@ from reid.index import Gallery
 from reid.intake import Prepared
 from reid.keypoints import KeypointConfig, LocalFeatures
 from reid.promise import Policy
+from reid.recent import Note
 from reid.records import Answer, Box, Compared, Failure, IdentityScore, Mask, Side, Sighting, Status
 from reid.search import OPPOSITE, Found, Probe, Searcher
 from reid.store import Store
@@ -83,12 +84,14 @@ class Identifier:
     search: Searcher
     photos: int
     k: int = decide.LABELS
+    aged: tuple[str, ...] = ()  # why promised rates may no longer hold
 
     @classmethod
     def open(cls, store: Store, *, k: int = decide.LABELS) -> Identifier:
         """For answers of `k` labels. Raises IndexStale, SnapshotCorrupt and what the catalogue raises."""
         search = Searcher.open(store, k=k)
-        return cls(store, search, len(search.gallery), k)
+        photos = len(search.gallery)
+        return cls(store, search, photos, k, recent.drift(store, search.fit, photos))
 
     @property
     def gallery(self) -> Gallery:
@@ -120,18 +123,22 @@ class Identifier:
             return "settings"
         return self.fit.basis if self.fit else "default"
 
-    def answers(self, queries: Sequence[Query], *, observe: Observe | None = None) -> list[Answer]:
+    def answers(
+        self, queries: Sequence[Query], *, observe: Observe | None = None, noted: list[Note] | None = None
+    ) -> list[Answer]:
         """An answer for each query; a query's own trouble becomes its status, never an exception.
 
         `observe`, for evaluations, is called with the positions of the queries that every box belongs to, the boxes'
-        vectors and what was found for them.
+        vectors and what was found for them. What `recent` keeps of the answers is put into `noted`.
         """
         out: list[Answer] = []
         for at in range(0, len(queries), BATCH):
-            out.extend(self._batch(queries[at : at + BATCH], at, observe))
+            out.extend(self._batch(queries[at : at + BATCH], at, observe, noted))
         return out
 
-    def _batch(self, queries: Sequence[Query], first: int, observe: Observe | None) -> list[Answer]:
+    def _batch(
+        self, queries: Sequence[Query], first: int, observe: Observe | None, noted: list[Note] | None
+    ) -> list[Answer]:
         start, clock = time.perf_counter(), {}
         asked = _read(self.store, queries, None if self.search.local is None else local.description(self.store))
         clock["read"], start = time.perf_counter() - start, time.perf_counter()
@@ -148,6 +155,9 @@ class Identifier:
         for one in asked:
             answers.append(self._answer(one, found[at : at + _boxes(one)], cut))
             at += _boxes(one)
+            if noted is not None and answers[-1].labels:
+                note = Note.of(answers[-1], one.prepared[0].facts)
+                noted.extend([note] if note else [])
         clock["decide"] = time.perf_counter() - start
         share = {stage: seconds / max(1, len(queries)) for stage, seconds in clock.items()}
         return [replace(answer, seconds=share) for answer in answers]
@@ -205,7 +215,7 @@ class Identifier:
         ]
         cropped = any(self.store.croppers.of(s.species) is not None for _, s, box in seen if box.origin == "whole")
         whole = caveats.whole_photo([name for name, _, _ in seen], [box for _, _, box in seen], cropped, *cut)
-        return tuple(text for text in (whole, caveats.unmeasured(self.fit)) if text)
+        return tuple(text for text in (whole, caveats.unmeasured(self.fit), *map(caveats.aged, self.aged)) if text)
 
     def _ranking(self, one: _Asked, found: Sequence[Found]) -> Ranking:
         """Animals best first over all photos of the sighting."""
@@ -283,9 +293,14 @@ def identify(store: Store, queries: Sequence[Query]) -> list[Answer]:
     """
     prepare_aside(store.embedder)  # while the gallery is opened
     try:
-        return Identifier.open(store).answers(queries)
+        identifier, noted = Identifier.open(store), list[Note]()
+        answers = identifier.answers(queries, noted=noted)
+        trouble = recent.remember(store, identifier.fit, noted)
     except (IndexStale, SnapshotCorrupt) as error:
         return [_failed("index_stale", query, error) for query in queries]
+    if not (trouble and identifier.fit and identifier.fit.policy):
+        return answers
+    return [replace(one, stages_skipped=(*one.stages_skipped, trouble)) if one.labels else one for one in answers]
 
 
 def _failed(status: str, query: Query, error: ReidError) -> Answer:

@@ -211,6 +211,66 @@ def _false_new(cases: Cases, new_share: float, at: FloatArray) -> FloatArray:
     return ratio(known, known + unknown)
 
 
+@dataclass(frozen=True, slots=True)
+class RiskPoint:
+    """The rates of `RiskCurve` at one threshold, and how many left-out photos score at or above it: `known` with their
+    animal in the gallery, `wrong` of these with another animal first, `unknown` with their animal taken out.
+    """
+
+    threshold: float
+    automatic: float
+    false_match: float
+    false_match_low: float
+    false_match_high: float
+    miss: float
+    false_new: float
+    known: int
+    wrong: int
+    unknown: int
+
+
+@dataclass(frozen=True, slots=True)
+class RiskTable:
+    """A risk–coverage curve in a few points, strictest first; `queries` is what the photos behind it are worth."""
+
+    points: tuple[RiskPoint, ...]
+    new_share: float
+    level: float
+    known_photos: int
+    unknown_photos: int
+    animals: int
+    queries: float
+
+
+def risk_table(cases: Cases, new_share: float = DEFAULT_NEW_SHARE, n: int = 12, level: float = 0.95) -> RiskTable:
+    """`risk_curve` at `n` thresholds (fewer where scores are alike) that decide ever more queries, in equal steps."""
+    spread = mixture_scores(cases, new_share, n)
+    at = np.unique(spread[np.isfinite(spread)])
+    curve = risk_curve(cases, new_share, at, level)
+    value = worth(cases, new_share)
+
+    def above(scores: FloatArray, threshold: float) -> int:
+        return int((scores >= threshold).sum())
+
+    points = tuple(
+        RiskPoint(
+            threshold=t,
+            automatic=float(curve.automatic[i]),
+            false_match=float(curve.false_match[i]),
+            false_match_low=float(curve.false_match_low[i]),
+            false_match_high=float(curve.false_match_high[i]),
+            miss=float(curve.miss[i]),
+            false_new=float(curve.false_new[i]),
+            known=above(cases.known_score, t),
+            wrong=above(cases.known_score[cases.known_wrong], t),
+            unknown=above(cases.unknown_score, t),
+        )
+        for i, t in enumerate(curve.thresholds.tolist())
+    )
+    photos = len(cases.known_score), len(cases.unknown_score)
+    return RiskTable(points, new_share, level, *photos, value.animals, value.queries)
+
+
 # Ageing --------------------------------------------------------------------------------------------
 
 

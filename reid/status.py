@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from reid import caveats, fit, risk
+from reid import caveats, fit, recent
 from reid.errors import IndexStale, SnapshotCorrupt
 from reid.index import Gallery
 from reid.store import Store
@@ -89,16 +89,16 @@ def status(store: Store) -> StoreStatus:
         fitted.known_record if fitted else {},
         fitted.sides if fitted else "",
         fitted.policy.to_dict() if fitted and fitted.policy else {},
-        _warnings(fitted, indexed),
+        _warnings(store, fitted, indexed),
     )
 
 
-def _warnings(fitted: fit.Fit | None, photos: int) -> tuple[str, ...]:
+def _warnings(store: Store, fitted: fit.Fit | None, photos: int) -> tuple[str, ...]:
     """What was never measured, or has changed so much since that its error rates may no longer hold."""
     unmeasured = (caveats.unmeasured(fitted),) if fitted is not None and fitted.basis != "measured" and photos else ()
     if fitted is None or fitted.policy is None:
         return unmeasured
-    said = list(risk.drift((), (), fitted.photos, photos).reasons)
+    said = list(recent.drift(store, fitted, photos))
     if fitted.policy.matches.threshold is None and fitted.policy.new.threshold is None:
         said.append("the promised rates cannot be kept any more, every answer is for review: `reid calibrate` others")
     return (*unmeasured, *said)

@@ -15,7 +15,7 @@ from fake_stores import DIM, ColourEmbedder, fake_store, herd, paint, reopened, 
 from numpy.typing import NDArray
 from rendered_store import reid, reid_json
 
-from reid import fit, promise, risk
+from reid import fit, promise, recent, risk
 from reid.embed import unit_rows
 from reid.fit import Fit
 from reid.store import CALIBRATION, Store
@@ -112,6 +112,13 @@ def asked_all_the_way(root: Path, scripted: Scripted, count: int = 10) -> list[d
     return [ask(root, scripted, (1 - share) * known + share * away) for share in np.linspace(0, 1, count)]
 
 
+def calibrated(root: Path, *options: object) -> dict[str, Any]:
+    """The two promises, without the curve that is printed with them."""
+    found = reid_json("calibrate", *options, store=root)
+    assert len(found.pop("curve")["points"]) > 5
+    return found
+
+
 def best_score(answer: dict[str, Any]) -> float:
     return float(next(one["score"] for one in answer["labels"] if not one["is_new"]))
 
@@ -136,7 +143,7 @@ def test_a_small_store_is_refused_with_the_reason_and_the_number_that_would_do(
         assert str(least) in one["reason"] and 0 < one["photos"] < one["needed"]
     assert (tmp_path / "s" / CALIBRATION).read_bytes() == before
     said = reid("calibrate", store=tmp_path / "s")
-    assert [line.split(";")[0] for line in said.stdout.splitlines()] == ["match: refused", "new: refused"]
+    assert [line.split(";")[0] for line in said.stdout.splitlines()][:2] == ["match: refused", "new: refused"]
     assert found["matches"]["reason"] in said.stdout
     assert reid_json("status", store=tmp_path / "s")["promise"] == {}
     assert {a["status"] for a in asked_all_the_way(tmp_path / "s", scripted, 5)} == {"match", "new"}
@@ -165,7 +172,7 @@ def share(values: NDArray[np.bool_]) -> float:
 
 
 def test_what_is_promised_was_measured_on_the_left_out_photos(many: Path) -> None:
-    found = reid_json("calibrate", *RATES, store=many)
+    found = calibrated(many, *RATES)
     cases = cases_of(fitted(many))
     match_at, new_at = found["matches"]["threshold"], found["new"]["threshold"]
     assert new_at < match_at
@@ -185,7 +192,7 @@ def test_what_is_promised_was_measured_on_the_left_out_photos(many: Path) -> Non
 
 
 def test_answers_follow_the_promise_and_the_labels_agree_with_it(many: Path, scripted: Scripted) -> None:
-    found = reid_json("calibrate", *RATES, store=many)
+    found = calibrated(many, *RATES)
     match_at, new_at = found["matches"]["threshold"], found["new"]["threshold"]
     answers = asked_all_the_way(many, scripted)
     for answer in answers:
@@ -232,7 +239,7 @@ def test_the_threshold_itself_counts_as_a_match_and_as_not_new(many: Path, kind:
 def test_of_one_rate_promised_and_one_refused_the_refused_verdict_is_never_given(
     many: Path, scripted: Scripted
 ) -> None:
-    found = reid_json("calibrate", "--false-match", 0.0005, "--false-new", 0.2, store=many)
+    found = calibrated(many, "--false-match", 0.0005, "--false-new", 0.2)
     assert found["matches"]["threshold"] is None and found["matches"]["reason"]
     new_at = found["new"]["threshold"]
     assert new_at is not None
@@ -243,7 +250,7 @@ def test_of_one_rate_promised_and_one_refused_the_refused_verdict_is_never_given
 
 
 def test_a_stricter_rate_that_is_refused_leaves_the_promise_in_force(many: Path) -> None:
-    found = reid_json("calibrate", *RATES, store=many)
+    found = calibrated(many, *RATES)
     assert reid("calibrate", "--false-match", 0.0005, "--false-new", 0.0005, store=many).exit_code == 1
     assert reid_json("status", store=many)["promise"] == found
 
@@ -333,3 +340,128 @@ def test_a_damaged_promise_is_as_no_fit_and_the_next_one_mends_it(many: Path, da
         assert fit.read(store, store.gallery().fingerprint) is None
         assert fit.fit(store).policy is None
     assert fitted(many).policy is None
+
+
+# What other thresholds would cost --------------------------------------------------------------------
+
+
+def test_the_curve_is_the_measured_one_and_five_lines_of_it_are_said(many: Path) -> None:
+    curve = reid_json("calibrate", *RATES, store=many)["curve"]
+    cases = cases_of(fitted(many))
+    assert len(curve["points"]) == 12 and curve["new_share"] == 0.3
+    assert (curve["known_photos"], curve["unknown_photos"]) == (len(cases.known_score), len(cases.unknown_score))
+    steps = [one["automatic"] for one in curve["points"]]
+    assert np.diff(steps) == pytest.approx(1 / 12, abs=0.02)
+    for one in curve["points"]:
+        known, unknown = cases.known_score >= one["threshold"], cases.unknown_score >= one["threshold"]
+        wrong = known & cases.known_wrong
+        assert (one["known"], one["wrong"], one["unknown"]) == (known.sum(), wrong.sum(), unknown.sum())
+        mistakes = 0.7 * wrong.mean() + 0.3 * unknown.mean()
+        assert one["false_match"] == pytest.approx(mistakes / (0.7 * known.mean() + 0.3 * unknown.mean()))
+        assert one["false_match_low"] <= one["false_match"] <= one["false_match_high"]
+        assert one["miss"] == pytest.approx(1 - known.mean())
+    lines = reid("calibrate", *RATES, store=many).stdout.splitlines()
+    said = [line for line in lines if line.startswith("  from score")]
+    assert len(said) == 5 and f"{curve['points'][0]['threshold']:.3f}" in said[0]
+
+
+def test_a_refusal_shows_the_curve_too(tmp_path: Path, scripted: Scripted) -> None:
+    store = fake_store(tmp_path / "s")
+    with_vectors(store, *vectors(60, 4))
+    fit.fit(store)
+    store.close()
+    refused = reid("calibrate", "--json", store=tmp_path / "s")
+    assert refused.exit_code == 1 and strictly(refused.stdout)["curve"]["points"]
+
+
+# Drift of recent queries ---------------------------------------------------------------------------
+
+
+def noted(root: Path, scores: list[float], at: list[str | None] | None = None) -> None:
+    """As many queries of different photos since the fit, `at` these times."""
+    made = fitted(root).made
+    times = at or [None] * len(scores)
+    with open(root / recent.FILE, "a", encoding="utf-8") as file:
+        for n, (score, time) in enumerate(zip(scores, times, strict=True)):
+            line = {"fit": made, "score": score, "photo": f"{n}", "at": time, "place": None}
+            file.write(json.dumps(line) + "\n")
+
+
+def kept(root: Path) -> list[float]:
+    with reopened(root) as store:
+        return [float(x) for x in recent.scores(store, fitted(root))]
+
+
+def test_every_photo_that_is_asked_leaves_one_score(many: Path, scripted: Scripted) -> None:
+    rows, _ = vectors()
+    expected = []
+    for animal in (1, 2, 3, 3, 2):
+        scripted.sees = unit_rows(rows[None, animal * SHOTS])[0]
+        answer = reid_json("query", paint(many.parent / f"q{animal}.png", animal), store=many)
+        expected.append(best_score(answer))
+    assert kept(many) == pytest.approx(expected[:3], abs=1e-6)
+    with reopened(many) as store:
+        fit.fit(store)
+        found = fit.read(store, store.gallery().fingerprint)
+        assert found is not None
+        fit.write(store, replace(found, made="later"))
+    assert kept(many) == []  # they were asked before
+
+
+def test_queries_of_one_encounter_count_once(many: Path) -> None:
+    times: list[str | None] = [f"2024-06-01T09:{m:02d}:00" for m in range(0, 50, 10)]
+    noted(many, [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7], [*times, "2024-06-02T09:00:00", None])
+    assert kept(many) == [0.1, 0.6, 0.7]
+
+
+def test_recent_queries_that_score_differently_are_warned_of_by_status_and_by_the_next_answer(
+    many: Path, scripted: Scripted
+) -> None:
+    reid_json("calibrate", *RATES, store=many)
+    cases, rng = cases_of(fitted(many)), np.random.default_rng(0)
+    like = [float(rng.choice(cases.known_score if rng.random() < 0.7 else cases.unknown_score)) for _ in range(60)]
+    noted(many, like)
+    assert reid_json("status", store=many)["warnings"] == []
+    assert ask(many, scripted, vectors()[0][0])["warnings"] == []
+    (many / recent.FILE).unlink()
+    noted(many, [-1.0] * (recent.LEAST - 1))
+    assert reid_json("status", store=many)["warnings"] == []  # too few to say
+    (many / recent.FILE).unlink()
+    noted(many, [float(x) for x in np.quantile(cases.unknown_score, np.linspace(0, 1, 60))])
+    for said in (reid_json("status", store=many), ask(many, scripted, vectors()[0][0])):
+        (warning,) = said["warnings"]
+        assert "recent queries score differently" in warning
+
+
+def test_an_answer_warns_of_a_gallery_that_has_outgrown_its_rates(many: Path, scripted: Scripted) -> None:
+    reid_json("calibrate", *RATES, store=many)
+    with reopened(many) as store:
+        with_vectors(store, *vectors(582))
+        store.gallery()
+    (warning,) = ask(many, scripted, vectors()[0][0])["warnings"]
+    assert "has grown from 1800 to 2328 photos" in warning and "reindex --force" in warning
+
+
+def test_what_cannot_be_kept_never_fails_a_query_and_is_said_where_a_rate_is_promised(
+    many: Path, scripted: Scripted
+) -> None:
+    (many / recent.FILE).mkdir()
+    before = ask(many, scripted, vectors()[0][0])
+    assert before["status"] == "match" and before["stages_skipped"] == []
+    reid_json("calibrate", *RATES, store=many)
+    answer = ask(many, scripted, vectors()[0][0])
+    assert answer["status"] == "match" and "recent scores: not kept" in answer["stages_skipped"][0]
+
+
+def test_the_file_stays_small_and_damaged_lines_are_passed_over(
+    many: Path, scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recent, "MOST_BYTES", 3000)
+    monkeypatch.setattr(recent, "KEPT", 10)
+    noted(many, [n / 100 for n in range(40)])
+    with open(many / recent.FILE, "a") as file:
+        file.write('{"fit": 3\n[]\n{"fit": "x"}\n\n')
+    asked = best_score(ask(many, scripted, vectors()[0][0]))
+    assert (many / recent.FILE).stat().st_size < 3000
+    found = kept(many)
+    assert found[-1] == pytest.approx(asked, abs=1e-6) and len(found) <= 10 and found[-2] == 0.39

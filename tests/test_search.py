@@ -5,6 +5,7 @@ silence.
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,9 +18,11 @@ from local_store import WITH_LOCAL, changed_settings, described, local_store, si
 from rendered_store import PHOTOS, flukes
 from sqlalchemy import text
 
-from reid import decide, fit, fusion, local, verify, withheld
+from reid import decide, fit, fusion, known, local, verify, withheld
 from reid.keypoints import empty_features
+from reid.known import Known
 from reid.local import LocalSource
+from reid.logistic import Logistic
 from reid.pipeline import Query, identify
 from reid.records import Answer, Sighting
 from reid.search import Found, Probe, Searcher
@@ -304,3 +307,26 @@ def test_a_photo_enrolled_elsewhere_meanwhile_is_found_by_the_next_search(local_
     taken_in(reopened(local_store.root), [replace(new, identity="Fresh")])
     [answer] = asked(reopened(local_store.root), [new])
     assert answer.labels[0].label == "Fresh" and answer.labels[0].evidence["inliers"] > 50
+
+
+def test_where_p_known_is_in_force_answers_keep_their_order_and_the_first_score_is_the_chance(
+    local_store: Store, flukes: Path
+) -> None:
+    queries = known_queries(flukes)[:3]
+    before = asked(local_store, queries)
+    found = fit.read(local_store, local_store.gallery().fingerprint)
+    assert found is not None
+    # four parts of the lead, against one of the first animal's photos
+    weights = [0.0, 0.5, 0.0, -1.0, *[0.0] * (len(known.COLUMNS) - 4)]
+    fit.write(local_store, replace(found, known=Known(Logistic(0.25, tuple(weights)))))
+    for plain, moved in zip(before, asked(local_store, queries), strict=True):
+        old, new = ([x for x in a.labels if not x.is_new] for a in (plain, moved))
+        assert [x.label for x in new][:4] == [x.label for x in old][:4]
+        odds = [math.log(x.score / (1 - x.score)) for x in old]
+        chance = 0.25 + 0.5 * min(odds[0] - odds[1], known.FARTHEST) - math.log1p(old[0].n_photos)
+        assert new[0].score == pytest.approx(1 / (1 + math.exp(-chance)), rel=1e-6)
+        assert new[0].evidence == old[0].evidence
+        moves = [math.log(x.score / (1 - x.score)) - o for x, o in zip(new, odds, strict=False)]
+        assert moves[:4] == pytest.approx([chance - odds[0]] * 4, abs=1e-6)
+        place = [x.is_new for x in moved.labels].index(True)
+        assert place == sum(x.score >= (moved.threshold or 0) for x in new)
