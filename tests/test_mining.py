@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from reid.errors import TrainError
-from reid.train import mining
+from reid.train import ladder, mining
 from reid.train.mining import Solver
 
 labels_of = st.lists(st.integers(0, 3), min_size=2, max_size=7)
@@ -266,7 +266,7 @@ def test_no_photos_give_an_empty_assignment() -> None:
         (lambda: mining.assign_hard_negatives(np.zeros((2, 2)), [0, 1], forbidden=[[0, 2]]), "outside 0 … 1"),
         (lambda: mining.assign_in_blocks(np.zeros((2, 2)), [0, 1], 1), "blocks of 1"),
         (lambda: mining.assign_sparse(np.full((2, 1), 7), np.zeros((2, 1)), [0, 1]), "photo 7 of 2"),
-        (lambda: mining.schedule(5, 5), "epoch 5"),
+        (lambda: ladder.step_at(5, 5), "epoch 5"),
     ],
 )
 def test_arguments_that_do_not_fit_are_value_errors(call: Callable[[], object], match: str) -> None:
@@ -296,7 +296,7 @@ def test_a_lonely_photo_has_no_positive() -> None:
 
 
 def test_the_schedule_at_full_length_is_the_published_ladder() -> None:
-    steps = [mining.schedule(epoch) for epoch in range(400)]
+    steps = [ladder.step_at(epoch) for epoch in range(400)]
     assert [s.noise for s in steps[:10]] == [1000.0] * 10
     assert [round(s.noise, 3) for s in steps[10:60:5]] == [round(100 * 10 ** (-0.2 * i), 3) for i in range(10)]
     assert Counter(s.noise for s in steps[60:250]) == {1.0: 90, 0.5: 50, 0.25: 50}
@@ -312,10 +312,10 @@ def test_the_schedule_at_full_length_is_the_published_ladder() -> None:
 
 @pytest.mark.parametrize("total_epochs", [1, 7, 20, 40, 1000])
 def test_a_schedule_of_any_length_starts_random_and_ends_hard(total_epochs: int) -> None:
-    steps = [mining.schedule(epoch, total_epochs) for epoch in range(total_epochs)]
+    steps = [ladder.step_at(epoch, total_epochs) for epoch in range(total_epochs)]
     assert steps[0].noise == 1000.0 and steps[0].rescore
     first_part = [s.noise for s in steps if s.weight_decay == 0]
     assert first_part == sorted(first_part, reverse=True)
     if total_epochs >= 40:
-        assert steps[-1] == mining.Step(0.25, 1e-5, 2e-4, steps[-1].rescore)
+        assert steps[-1] == ladder.Step(0.25, 1e-5, 2e-4, steps[-1].rescore)
         assert math.isclose(sum(s.rescore for s in steps), min(80, total_epochs), abs_tol=1)

@@ -131,7 +131,7 @@ def test_torch_and_numpy_give_the_same_logits(features: int) -> None:
     np.testing.assert_allclose(network.plain().pair_logits(a, b), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("negatives", ["lap", "blocks", "sparse", "random"])
+@pytest.mark.parametrize("negatives", ["auto", "exact", "blocks", "sparse", "random"])
 @pytest.mark.parametrize("hard_positives", [False, True])
 def test_training_finds_the_numbers_that_tell_animals_apart(
     negatives: training.Negatives, hard_positives: bool
@@ -149,11 +149,11 @@ def test_training_finds_the_numbers_that_tell_animals_apart(
 def test_assigned_negatives_are_harder_than_random_ones() -> None:
     vectors, labels = animals()
     hardness = {}
-    ways: tuple[training.Negatives, ...] = ("lap", "random")
+    ways: tuple[training.Negatives, ...] = ("exact", "random")
     for negatives in ways:
         config = SiameseConfig(negatives=negatives, **FAST)
         hardness[negatives] = training.train(vectors, labels, config).history[-1].hardness
-    assert hardness["lap"] > hardness["random"] + 1
+    assert hardness["exact"] > hardness["random"] + 1
 
 
 def test_an_untrained_head_ranks_as_the_cosine_does() -> None:

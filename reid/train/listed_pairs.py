@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from reid.index import scan
 from reid.train.assignment import FloatArray, IntArray, not_numbers
 
 PairScores = Callable[[IntArray, IntArray], FloatArray]  # photo numbers (P,), (P,) → scores (P,)
 
+_AT_ONCE = 2000  # photos whose nearest are looked for at once
 ROTATIONS = 3  # fallback partners of each photo in a sparse assignment
 TRIES = 20  # draws of rotations before none is taken to be free of forbidden pairs
 
@@ -97,7 +99,50 @@ def rotation(codes: IntArray, rng: np.random.Generator) -> IntArray:
     return partner
 
 
+def exchanged(partner: IntArray, codes: IntArray, pairs: IntArray, rng: np.random.Generator) -> IntArray | None:
+    """`partner` with each photo of a forbidden pair given another photo's partner, and that photo its own; None where no
+    photo is found to exchange with. `pairs (2P, 2)` in both directions.
+    """
+    n = len(codes)
+    never = np.unique(pairs[:, 0] * n + pairs[:, 1])
+    partner = partner.copy()
+
+    def fits(photos: IntArray, others: IntArray) -> NDArray[np.bool_]:
+        keys = photos * n + others
+        at = np.searchsorted(never, keys).clip(max=len(never) - 1)
+        return (codes[photos] != codes[others]) & (never[at] != keys)
+
+    for photo in np.flatnonzero(~fits(np.arange(n), partner)).tolist():
+        if fits(np.array([photo]), partner[[photo]])[0]:
+            continue  # it got another one meanwhile
+        order = rng.permutation(n)
+        good = order[fits(np.full(n, photo), partner[order]) & fits(order, np.full(n, partner[photo]))]
+        if not len(good):
+            return None
+        partner[[photo, good[0]]] = partner[[good[0], photo]]
+    return partner
+
+
 def shuffled_by_identity(codes: IntArray, rng: np.random.Generator) -> IntArray:
     """Photo numbers with each identity's together, identities and photos within them in random order."""
     rank = rng.permutation(int(codes.max(initial=-1)) + 1)
     return np.lexsort((rng.random(len(codes)), rank[codes]))
+
+
+def nearest_others(rows: NDArray[np.float32], codes: IntArray, k: int) -> IntArray:
+    """Each photo's nearest ones of other identities by the product of unit `rows (N, D)`, best first: `(N, k) int64`, −1
+    where there are no more. By the scan of the gallery index: memory grows with N, time with N².
+    """
+    n = len(codes)
+    near = np.full((n, k), -1, np.int64)
+    halves = rows.astype(np.float16)
+    own = np.bincount(codes)[codes] if n else codes
+    for start in range(0, n, _AT_ONCE):
+        part = slice(start, start + _AT_ONCE)
+        found = scan.many(halves, rows[part], min(n, k + int(own[part].max())), None).rows
+        other = codes[found] != codes[part, None]
+        order = np.argsort(~other, axis=1, kind="stable")[:, :k]
+        near[part, : order.shape[1]] = np.where(
+            np.take_along_axis(other, order, 1), np.take_along_axis(found, order, 1), -1
+        )
+    return near

@@ -18,7 +18,6 @@ Source: the method is that of the public Siamese kernels of the Humpback Whale I
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -39,6 +38,7 @@ from reid.train.listed_pairs import (
     TRIES,
     PairScores,
     edge_costs,
+    exchanged,
     listed_edges,
     rotation,
     shuffled_by_identity,
@@ -50,51 +50,6 @@ Solver = Literal["auto", "lap", "scipy", "priced"]
 BlockScores = Callable[[IntArray], FloatArray]  # photo numbers (n,) → scores (n, n)
 
 _MANY = 3000  # photos from which on pricing beats solving the whole matrix
-
-
-# The schedule ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """How to train at one epoch: `noise` K is added to scores as K·U[0,1) before the assignment; `rescore` asks for
-    fresh scores.
-    """
-
-    noise: float
-    learning_rate: float
-    weight_decay: float
-    rescore: bool
-
-
-def schedule(epoch: int, total: int = 400) -> Step:
-    """The step at `epoch` (from 0) of a run of `total` epochs; 400 gives the original ladder, other lengths squeeze or
-    stretch it.
-
-    The noise starts so large that pairs are random, falls to a hundredth of the first steps and ends below the scores'
-    own range, while the learning rate falls with it; the second part repeats the end of the ladder with L2 on the
-    weights. Scores are renewed every fifth epoch of the original's time, at least once in each of its stages."""
-    if not 0 <= epoch < total:
-        raise ValueError(f"epoch {epoch} lies outside 0 … {total - 1}")
-    at = epoch * 400 / total
-    noise, learning_rate, weight_decay = _ladder(at)
-    before = (epoch - 1) * 400 / total
-    fresh = epoch == 0 or int(at // 5) != int(before // 5)
-    return Step(noise, learning_rate, weight_decay, fresh)
-
-
-def _ladder(at: float) -> tuple[float, float, float]:
-    """(noise, learning rate, weight decay) at epoch `at` of the 400."""
-    if at < 10:
-        return 1000.0, 64e-5, 0.0
-    if at < 60:
-        return 100.0 * 10.0 ** (-0.2 * ((at - 10) // 5)), 64e-5, 0.0
-    decay, since = (0.0, at - 100.0) if at < 250 else (2e-4, at - 250.0)
-    if since < 50:
-        return 1.0, 64e-5, decay
-    if since < 100:
-        return 0.5, 16e-5, decay
-    return 0.25, 4e-5 if since < 140 else 1e-5, decay
 
 
 # Negatives ------------------------------------------------------------------------------------------------------------
@@ -208,15 +163,23 @@ def assign_sparse(
     raise _infeasible()
 
 
-def random_negatives(labels: ArrayLike, rng: np.random.Generator) -> IntArray:
-    """A random partner of another identity for every photo, each used once. (N,) int64. See `listed_pairs.rotation`.
+def random_negatives(labels: ArrayLike, rng: np.random.Generator, *, forbidden: ArrayLike | None = None) -> IntArray:
+    """A random partner of another identity for every photo, each used once, no forbidden pair. (N,) int64. See
+    `listed_pairs.rotation`: where that has a forbidden pair, two photos exchange partners.
 
     Raises:
-        TrainError: an identity has more than half of the photos.
+        TrainError: an identity has more than half of the photos, or `forbidden` leaves no assignment that is found.
     """
     codes = codes_of(labels)
     _check_sizes(codes, labels)
-    return rotation(codes, rng)
+    pairs = _pairs(forbidden, len(codes))
+    if not len(pairs):
+        return rotation(codes, rng)
+    for _ in range(TRIES):
+        partner = exchanged(rotation(codes, rng), codes, pairs, rng)
+        if partner is not None:
+            return partner
+    raise _infeasible()
 
 
 def forbid(forbidden: ArrayLike | None, partner: IntArray) -> IntArray:

@@ -25,7 +25,7 @@ Scale = Literal["laptop", "gpu"]
 Pooling = Literal["avg", "gem", "max", "max_avg", "last_two", "all_stages", "stripes"]
 Kind = Literal["shuffled", "identities", "pairs"]
 Mirror = Literal["class", "views", "none"]
-Negatives = Literal["lap", "blocks", "sparse", "random"]
+Negatives = Literal["auto", "exact", "blocks", "sparse", "random"]
 NewTargets = Literal["uniform", "distilled"]
 Optimiser = Literal["adamw", "adam", "sgd"]
 Average = Literal["none", "ema", "swa"]
@@ -188,7 +188,7 @@ class SamplingConfig:
     weighted: bool = False  # photos drawn in proportion to 1/√(photos of their identity), with replacement
     large_first: int = 0  # the first epochs show identities with so many photos; 0: all from the start
     large_for: float = 0.25  # share of the training for which
-    negatives: Negatives = "lap"  # with `pairs`
+    negatives: Negatives = "auto"  # with `pairs`; auto: exact up to 4,000 photos, sparse beyond
     hard_positives: bool = False
     block: int = 4000  # photos assigned at once, with `blocks`
     neighbours: int = 50  # of each photo, with `sparse`

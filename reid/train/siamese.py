@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -22,12 +22,15 @@ from numpy.typing import ArrayLike, NDArray
 from reid.errors import TrainError
 from reid.metrics import reciprocal_ranks
 from reid.siamese import Siamese
-from reid.train import holdout, mining
+from reid.train import holdout, ladder, mining
 from reid.train.assignment import codes_of
 from reid.train.holdout import Split
 
 IntArray = NDArray[np.int64]
-Negatives = Literal["lap", "blocks", "sparse", "random"]
+Negatives = Literal["auto", "exact", "blocks", "sparse", "random"]
+Mirror = Literal["views", "none"]
+EXACT = 4000  # photos up to which "auto" assigns exactly: beyond, a matrix of all pairs takes minutes an epoch
+_ROWS = 16  # photos whose listed neighbours are scored at once
 _STEEPNESS = 10.0  # of the first logit over the cosine, which runs from −1 to 1
 Progress = Callable[[int, float, float], None]  # epoch, loss, MAP@5 of the held-out photos (NaN without any)
 
@@ -37,10 +40,11 @@ class SiameseConfig:
     """How the head is trained.
 
     `features` numbers of the linear map before the head, 0 to use the vectors as they are; `rate` multiplies the
-    learning rates of the noise ladder (`mining.schedule`), which was made for 400 epochs; `negatives` says how they are
-    found, `block` photos at once and `neighbours` of each photo for the two that need it; `hard_positives` also sets
-    the least alike photos of an animal against each other; `patience` epochs without a better MAP@5 end the run, 0
-    never.
+    learning rates of the noise ladder (`reid.train.ladder`), which was made for 400 epochs; `negatives` says how they
+    are found, `block` photos at once and `neighbours` of each photo for the two that need it, "auto" exactly up to
+    `EXACT` photos and sparse beyond; `hard_positives` also sets the least alike photos of an animal against each other;
+    `mirror` "views" also shows pairs mirrored (both photos of one animal or none), "none" never; `patience` epochs
+    without a better MAP@5 end the run, 0 never.
     """
 
     features: int = 256
@@ -48,10 +52,11 @@ class SiameseConfig:
     epochs: int = 40
     batch: int = 128
     rate: float = 4.0
-    negatives: Negatives = "lap"
+    negatives: Negatives = "auto"
     block: int = 4000
     neighbours: int = 50
     hard_positives: bool = False
+    mirror: Mirror = "views"
     dropout: float = 0.1
     patience: int = 0
     seed: int = 0
@@ -70,11 +75,16 @@ class Epoch:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Trained:
-    """The head of the `best` epoch (from 0), and every epoch's numbers."""
+    """The head of the `best` epoch (from 0), and every epoch's numbers; `negatives` as they were found, and how many
+    photos were `paired`, `lonely` ones of no second photo having been left out.
+    """
 
     head: Siamese
     history: tuple[Epoch, ...]
     best: int
+    negatives: Negatives
+    paired: int
+    lonely: int
 
 
 class PairNetwork(torch.nn.Module):  # type: ignore[misc]
@@ -150,12 +160,16 @@ def train(
     *,
     held: Split | None = None,
     forbidden: ArrayLike | None = None,
+    groups: ArrayLike | None = None,
+    near: IntArray | None = None,
     progress: Progress | None = None,
 ) -> Trained:
     """Train a head on `vectors (n, V, 2, D)` (`reid.train.features`) of photos with identities `labels (n,)`.
 
     `held` are photos by which the best epoch is chosen (`holdout.split`): only its gallery is then trained on.
-    `forbidden (P, 2)` are pairs never to be used as negatives (`suspects.find_suspects`).
+    `forbidden (P, 2)` are pairs never to be used as negatives; nor are photos of one of `groups (n,)`, in which animals
+    that may be one are joined (`suspects.merged`; the labels where left out). `near (n, k)` lists, for "sparse", photos
+    that look like each (from the gallery index, −1 where a list has ended); without it all are compared.
 
     Raises:
         TrainError: fewer than two identities with two photos, an identity with more than half of the photos, or a loss
@@ -176,10 +190,35 @@ def train(
             "only one identity has two photos: there are no pairs of two animals",
             next_step="add photos of other animals",
         )
-    never = _inside(forbidden, rows, len(codes))
+    task = _Task(
+        vectors, codes, rows, codes_of(codes if groups is None else groups)[rows], _inside(forbidden, rows, len(codes)),
+        None if near is None else _listed_inside(near, rows), replace(config, negatives=settled(config, len(rows))),
+    )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        return _run(vectors, codes, rows, config, held, never, progress)
+        return _run(task, held, progress, len(codes) - len(rows) if held is None else len(held.gallery) - len(rows))
+
+
+def settled(config: SiameseConfig, n: int) -> Negatives:
+    """How negatives of `n` photos are found: as the config says, and what "auto" comes to."""
+    if config.negatives != "auto":
+        return config.negatives
+    return "exact" if n <= EXACT else "sparse"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Task:
+    """What is trained on: `vectors (n, V, 2, D)` and `codes (n,)` of all photos, and of the `rows` that are shown their
+    groups, forbidden pairs and neighbours, in the rows' own numbers.
+    """
+
+    vectors: NDArray[np.float16]
+    codes: IntArray
+    rows: IntArray
+    groups: IntArray
+    never: IntArray
+    near: IntArray | None
+    config: SiameseConfig
 
 
 def _inside(forbidden: ArrayLike | None, rows: IntArray, n: int) -> IntArray:
@@ -191,32 +230,34 @@ def _inside(forbidden: ArrayLike | None, rows: IntArray, n: int) -> IntArray:
     return inside[(inside >= 0).all(axis=1)]
 
 
-def _run(
-    vectors: NDArray[np.float16],
-    codes: IntArray,
-    rows: IntArray,
-    config: SiameseConfig,
-    held: Split | None,
-    never: IntArray,
-    progress: Progress | None,
-) -> Trained:
+def _listed_inside(near: IntArray, rows: IntArray) -> IntArray:
+    """The lists of `rows`, in their own numbers; −1 for photos that are none of them."""
+    place = np.full(len(near) + 1, -1, np.int64)
+    place[rows] = np.arange(len(rows))
+    inside: IntArray = place[near[rows]]  # −1 stays −1, by the last place
+    return inside
+
+
+def _run(task: _Task, held: Split | None, progress: Progress | None, lonely: int) -> Trained:
+    vectors, codes, rows, config = task.vectors, task.codes, task.rows, task.config
     rng = np.random.default_rng(config.seed)
     network = PairNetwork(vectors.shape[3], config)
     optimiser = torch.optim.Adam(network.trained())
-    used = never
+    used = task.never
     history: list[Epoch] = []
     best, head = -1, network.plain()
     for epoch in range(config.epochs):
-        step = mining.schedule(epoch, config.epochs)
+        step = ladder.step_at(epoch, config.epochs)
         for group in optimiser.param_groups:
             group.update(lr=step.learning_rate * config.rate, weight_decay=step.weight_decay)
         if step.rescore:
-            scores = PairScores(network.plain(), np.asarray(vectors[rows, 0, 0], np.float32), config.negatives)
-            used = never
-        labels = codes[rows]
-        negative = scores.assign(labels, config, step.noise, used, rng)
+            scores = PairScores(
+                network.plain(), np.asarray(vectors[rows, 0, 0], np.float32), config.negatives, task.near
+            )
+            used = task.never
+        negative = scores.assign(task.groups, config, step.noise, used, rng)
         used = mining.forbid(used, negative)
-        positive = positives(scores, labels, config, step.noise, rng)
+        positive = positives(scores, codes[rows], config, step.noise, rng)
         loss = _epoch(network, optimiser, vectors, rows, positive, negative, config, rng)
         hardness = float(scores.of(np.arange(len(rows)), negative).mean())
         score = _held_out(network.plain(), vectors, codes, held) if held is not None else float("nan")
@@ -227,31 +268,49 @@ def _run(
             best, head = epoch, copy.deepcopy(network.plain())
         elif config.patience and epoch - best >= config.patience:
             break
-    return Trained(head, tuple(history), best)
+    return Trained(head, tuple(history), best, config.negatives, len(rows), lonely)
 
 
 class PairScores:
-    """All pairs' scores by the head as it is, as far as each way of mining needs them."""
+    """All pairs' scores by the head as it is, as far as each way of mining (`settled`) needs them. `near (N, k)` lists
+    photos that look alike; without it the head's own nearest are found among all.
+    """
 
-    def __init__(self, head: Siamese, vectors: NDArray[np.float32], negatives: Negatives) -> None:
+    def __init__(
+        self, head: Siamese, vectors: NDArray[np.float32], negatives: Negatives, near: IntArray | None = None
+    ) -> None:
         self.left, self.right = head.expanded(vectors)
-        self.matrix = self.left @ self.right.T if negatives == "lap" else None
-        self.near: tuple[IntArray, NDArray[np.float32]] | None = None
+        self.bias = np.float32(head.bias)
+        self.matrix = self.left @ self.right.T + self.bias if negatives == "exact" else None
+        self.near = near
+        self.listed: NDArray[np.float32] | None = None
 
     def block(self, photos: IntArray) -> NDArray[np.float32]:
         """Logits of all pairs of these photos, `(n, n)`."""
-        return np.asarray(self.left[photos] @ self.right[photos].T)
+        return np.asarray(self.left[photos] @ self.right[photos].T + self.bias)
 
     def of(self, first: IntArray, second: IntArray) -> NDArray[np.float32]:
         """Logits of these pairs, `(P,)`."""
-        return np.asarray(np.einsum("pf,pf->p", self.left[first], self.right[second]))
+        return np.asarray(np.einsum("pf,pf->p", self.left[first], self.right[second]) + self.bias)
+
+    def _lists(self, k: int) -> tuple[IntArray, NDArray[np.float32]]:
+        """Each photo's neighbours and their logits, `(N, k)` both; found once."""
+        if self.near is None:
+            self.near = nearest(self.left, self.right, k)
+        if self.listed is None:
+            self.listed = np.empty(self.near.shape, np.float32)
+            for start in range(0, len(self.near), _ROWS):
+                part = slice(start, start + _ROWS)
+                self.listed[part] = np.matmul(self.right[self.near[part]], self.left[part, :, None])[:, :, 0]
+            self.listed += self.bias
+        return self.near, self.listed
 
     def assign(
         self, labels: IntArray, config: SiameseConfig, noise: float, used: IntArray, rng: np.random.Generator
     ) -> IntArray:
         """A partner of another identity for every photo, none of `used`."""
         if config.negatives == "random":
-            return mining.random_negatives(labels, rng)
+            return mining.random_negatives(labels, rng, forbidden=used)
         if self.matrix is not None:
             return mining.assign_hard_negatives(_squashed(self.matrix), labels, noise=noise, forbidden=used, rng=rng)
         if config.negatives == "blocks":
@@ -259,10 +318,8 @@ class PairScores:
                 lambda photos: _squashed(self.block(photos)), labels, config.block, noise=noise, forbidden=used, rng=rng
             )
         if noise >= 10:  # the ladder's random part: neighbours alone would never be random
-            return mining.random_negatives(labels, rng)
-        if self.near is None:
-            self.near = nearest(self.left, self.right, config.neighbours)
-        near, listed = self.near
+            return mining.random_negatives(labels, rng, forbidden=used)
+        near, listed = self._lists(config.neighbours)
         return mining.assign_sparse(
             near,
             _squashed(listed),
@@ -279,19 +336,18 @@ def _squashed(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.asarray(1 / (1 + np.exp(-np.clip(logits, -30, 30))), np.float32)
 
 
-def nearest(left: NDArray[np.float32], right: NDArray[np.float32], k: int) -> tuple[IntArray, NDArray[np.float32]]:
-    """The k highest products `left (N, E) @ right.T` of each row but its own, `(N, k) int64` and `(N, k) float32`."""
+def nearest(left: NDArray[np.float32], right: NDArray[np.float32], k: int) -> IntArray:
+    """The places of the k highest products `left (N, E) @ right.T` of each row but its own, `(N, k) int64`."""
     n = len(left)
     k = min(k, n - 1)
-    near, listed = np.empty((n, k), np.int64), np.empty((n, k), np.float32)
+    near = np.empty((n, k), np.int64)
     step = max(1, 4_000_000 // max(1, n))
     for start in range(0, n, step):
         part = left[start : start + step] @ right.T
         own = np.arange(len(part))
         part[own, own + start] = -np.inf
         near[start : start + step] = np.argpartition(-part, k - 1, axis=1)[:, :k]
-        listed[start : start + step] = np.take_along_axis(part, near[start : start + step], axis=1)
-    return near, listed
+    return near
 
 
 def positives(
@@ -327,10 +383,9 @@ def _epoch(
         size = len(first) // 2
         second = np.concatenate([positive[first[:size]], negative[first[size:]]])
         same = torch.cat([torch.ones(size), torch.zeros(size)])
-        mirrored = rng.integers(0, 2, 2 * size)
-        other = np.concatenate(
-            [mirrored[:size], rng.integers(0, 2, size)]
-        )  # of a positive pair both are mirrored or none
+        mirrored = rng.integers(0, 2, 2 * size) * (config.mirror == "views")
+        # Of a positive pair both are mirrored or none.
+        other = np.concatenate([mirrored[:size], rng.integers(0, 2, size) * (config.mirror == "views")])
         sides = [
             torch.from_numpy(
                 vectors[rows[photos], rng.integers(0, vectors.shape[1], len(photos)), flips].astype(np.float32)
