@@ -46,7 +46,7 @@ from reid.train.listed_pairs import nearest_others  # noqa: E402
 
 KINDS = "random,exact,sparse"
 BLOCK, NEAR = 500, 50
-WHITE, SHRINK = 512, 0.5
+WHITE, SHRINK = 256, 0.5
 
 IntArray = NDArray[np.int64]
 Vectors = NDArray[np.float32]

@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 from reid.errors import TrainError
 from reid.metrics import reciprocal_ranks
 from reid.siamese import Siamese
-from reid.train import holdout, ladder, mining
+from reid.train import heads, holdout, ladder, mining
 from reid.train.assignment import codes_of
 from reid.train.holdout import Split
 
@@ -30,6 +30,8 @@ IntArray = NDArray[np.int64]
 Negatives = Literal["auto", "exact", "blocks", "sparse", "random"]
 Mirror = Literal["views", "none"]
 EXACT = 4000  # photos up to which "auto" assigns exactly: beyond, a matrix of all pairs takes minutes an epoch
+_RANK = 12  # of the head's function in mined scores (`Siamese.expanded`): exact to some thousandths of a logit
+_WHITENED_FROM, _SHRINK = 400, 0.5  # photos from which on the head begins with whitened vectors, and how much
 _ROWS = 16  # photos whose listed neighbours are scored at once
 _STEEPNESS = 10.0  # of the first logit over the cosine, which runs from −1 to 1
 Progress = Callable[[int, float, float], None]  # epoch, loss, MAP@5 of the held-out photos (NaN without any)
@@ -119,6 +121,19 @@ class PairNetwork(torch.nn.Module):  # type: ignore[misc]
             self.output.weight.mul_(0.05)
             self.output.weight[0, :2] = sign
             torch.nn.init.zeros_(self.output.bias)
+
+    def start_whitened(self, vectors: NDArray[np.float32]) -> None:
+        """Begin with the main directions of unit rows `vectors (n, D)`, turned to equal weight (`heads.whitening`), where
+        they are as many as the features: a random choice of directions would throw away what tells photos apart.
+        """
+        layer = heads.whitening(vectors, len(self.weights), shrink=_SHRINK)
+        if self.frozen or len(layer.matrix) < len(self.weights):
+            return
+        features = vectors @ layer.matrix.T + layer.bias
+        gain = float(np.sqrt(features.size / (features**2).sum()))
+        with torch.no_grad():
+            self.projection.weight.copy_(torch.from_numpy(layer.matrix * (gain / self.scale)))
+            self.projection.bias.copy_(torch.from_numpy(layer.bias * gain))
 
     def forward(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
         """See the class."""
@@ -242,6 +257,8 @@ def _run(task: _Task, held: Split | None, progress: Progress | None, lonely: int
     vectors, codes, rows, config = task.vectors, task.codes, task.rows, task.config
     rng = np.random.default_rng(config.seed)
     network = PairNetwork(vectors.shape[3], config)
+    if len(rows) >= _WHITENED_FROM:
+        network.start_whitened(np.asarray(vectors[rows, 0, 0], np.float32))
     optimiser = torch.optim.Adam(network.trained())
     used = task.never
     history: list[Epoch] = []
@@ -279,7 +296,7 @@ class PairScores:
     def __init__(
         self, head: Siamese, vectors: NDArray[np.float32], negatives: Negatives, near: IntArray | None = None
     ) -> None:
-        self.left, self.right = head.expanded(vectors)
+        self.left, self.right = head.expanded(vectors, _RANK)
         self.bias = np.float32(head.bias)
         self.matrix = self.left @ self.right.T + self.bias if negatives == "exact" else None
         self.near = near
