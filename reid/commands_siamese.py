@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,30 +13,75 @@ if TYPE_CHECKING:
     from reid.train_siamese import Report
 
 
+class Negatives(StrEnum):
+    """How photos of different animals are set against each other."""
+
+    auto = "auto"
+    exact = "exact"
+    blocks = "blocks"
+    sparse = "sparse"
+    random = "random"
+
+
+class Mirrored(StrEnum):
+    """What becomes of mirrored views."""
+
+    views = "views"
+    none = "none"
+
+
 def train_siamese(
     context: typer.Context,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the photos.")] = 40,
+    negatives: Annotated[
+        Negatives,
+        typer.Option(
+            help="How pairs of two animals are chosen: the hardest by assignment (exact: over all pairs; blocks: inside "
+            "random parts; sparse: over each photo's nearest in the index), or random. auto: exact up to 4,000 photos, "
+            "sparse beyond."
+        ),
+    ] = Negatives.auto,
+    hard_positives: Annotated[
+        bool, typer.Option(help="Also set the least alike photos of an animal against each other.")
+    ] = False,
+    views: Annotated[
+        int, typer.Option(min=0, help="Views of each photo, kept once made; 1: the plain one; 0: as reid.toml says.")
+    ] = 0,
+    mirror: Annotated[
+        Mirrored, typer.Option(help="views: pairs are shown mirrored, too (both photos of an animal, or none).")
+    ] = Mirrored.views,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same heads.")] = 0,
     json: Json = False,
 ) -> None:
     """Train a Siamese head on this store's vectors: queries score their shortlist again with it (needs the train extra).
 
     It is in force at once, as one more source of the answers; `siamese = false` under [query] in reid.toml does
-    without. Of another model's vectors it knows nothing: train it again after a change of model.
+    without. Of another model's vectors it knows nothing: train it again after a change of model. Names that may be one
+    animal (`suspect` under [training]) are not taught as two, and are told.
 
     Example: reid --store whales train-siamese
     """
     from reid import console, train_siamese
 
     with opened(context) as store, console.progress(json) as show:
-        done = train_siamese.train(store, train_siamese.Options(epochs, seed), show)
+        done = train_siamese.train(
+            store, train_siamese.Options(epochs, seed, negatives.value, hard_positives, views, mirror.value), show
+        )
     console.as_json(done) if json else trained(done)
 
 
 def trained(report: Report) -> None:
     """What a training gave."""
+    from reid import verdicts
+
     gain = report.map_at_5
-    print(f"trained on {report.photos} photos of {report.animals} animals ({report.seconds['train']:.0f} s)")
+    shown = report.photos - report.lonely
+    print(f"trained on {shown} photos of animals with two or more ({report.seconds['train']:.0f} s)")
+    print(
+        f"negatives: {report.negatives}; {report.varied} photos in {report.views} views; {report.lonely} photos left out: "
+        "the only ones of their animals"
+    )
+    verdicts.suspected(report.suspects)
     print(
         f"MAP@5 of {report.queries} photos of animals that the head had not seen: cosine {gain.before:.3f}, head "
         f"{gain.after:.3f}; difference {gain.gain:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]"

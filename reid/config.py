@@ -130,6 +130,7 @@ class TrainingConfig:
     epochs: int = 40  # passes over the kept vectors
     views: int = 3  # of each photo, the plain one included; 1: no augmentation
     pseudo_precision: float = 0.9  # of the names that --pseudo-rounds gives, the share that must be right, by estimate
+    suspect: float = 0.9  # P from which two names may be one animal, and are not taught as two by a head; 1: none
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +220,7 @@ onwards = false          # a full training goes on from the network in force, if
 epochs = 40              # passes over the kept vectors
 views = 3                # of each photo; 1: no augmentation
 pseudo_precision = 0.9   # of the names given by `reid train --pseudo-rounds`, the share that must be right
+suspect = 0.9            # P from which two names may be one animal: `reid train-siamese` names them; 1: none
 """
 
 
@@ -340,6 +342,7 @@ def _check(config: Config, source: str) -> None:
         (config.training.epochs >= 1, "training.epochs must be 1 or more"),
         (config.training.views >= 1, "training.views must be 1 or more"),
         (0 < config.training.pseudo_precision < 1, "training.pseudo_precision must be between 0 and 1"),
+        (0.5 <= config.training.suspect <= 1, "training.suspect must be in [0.5, 1]"),
         (config.decision.new_label.strip() != "", "decision.new_label must not be empty"),
         (" " not in config.decision.new_label, "decision.new_label must not hold a space"),
     ]

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from reid import intake, thresholds, whiten, withheld
+from reid.alike import Suspected
 from reid.catalogue import Labels
 from reid.embed import Embedder, unit_rows
 from reid.enrol import Progress
@@ -84,6 +85,7 @@ class Report:
     next_step: str = ""
     seconds: dict[str, float] = field(default_factory=dict)
     failures: tuple[Failure, ...] = ()
+    suspects: tuple[Suspected, ...] = ()  # names that were not taught as two animals
 
 
 @dataclass(frozen=True, slots=True, eq=False)

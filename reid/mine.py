@@ -12,7 +12,6 @@ Needs `lap` (extra `train`), not torch. Knows stores; draws with `reid.explain`.
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from reid import images, steps, withheld
+from reid import alike, images, steps, withheld
 from reid.catalogue import AnnotationInfo, Labels
 from reid.enrol import Progress, quiet
 from reid.errors import InputError, MissingExtra, ReidError, TrainError
@@ -32,7 +31,6 @@ from reid.store import Store
 
 NEIGHBOURS = 50  # other animals' photos looked at for each photo
 MOST_OF_A_NAME = 1500  # photos of a name that are compared with each other; a random sample of a larger one
-BLOCK = 512  # photos searched at once
 ACROSS = 5  # pairs side by side on the sheet
 SIDE = 480  # pixels decoded of a photo's long side
 
@@ -118,7 +116,8 @@ def _of_two_names(
     nothing = np.empty((0, 2), np.int64), np.empty(0)
     if len(np.unique(labels.individuals)) < 2:
         return nothing
-    near, scores = _neighbours(store, labels, groups, progress)
+    found = alike.others(store, labels.annotations, labels.individuals, NEIGHBOURS, groups=groups, progress=progress)
+    near, scores = found.near, found.scores
     try:
         partner = mining.assign_sparse(near, scores, labels.individuals, rng=rng)
         left = np.arange(n)
@@ -138,35 +137,6 @@ def _of_two_names(
     return pairs, -cost
 
 
-def _neighbours(
-    store: Store, labels: Labels, groups: IntArray, progress: Progress
-) -> tuple[IntArray, NDArray[np.float64]]:
-    """Rows of each photo's nearest photos of other names, and their scores, `(N, k)` both; −1 where a list has ended."""
-    gallery = store.gallery()
-    ids = [str(a) for a in labels.annotations.tolist()]
-    row_of = {one: row for row, one in enumerate(ids)}
-    order = np.argsort(labels.individuals, kind="stable")
-    codes, starts = np.unique(labels.individuals[order], return_index=True)
-    members = dict(zip(codes.tolist(), np.split(order, starts[1:]), strict=True))
-    own = {code: {ids[row] for row in rows} for code, rows in members.items()}
-    in_group = _members(groups)
-    near = np.full((len(ids), NEIGHBOURS), -1, np.int64)
-    scores = np.zeros((len(ids), NEIGHBOURS))
-    for at in range(0, len(ids), BLOCK):
-        part = ids[at : at + BLOCK]
-        mates = [
-            own[int(labels.individuals[row])] | {ids[other] for other in in_group[int(groups[row])]}
-            for row in range(at, at + len(part))
-        ]
-        found = gallery.search(gallery.vectors(part), NEIGHBOURS, exclude=mates)
-        for row, candidates in enumerate(found, at):
-            known = [(row_of[i], s) for i, s in zip(candidates.ids, candidates.scores, strict=True) if i in row_of]
-            near[row, : len(known)] = [r for r, _ in known]
-            scores[row, : len(known)] = [s for _, s in known]
-        progress("search", min(at + BLOCK, len(ids)), len(ids))
-    return near, scores
-
-
 def _of_one_name(
     store: Store, labels: Labels, groups: IntArray, rng: np.random.Generator, progress: Progress
 ) -> tuple[IntArray, NDArray[np.float64]]:
@@ -179,27 +149,20 @@ def _of_one_name(
         side_of[np.isin(labels.annotations, store.catalogue.annotations_of(sides=[side]))] = code  # type: ignore[list-item]
     kinds = np.unique(labels.individuals * 3 + side_of, return_inverse=True)[1]
     pairs, values = [np.empty((0, 2), np.int64)], [np.empty(0)]
-    clusters = [rows for rows in _members(kinds).values() if len(np.unique(groups[rows])) > 1]
+    clusters = [rows for rows in alike.members(kinds).values() if len(np.unique(groups[rows])) > 1]
     for done, rows in enumerate(clusters):
         if len(rows) > MOST_OF_A_NAME:
             rows = np.sort(rng.choice(rows, MOST_OF_A_NAME, replace=False))
         vectors = gallery.vectors([str(a) for a in labels.annotations[rows].tolist()])
-        alike = vectors @ vectors.T
+        products = vectors @ vectors.T
         mates = groups[rows][:, None] == groups[rows][None]
-        partner = mining.assign_hard_positives(np.where(mates, 2.0, alike), np.zeros(len(rows), np.int64), rng=rng)
+        partner = mining.assign_hard_positives(np.where(mates, 2.0, products), np.zeros(len(rows), np.int64), rng=rng)
         real = groups[rows] != groups[rows][partner]
         pairs.append(np.stack([rows, rows[partner]], axis=1)[real])
-        values.append(alike[np.arange(len(rows)), partner][real].astype(np.float64))
+        values.append(products[np.arange(len(rows)), partner][real].astype(np.float64))
         if done % 100 == 0:
             progress("names", done, len(clusters))
     return _hardest_first(np.concatenate(pairs), np.concatenate(values), len(labels.annotations))
-
-
-def _members(codes: IntArray) -> dict[int, IntArray]:
-    """The rows of each code."""
-    order = np.argsort(codes, kind="stable")
-    values, starts = np.unique(codes[order], return_index=True)
-    return dict(zip(values.tolist(), np.split(order, starts[1:]), strict=True)) if len(values) else {}
 
 
 def _hardest_first(pairs: IntArray, cost: NDArray[np.float64], n: int) -> tuple[IntArray, NDArray[np.float64]]:
@@ -220,7 +183,7 @@ def _pair(
 ) -> HardPair:
     first, second = (_shown(store, infos[int(labels.annotations[row])]) for row in rows)
     ask = (
-        f"one animal under two names? reid individuals merge {shlex.quote(first.name)} {shlex.quote(second.name)}"
+        f"one animal under two names? {alike.merging(first.name, second.name)}"
         if kind == "two names"
         else f"two animals under one name? reid individuals split {second.annotation}"
     )

@@ -124,7 +124,7 @@ def train(store: Store, options: Options, progress: Progress = quiet) -> Candida
         report = Report(
             run.name, plan.mode, why, str(run.folder), base.name, store.embedder.card.name, done.photos,
             len(set(pool.names)), verdict, seconds=done.seconds, failures=(*done.failures, *failures),
-            next_step=advice(verdict, run.name),
+            next_step=advice(verdict, run.name), suspects=done.suspects,
         )  # fmt: skip
         run.log(done.line)
         history = done.notes.get("epochs")  # of the last lesson, from its first epoch on; else what was told

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reid import ensemble, models, withheld
+from reid.alike import Suspected
 from reid.embed import unit_rows
 from reid.enrol import Progress
 from reid.judge import Pool, embedded
@@ -64,7 +65,8 @@ class Seen:
 @dataclass(frozen=True, slots=True)
 class Made:
     """What a training gave: the model directory, photos it could use, and what goes into the record. `also` are rows
-    beyond the lesson's own that it learnt from; `seen` is there where everything was embedded on the way.
+    beyond the lesson's own that it learnt from; `suspects` are names that it did not teach as two animals; `seen` is
+    there where everything was embedded on the way.
     """
 
     model: Path
@@ -74,6 +76,7 @@ class Made:
     notes: dict[str, Any]
     line: str
     also: tuple[int, ...] = ()
+    suspects: tuple[Suspected, ...] = ()
     seen: Seen | None = field(default=None, compare=False)
 
 
@@ -139,6 +142,7 @@ def in_folds(store: Store, teach: Teach, pool: Pool, run: Run, k: int, by: By, s
         {"out_of_fold": figures, "folds": [one.notes for one in made]},
         f"{k} folds, one model; out of fold MAP@5 {found.map_at_5:.3f} of {asked} photos",
         tuple(sorted({row for one in made for row in one.also})),
+        tuple({(each.first, each.second): each for one in made for each in one.suspects}.values()),
         replace(seen, vectors=ensemble.balanced(seen.vectors, models.read_card(model))),
     )
 

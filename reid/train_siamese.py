@@ -1,8 +1,12 @@
-"""`reid train-siamese`: Siamese heads on the vectors that the catalogue keeps, LAP-hard negatives, minutes on two cores.
+"""`reid train-siamese`: Siamese heads on kept vectors of a store's photos, LAP-hard negatives, minutes on two cores.
+
+    catalogue → raw vectors → + augmented views of each photo (kept below `training/`) → names that may be one animal
+              → neighbours of each photo in the index → three heads → gain on animals not seen → in force
 
 Three heads: one for queries on all named animals, and one on each half of the animals, by which the other half is
 judged and the store's fusion measured (`reid.rescore` says why). They replace the store's heads all at once, and the
-gallery is measured anew; nothing else changes. Knows stores and `reid.train`; prints nothing.
+gallery is measured anew; nothing else changes. Photos whose names may be one animal's are never set against each other,
+and are told (`[training] suspect` in reid.toml). Knows stores and `reid.train`; prints nothing.
 """
 
 from __future__ import annotations
@@ -13,20 +17,28 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from reid import fit, models, siamese, steps, withheld
+from reid import alike, fit, models, siamese, steps, withheld
+from reid.alike import Suspected
+from reid.catalogue import Labels
 from reid.errors import MissingExtra, TrainError
 from reid.intervals import bootstrap_interval
+from reid.judge import sources_of
 from reid.metrics import reciprocal_ranks
 from reid.rescore import FOLDER, HALVES, WHOLE, half_of
 from reid.siamese import Siamese
 from reid.store import Store
 
-LARGE = 4000  # photos from which negatives are assigned in blocks: all at once would take a matrix and minutes an epoch
+if TYPE_CHECKING:
+    from reid.train.siamese import Negatives, Trained
+
+KEPT = "kept"  # below `TRAINING`: vectors of photos' views, beside those of other trainings
+NEAR = 100  # photos of other animals listed for each: of those that one half's head is shown, half of them
+LARGEST = 0.25  # share of the photos that animals suspected of being one may have together
 FEWEST = 8  # animals with two sightings or more in each half, below which a head would learn those by heart
 
 Progress = Callable[[str, int, int], None]
@@ -35,10 +47,16 @@ IntArray = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What to train. `epochs` passes over the photos."""
+    """What to train. `epochs` passes over the photos; `negatives` (how they are found), `hard_positives` and `mirror` as
+    in `reid.train.siamese.SiameseConfig`; `views` of each photo, 0 as `[training]` in reid.toml says, 1 the plain one.
+    """
 
     epochs: int = 40
     seed: int = 0
+    negatives: Negatives = "auto"
+    hard_positives: bool = False
+    views: int = 0
+    mirror: Literal["views", "none"] = "views"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +73,18 @@ class Gain:
 @dataclass(frozen=True, slots=True)
 class Report:
     """What was trained, on what, and how the heads rank photos of animals that they have not seen: MAP@5 of known
-    animals alone, one photo an animal as the query.
+    animals alone, one photo an animal as the query. `lonely` photos have no second one of their animal and were not
+    shown; `varied` ones were shown in `views` views, the others (not readable now) plain alone. `negatives` is how the
+    head for queries found them; `suspects` are names that were not taught as two animals.
     """
 
     photos: int
     animals: int
+    lonely: int
+    views: int
+    varied: int
+    negatives: str
+    suspects: tuple[Suspected, ...]
     queries: int
     map_at_5: Gain
     fusion: str
@@ -78,33 +103,102 @@ def train(store: Store, options: Options, progress: Progress) -> Report:
     except ImportError as error:
         raise MissingExtra(f"training needs {error.name}", next_step=steps.install("train")) from error
     begun = time.perf_counter()
-    labels, rows = withheld.gathered(store.catalogue, store.fingerprint)
-    sightings = withheld.sightings_of(store.catalogue, labels)
-    named = np.flatnonzero(labels.individuals >= 0)
-    codes, rows, sightings = labels.individuals[named], rows[named], sightings[named]
+    gathered, rows = withheld.gathered(store.catalogue, store.fingerprint)
+    sightings = withheld.sightings_of(store.catalogue, gathered)
+    named = np.flatnonzero(gathered.individuals >= 0)
+    labels, rows, sightings = _of(gathered, named), rows[named], sightings[named]
+    codes = labels.individuals
     halves = np.array([half_of(int(code)) for code in codes], np.int64)
     _check(store, codes, sightings, halves)
     parts = {WHOLE: np.arange(len(codes)), **{HALVES[h]: np.flatnonzero(halves != h) for h in (0, 1)}}
+    views = options.views or store.config.training.views
+    shown, varied = _shown(store, labels, rows, views, options.seed, progress)
+    near, groups, suspects = _looked_at(store, labels, progress)
     heads: dict[str, Siamese] = {}
+    done: dict[str, Trained] = {}
+    config = training.SiameseConfig(
+        epochs=options.epochs, seed=options.seed, negatives=options.negatives, hard_positives=options.hard_positives,
+        mirror=options.mirror,
+    )  # fmt: skip
     for number, (name, part) in enumerate(parts.items()):
-        config = training.SiameseConfig(
-            epochs=options.epochs, seed=options.seed, negatives="lap" if len(part) <= LARGE else "blocks"
-        )
-        small = rows[part].astype(np.float16)
-        shown = np.broadcast_to(small[:, None, None], (len(part), 1, 2, rows.shape[1]))  # mirrored: the same again
 
         def told(epoch: int, loss: float, score: float, number: int = number) -> None:
             progress("train", number * options.epochs + epoch + 1, 3 * options.epochs)
 
-        heads[name] = training.train(shown, codes[part], config, progress=told).head
+        done[name] = training.train(
+            shown[part], codes[part], config,
+            groups=groups[part], near=training.listed_inside(near, part), progress=told,
+        )  # fmt: skip
+        heads[name] = done[name].head
     trained = time.perf_counter()
     gain, queries = _judged(rows, codes, sightings, halves, (heads[HALVES[0]], heads[HALVES[1]]))
-    folder = _saved(
-        store, heads, options, {"photos": len(codes), "map_at_5": gain.after, "map_at_5_cosine": gain.before}
-    )
+    whole = done[WHOLE]
+    about = {
+        "photos": len(codes), "map_at_5": gain.after, "map_at_5_cosine": gain.before, "views": views,
+        "negatives": whole.negatives, "suspects": [[one.first, one.second] for one in suspects],
+    }  # fmt: skip
+    folder = _saved(store, heads, options, about)
     found = fit.fit(store, progress=progress)
-    seconds = {"train": trained - begun, "fit": time.perf_counter() - trained}
-    return Report(len(codes), len(np.unique(codes)), queries, gain, found.fusion.kind, str(folder), seconds)
+    return Report(
+        photos=len(codes), animals=len(np.unique(codes)), lonely=whole.lonely, views=views, varied=varied,
+        negatives=whole.negatives, suspects=suspects, queries=queries, map_at_5=gain, fusion=found.fusion.kind,
+        folder=str(folder), seconds={"train": trained - begun, "fit": time.perf_counter() - trained},
+    )  # fmt: skip
+
+
+def _of(labels: Labels, rows: IntArray) -> Labels:
+    """Those of some rows."""
+    columns = (labels.annotations, labels.individuals, labels.encounters, labels.photos)
+    ids, individuals, encounters, photos = (column[rows] for column in columns)
+    return Labels(ids, individuals, encounters, photos, labels.names)
+
+
+def _shown(
+    store: Store, labels: Labels, rows: NDArray[np.float32], views: int, seed: int, progress: Progress
+) -> tuple[NDArray[np.float16], int]:
+    """What the heads are shown, `(n, V, 2, D)`, and how many photos in more than their plain vector.
+
+    View 0 is the catalogue's raw vector; mirrored, and of the views, it is what the model makes of augmented crops. A
+    photo that cannot be read now is shown as the catalogue has it, in all views.
+    """
+    from reid.train import features
+
+    plain = rows.astype(np.float16)
+    shown = np.broadcast_to(plain[:, None, None], (len(rows), views, 2, rows.shape[1]))
+    several = np.flatnonzero(np.bincount(labels.individuals)[labels.individuals] >= 2)  # no other photo is shown
+    if views < 2:
+        return shown, 0
+    kept = features.cached(
+        sources_of(store, labels, several), store.embedder, store.root / withheld.TRAINING / KEPT,
+        views=views, seed=seed, progress=lambda at, of: progress("views", at, of),
+    )  # fmt: skip
+    shown = shown.copy()
+    shown[several[kept.rows]] = kept.vectors
+    shown[:, 0, 0] = plain
+    return shown, len(kept.rows)
+
+
+def _looked_at(store: Store, labels: Labels, progress: Progress) -> tuple[IntArray, IntArray, tuple[Suspected, ...]]:
+    """Each photo's nearest of other animals in the index, `(n, k)`, codes in which animals that may be one are joined
+    `(n,)`, and who these are. Photos without a second one of their animal are in nobody's list.
+    """
+    from reid.train import suspects
+
+    several = np.flatnonzero(np.bincount(labels.individuals)[labels.individuals] >= 2)
+    indexed = set(store.gallery().ids())
+    there = several[[str(a) in indexed for a in labels.annotations[several].tolist()]]
+    found = alike.others(store, labels.annotations[there], labels.individuals[there], NEAR, progress=progress)
+    near = np.full((len(labels.individuals), NEAR), -1, np.int64)
+    near[there] = np.append(there, -1)[found.near]
+    vectors = store.gallery().vectors([str(a) for a in labels.annotations[there].tolist()])
+    sure = store.config.training.suspect
+    likely = suspects.likely(vectors, found.near, labels.individuals[there], sure, apart=labels.photos[there])
+    pairs = there[likely.pairs]
+    said = alike.suspected(
+        labels.annotations, labels.individuals, labels.names,
+        [(int(a), int(b), float(score)) for (a, b), score in zip(pairs, likely.scores, strict=True)],
+    )  # fmt: skip
+    return near, suspects.merged(labels.individuals, pairs, share=LARGEST), said
 
 
 def _check(store: Store, codes: IntArray, sightings: IntArray, halves: IntArray) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from reid import console, steps
+from reid.alike import Suspected
 from reid.judge import Figure, Report
 from reid.mine import HardPair, Mined
 from reid.retrain import Refused
@@ -15,7 +18,19 @@ def trained(report: Report) -> None:
     print(f"mode: {report.why_mode}")
     on = f", on top of {report.base}" if report.mode == "head" else ""
     print(f"trained on {report.photos} photos of {report.animals} animals{on}; run: {report.run}")
+    suspected(report.suspects)
     judged(report)
+
+
+def suspected(found: Sequence[Suspected]) -> None:
+    """Names that may be one animal, which a training by pairs did not teach as two, and how to look at them."""
+    if not found:
+        return
+    print(f"{len(found)} pairs of names may be one animal, and were not taught as two:")
+    for one in found[:WORST]:
+        print(f"  {one.first} and {one.second} (score {one.score:.3f}): if so, {steps.pasted(one.ask)}")
+    more = f"; {len(found) - WORST} more: --json has them" if len(found) > WORST else ""
+    print(f"look at them first: {steps.pasted('reid mine --sheet pairs.png')}{more}")
 
 
 def judged(report: Report) -> None:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from reid import siamese, withheld
+from reid import alike, siamese, withheld
 from reid.enrol import Progress
 from reid.judge import Pool, sources_of
 from reid.store import Store
@@ -63,7 +63,13 @@ def teach(
         line += f"; {len(new)} photos without a name among the others"
     if (done.model / siamese.FOLDER).is_dir():
         line += "; its Siamese head comes with it"
-    return Made(done.model, done.photos, done.failures, done.seconds, notes, line, tuple(new.tolist()))
+    said = alike.suspected(
+        pool.labels.annotations[lesson.rows], np.array([int(one) for one in lesson.names]), pool.labels.names,
+        done.suspects,
+    )  # fmt: skip
+    if said:
+        line += f"; {len(said)} pairs of names may be one animal and were not taught as two"
+    return Made(done.model, done.photos, done.failures, done.seconds, notes, line, tuple(new.tolist()), said)
 
 
 def unnamed_of(store: Store, pool: Pool, lesson: Lesson, seed: int) -> IntArray:

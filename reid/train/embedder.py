@@ -46,7 +46,9 @@ IntArray = NDArray[np.int64]
 @dataclass(frozen=True, slots=True)
 class Trained:
     """What came out: the model directory, every epoch, how many photos and animals were trained on, which photos could
-    not be read, the network's learnt numbers, the batches shown, and the seconds of each stage.
+    not be read, the network's learnt numbers, the batches shown, and the seconds of each stage. `suspects` of a training by
+    pairs are photos of animals that may be one under two names and were not set against each other: `(place in
+    sources, place, score)`, most alike first.
     """
 
     model: Path
@@ -57,6 +59,7 @@ class Trained:
     parameters: int
     steps: int
     seconds: dict[str, float]
+    suspects: tuple[tuple[int, int, float], ...] = ()
 
 
 def train(
@@ -137,7 +140,9 @@ def train(
     run.clock["total"] = budget.spent()
     learnt = sum(p.numel() for p in net.parameters())
     animals = int(run.codes.max()) + 1
-    return Trained(model, tuple(run.history), len(run.rows), animals, kept.failures, learnt, run.steps, run.clock)
+    return Trained(
+        model, tuple(run.history), len(run.rows), animals, kept.failures, learnt, run.steps, run.clock, _suspects(run)
+    )
 
 
 def write(

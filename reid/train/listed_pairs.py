@@ -110,7 +110,8 @@ def exchanged(partner: IntArray, codes: IntArray, pairs: IntArray, rng: np.rando
     def fits(photos: IntArray, others: IntArray) -> NDArray[np.bool_]:
         keys = photos * n + others
         at = np.searchsorted(never, keys).clip(max=len(never) - 1)
-        return (codes[photos] != codes[others]) & (never[at] != keys)
+        good: NDArray[np.bool_] = (codes[photos] != codes[others]) & (never[at] != keys)
+        return good
 
     for photo in np.flatnonzero(~fits(np.arange(n), partner)).tolist():
         if fits(np.array([photo]), partner[[photo]])[0]:

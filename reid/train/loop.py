@@ -229,7 +229,7 @@ class Loop:
         number = len(self.history)
         rng = np.random.default_rng([self.seed, 100, number])
         torch.manual_seed(self.seed * 100_003 + number)
-        self.shown.renew(number, rng)
+        self.shown.renew(number, self.plan.done, rng)
         batches = self.shown.batches(self.plan.done, rng)
         self.plan.begin(len(batches), budget, self.recipe.schedule)
         total, shown = 0.0, 0

@@ -1,24 +1,32 @@
 """Training a whole network by pairs of photos, as the Siamese systems did: which pairs, and what their head says.
 
 Every epoch sets each photo against another of its animal and one of another animal (`reid.train.mining`). The pairs are
-hard for the network as it was when scores were last found; the head is that of `reid.train.siamese`.
+hard for the network as it was when scores were last found, and so are animals found that may be one under two names
+(`reid.train.suspects`), which are not set against each other; the head is that of `reid.train.siamese`. How random the
+pairs are is said by the noise ladder (`reid.train.ladder`), which a network that starts whitened joins where its first,
+random part is over.
 
 Knows vectors and labels; no photos.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from reid.errors import TrainError
-from reid.train import mining
+from reid.train import ladder, mining, suspects
+from reid.train.listed_pairs import nearest_others
 from reid.train.recipe import Pair, Recipe
-from reid.train.siamese import PairNetwork, PairScores, SiameseConfig, positives
+from reid.train.siamese import PairNetwork, PairScores, SiameseConfig, positives, settled
+from reid.train.suspects import Suspects
 
 IntArray = NDArray[np.int64]
-_NOISE = (1.0, 0.25)  # of the assignment, in scores' own range from 0 to 1: at first, and in the end
+_WHITENED_NOISE = 1.0  # the most for a network that starts whitened: scores run from 0 to 1
+_LARGEST = 0.25  # share of the photos that animals suspected of being one may have together
 
 
 class Pairing(torch.nn.Module):  # type: ignore[misc]
@@ -37,6 +45,8 @@ class Pairing(torch.nn.Module):  # type: ignore[misc]
             )
         pair = next(one for one in recipe.losses if isinstance(one, Pair))
         sampled = recipe.sampling
+        self.suspect = sampled.suspect
+        self.most_noise = _WHITENED_NOISE if recipe.network.start == "whitened" else float("inf")
         self.config = SiameseConfig(
             features=0, hidden=pair.hidden, negatives=sampled.negatives, block=sampled.block,
             neighbours=sampled.neighbours, hard_positives=sampled.hard_positives, dropout=0.0,
@@ -44,24 +54,32 @@ class Pairing(torch.nn.Module):  # type: ignore[misc]
         self.weight, self.every, self.mirrors = pair.weight, sampled.rescore, sampled.mirror != "none"
         self.head = PairNetwork(dim, self.config)
         self.head.projection.requires_grad_(False)
+        self.config = replace(self.config, negatives=settled(self.config, len(self.rows)))
         self.scores: PairScores | None = None
+        self.suspects = Suspects(np.empty((0, 2), np.int64), np.empty(0))
+        self.groups = self.labels
         self.used = np.empty((0, 2), np.int64)
-        self.age = 0
 
     def stale(self, epoch: int) -> bool:
         """Whether the pairs' scores are to be found anew."""
         return self.scores is None or epoch % self.every == 0
 
     def rescore(self, vectors: NDArray[np.float32]) -> None:
-        """New scores by unit rows `vectors (P, D)` of `rows`; used pairs may be used again."""
-        self.scores = PairScores(self.head.plain(), vectors, self.config.negatives)
-        self.used, self.age = np.empty((0, 2), np.int64), self.age + 1
+        """New scores by unit rows `vectors (P, D)` of `rows`, and suspects; used pairs may be used again."""
+        near = None
+        if self.suspect < 1 or self.config.negatives == "sparse":
+            near = nearest_others(vectors, self.labels, self.config.neighbours)
+        if near is not None and self.suspect < 1:
+            self.suspects = suspects.likely(vectors, near, self.labels, self.suspect)
+            self.groups = suspects.merged(self.labels, self.suspects.pairs, share=_LARGEST)
+        self.scores = PairScores(self.head.plain(), vectors, self.config.negatives, near)
+        self.used = np.empty((0, 2), np.int64)
 
-    def assign(self, rng: np.random.Generator) -> None:
-        """The pairs of an epoch: none that was used since the last scores."""
+    def assign(self, done: float, rng: np.random.Generator) -> None:
+        """The pairs of an epoch when a share `done` of the training is over: none that was used since the last scores."""
         assert self.scores is not None
-        noise = _NOISE[0] if self.age <= 1 else _NOISE[1]
-        self.negative = self.scores.assign(self.labels, self.config, noise, self.used, rng)
+        noise = min(self.most_noise, ladder.noise_at(done))
+        self.negative = self.scores.assign(self.groups, self.config, noise, self.used, rng)
         self.used = mining.forbid(self.used, self.negative)
         self.positive = positives(self.scores, self.labels, self.config, noise, rng)
 

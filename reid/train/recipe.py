@@ -193,6 +193,7 @@ class SamplingConfig:
     block: int = 4000  # photos assigned at once, with `blocks`
     neighbours: int = 50  # of each photo, with `sparse`
     rescore: int = 5  # epochs after which the pairs' scores are found anew
+    suspect: float = 0.9  # P from which two animals may be one, and are not taught as two, with `pairs`; 1: none
 
 
 @dataclass(frozen=True, slots=True)
@@ -359,6 +360,8 @@ def _check(recipe: Recipe, source: str) -> None:
         (distilled == bool(sampling.teacher), 'sampling.teacher and new_targets = "distilled" go together'),
         (not distilled or soft, 'new_targets = "distilled" needs sampling.new_share and a loss with uniform above 0'),
         (sampling.rescore >= 1, "sampling.rescore must be 1 or more"),
+        (sampling.block >= 2 and sampling.neighbours >= 1, "sampling.block must be 2, neighbours 1 or more"),
+        (0.5 <= sampling.suspect <= 1, "sampling.suspect must be in [.5, 1]"),
         (schedule.epochs >= 1 and schedule.batch >= 2, "schedule.epochs must be 1 or more, schedule.batch 2 or more"),
         (schedule.rate > 0, "schedule.rate must be above 0"),
         (0 <= schedule.warm_up < 1, "schedule.warm_up must be in [0, 1)"),

@@ -63,12 +63,12 @@ class Showing:
         self.clusters: IntArray | None = None
         self._vectors = vectors
 
-    def renew(self, number: int, rng: np.random.Generator) -> None:
-        """Pairs or clusters, where it is time for new ones."""
+    def renew(self, number: int, done: float, rng: np.random.Generator) -> None:
+        """Pairs or clusters for epoch `number`, where it is time for new ones."""
         if self.pairing is not None:
             if self.pairing.stale(number):
                 self.pairing.rescore(unit_rows(self._vectors(self.pairing.rows)))
-            self.pairing.assign(rng)
+            self.pairing.assign(done, rng)
         divided = next((one for one in self.recipe.losses if isinstance(one, Divided) and one.clusters > 1), None)
         if divided is not None and (self.clusters is None or number % divided.renew == 0):
             from sklearn.cluster import KMeans

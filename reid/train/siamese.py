@@ -207,7 +207,7 @@ def train(
         )
     task = _Task(
         vectors, codes, rows, codes_of(codes if groups is None else groups)[rows], _inside(forbidden, rows, len(codes)),
-        None if near is None else _listed_inside(near, rows), replace(config, negatives=settled(config, len(rows))),
+        None if near is None else listed_inside(near, rows), replace(config, negatives=settled(config, len(rows))),
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
@@ -245,8 +245,8 @@ def _inside(forbidden: ArrayLike | None, rows: IntArray, n: int) -> IntArray:
     return inside[(inside >= 0).all(axis=1)]
 
 
-def _listed_inside(near: IntArray, rows: IntArray) -> IntArray:
-    """The lists of `rows`, in their own numbers; −1 for photos that are none of them."""
+def listed_inside(near: IntArray, rows: IntArray) -> IntArray:
+    """The lists `near (n, k)` of some `rows`, in their own numbers; −1 for photos that are none of them."""
     place = np.full(len(near) + 1, -1, np.int64)
     place[rows] = np.arange(len(rows))
     inside: IntArray = place[near[rows]]  # −1 stays −1, by the last place
