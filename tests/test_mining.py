@@ -319,3 +319,25 @@ def test_a_schedule_of_any_length_starts_random_and_ends_hard(total_epochs: int)
     if total_epochs >= 40:
         assert steps[-1] == ladder.Step(0.25, 1e-5, 2e-4, steps[-1].rescore)
         assert math.isclose(sum(s.rescore for s in steps), min(80, total_epochs), abs_tol=1)
+
+
+@given(st.integers(0, 10_000), st.integers(4, 12), st.integers(0, 40))
+@settings(max_examples=60, deadline=None)
+def test_random_pairs_keep_off_those_that_are_forbidden(seed: int, animals: int, n_forbidden: int) -> None:
+    rng = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(animals), 4)
+    forbidden = rng.integers(0, len(labels), (n_forbidden, 2))
+    never = {(int(a), int(b)) for a, b in forbidden} | {(int(b), int(a)) for a, b in forbidden}
+    try:
+        partner = mining.random_negatives(labels, rng, forbidden=forbidden)
+    except TrainError:
+        with pytest.raises(TrainError):
+            mining.assign_hard_negatives(np.zeros((len(labels),) * 2), labels, forbidden=forbidden)
+        return
+    check_negatives(partner, labels)
+    assert not never & set(enumerate(partner.tolist()))
+
+
+def test_the_noise_of_a_share_of_the_training_is_that_of_its_epoch() -> None:
+    assert [ladder.noise_at(epoch / 400) for epoch in range(400)] == [ladder.step_at(e).noise for e in range(400)]
+    assert ladder.noise_at(1.0) == 0.25

@@ -21,9 +21,10 @@ from reid.siamese import Siamese
 
 torch = pytest.importorskip("torch")
 
-from reid.train import holdout  # noqa: E402
+from reid.train import heads, holdout, mining  # noqa: E402
 from reid.train import siamese as training  # noqa: E402
-from reid.train.siamese import SiameseConfig  # noqa: E402
+from reid.train.listed_pairs import nearest_others  # noqa: E402
+from reid.train.siamese import PairScores, SiameseConfig  # noqa: E402
 
 FAST: Any = {"features": 16, "epochs": 14, "batch": 16, "rate": 16.0}
 
@@ -220,6 +221,125 @@ def test_pairs_that_may_be_one_animal_are_never_negatives(monkeypatch: pytest.Mo
     assert len(partners) == 5
     for partner in partners:
         assert partner[0] >= 20 and 0 not in partner[4:20]  # type: ignore[index]
+
+
+def test_animals_that_may_be_one_are_neither_set_against_each_other_nor_taken_for_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    vectors, labels = animals(n_identities=8)
+    groups = np.where(labels == 1, 0, labels)
+    seen: list[tuple[Any, Any]] = []
+    original = training._epoch
+
+    def spy(*some: Any) -> float:
+        seen.append((some[4], some[5]))
+        return original(*some)
+
+    monkeypatch.setattr(training, "_epoch", spy)
+    for negatives in ("exact", "blocks", "sparse", "random"):
+        seen.clear()
+        config = SiameseConfig(negatives=negatives, features=8, epochs=5, block=20, neighbours=31)  # type: ignore[arg-type]
+        training.train(vectors, labels, config, groups=groups)
+        for positive, negative in seen:
+            assert (labels[positive] == labels).all()
+            assert (groups[negative] != groups).all() and sorted(negative) == list(range(32))
+        assert len(seen) == 5
+
+
+def shown_rows(monkeypatch: pytest.MonkeyPatch, vectors: NDArray[np.float16], labels: Any, mirror: Any) -> set[int]:
+    """Which of the numbered rows of `vectors (n, V, 2, D)` a head is shown in some epochs: by the row's own numbers."""
+    places = {row.tobytes(): place for place, row in enumerate(vectors.reshape(-1, vectors.shape[-1]))}
+    found: set[int] = set()
+    original = training.PairNetwork.forward
+
+    def spy(self: Any, first: Any, second: Any) -> Any:
+        for side in (first, second):
+            found.update(places[row.astype(np.float16).tobytes()] for row in side.numpy())
+        return original(self, first, second)
+
+    monkeypatch.setattr(training.PairNetwork, "forward", spy)
+    training.train(vectors, labels, SiameseConfig(features=8, epochs=20, mirror=mirror))
+    return found
+
+
+@pytest.mark.parametrize("mirror", ["views", "none"])
+def test_all_views_of_a_photo_are_shown_mirrored_ones_as_asked(monkeypatch: pytest.MonkeyPatch, mirror: str) -> None:
+    vectors, labels = animals(n_identities=4, views=3)
+    found = shown_rows(monkeypatch, vectors, labels, mirror)
+    every = set(range(16 * 3 * 2))
+    assert found == (every if mirror == "views" else {place for place in every if place % 2 == 0})
+
+
+def test_views_teach_what_photos_of_an_animal_differ_by() -> None:
+    """Each photo is one draw of a loud nuisance, and its views are others: with one view it looks like identity."""
+    rng = np.random.default_rng(1)
+    labels = np.repeat(np.arange(30), 2)
+    own = np.concatenate([rng.normal(size=(30, 6)), np.zeros((30, 6))], axis=1)[labels]
+    session = np.repeat(rng.normal(size=(30, 6)), 2, axis=0)  # both photos of an animal were taken on one day
+
+    def photo(days: NDArray[np.floating]) -> NDArray[np.float16]:
+        return unit(own + 2 * np.concatenate([np.zeros((60, 6)), days], axis=1)).astype(np.float16)
+
+    views = np.stack([photo(session), *(photo(rng.normal(size=(60, 6))) for _ in range(3))], axis=1)[:, :, None]
+    plain = np.broadcast_to(views[:, :1], views.shape)
+    asked = photo(rng.normal(size=(60, 6))).astype(np.float32)
+    score = {}
+    for name, one in (("views", views), ("plain", plain)):
+        head = training.train(np.repeat(one, 2, axis=2), labels, SiameseConfig(**FAST)).head
+        found = holdout.ranks(head.logits(asked, one[:, 0, 0].astype(np.float32)), labels, labels)
+        score[name] = float((found == 1).mean())
+    assert score["views"] > score["plain"] + 0.1
+
+
+def test_mined_scores_are_the_heads_bias_and_all() -> None:
+    vectors, labels = animals()
+    rows = vectors[:, 0, 0].astype(np.float32)
+    head = training.train(vectors, labels, SiameseConfig(**FAST)).head
+    first, second = np.arange(160), np.random.default_rng(0).permutation(160)
+    exact = head.pair_logits(rows, rows[second])
+    scores = PairScores(head, rows, "exact")
+    assert scores.matrix is not None
+    for found in (scores.of(first, second), scores.matrix[first, second], scores.block(first)[first, second]):
+        assert np.abs(found - exact).max() < 0.03 * np.ptp(exact)
+    near = nearest_others(rows, labels, 5)
+    listed = PairScores(head, rows, "sparse", near)._lists(5)[1]
+    np.testing.assert_allclose(listed, scores.matrix[first[:, None], near], atol=1e-3)
+
+
+def test_sparse_negatives_from_an_index_are_nearly_as_hard_as_exact_ones() -> None:
+    vectors, labels = animals(n_identities=100)
+    rows = vectors[:, 0, 0].astype(np.float32)
+    head = training.train(vectors, labels, SiameseConfig(**FAST)).head
+    hardness = {}
+    for negatives, near in (("exact", None), ("sparse", nearest_others(rows, labels, 50)), ("random", None)):
+        config = SiameseConfig(negatives=negatives)  # type: ignore[arg-type]
+        scores = PairScores(head, rows, config.negatives, near)
+        partner = scores.assign(labels, config, 0.0, np.empty((0, 2), np.int64), np.random.default_rng(0))
+        assert sorted(partner) == list(range(400)) and (labels[partner] != labels).all()
+        probability = 1 / (1 + np.exp(-head.pair_logits(rows, rows[partner])))
+        hardness[negatives] = float(probability.mean())
+    assert hardness["sparse"] > 0.95 * hardness["exact"] > 2 * hardness["random"]
+
+
+def test_auto_is_exact_while_that_fits_and_says_what_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors, labels = animals(n_identities=10)
+    more, names = np.concatenate([vectors, vectors[:3]]), np.concatenate([labels, [100, 101, 102]])
+    found = training.train(more, names, SiameseConfig(features=8, epochs=1))
+    assert (found.negatives, found.paired, found.lonely) == ("exact", 40, 3)
+    monkeypatch.setattr(training, "EXACT", 39)
+    assert training.train(more, names, SiameseConfig(features=8, epochs=1)).negatives == "sparse"
+
+
+def test_a_head_of_many_photos_begins_with_whitened_vectors() -> None:
+    vectors, _ = animals(n_identities=150)
+    rows = vectors[:, 0, 0].astype(np.float32)
+    network = training.PairNetwork(24, SiameseConfig(features=16))
+    network.start_whitened(rows)
+    features = network.plain().features(rows)
+    expected = rows @ heads.whitening(rows, 16, shrink=0.5).matrix.T
+    expected -= expected.mean(0)
+    np.testing.assert_allclose(np.corrcoef(features.ravel(), expected.ravel())[0, 1], 1, atol=1e-4)
+    assert (features**2).mean() == pytest.approx(1, abs=1e-3)
 
 
 def test_a_saved_head_comes_back_as_it_was(tmp_path: Path) -> None:

@@ -206,6 +206,17 @@ def _refuse_early(net: Network, recipe: Recipe, mean: Any, std: Any) -> None:
     backbone.graph_of(backbone.Backbone(net, mean, std), size, name)
 
 
+def _suspects(run: Loop) -> tuple[tuple[int, int, float], ...]:
+    """Those that the pairs' scores named last, by their places in the sources."""
+    if run.pairing is None:
+        return ()
+    places = run.kept.rows[run.pairing.rows]
+    found = run.pairing.suspects
+    return tuple(
+        (int(places[a]), int(places[b]), float(s)) for (a, b), s in zip(found.pairs, found.scores, strict=True)
+    )
+
+
 def _codes(labels: Sequence[str], kept: Pictures, held: Split | None) -> IntArray:
     """Identities of the kept pictures as numbers from 0; −1 for none; −2 for what is held out.
 

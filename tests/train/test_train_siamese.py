@@ -1,0 +1,120 @@
+"""`reid train-siamese` on photos that are there: views, neighbours from the index, and names that may be one animal."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fake_stores import DIM, fake_store, herd, reopened, taken_in, with_vectors
+
+torch = pytest.importorskip("torch")
+
+from reid import commands_siamese, train_siamese  # noqa: E402
+from reid.errors import ConfigError  # noqa: E402
+from reid.store import Store  # noqa: E402
+from reid.train import siamese as training  # noqa: E402
+from reid.train_siamese import Options  # noqa: E402
+
+ANIMALS, SHOTS = 48, 3
+
+
+@pytest.fixture(scope="module")
+def taken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of painted photos: two of the three of animal 0 are called "alias", and one animal has a single photo."""
+    folder = tmp_path_factory.mktemp("siamese")
+    sightings = herd(folder / "photos", ANIMALS, SHOTS + 1)
+    kept = [one for n, one in enumerate(sightings) if n % (SHOTS + 1) < SHOTS or n < SHOTS + 1]
+    kept[:2] = [replace(one, identity="alias") for one in kept[:2]]
+    kept += herd(folder / "photos", 1, 1, first=ANIMALS)
+    store = fake_store(folder / "store")
+    taken_in(store, kept)
+    store.close()
+    return folder / "store"
+
+
+@pytest.fixture
+def given(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What each head was trained on."""
+    found: list[dict[str, Any]] = []
+    original = training.train
+
+    def spy(vectors: Any, labels: Any, config: Any, **more: Any) -> Any:
+        found.append({"vectors": vectors, "labels": labels, "config": config, **more})
+        return original(vectors, labels, config, **more)
+
+    monkeypatch.setattr(training, "train", spy)
+    return found
+
+
+def quiet(*_: Any) -> None:
+    pass
+
+
+def test_heads_see_views_find_pairs_by_the_index_and_tell_who_may_be_one(
+    taken: Path, given: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = reopened(taken)
+    report = train_siamese.train(store, Options(epochs=1, negatives="sparse", hard_positives=True, views=3), quiet)
+    n = ANIMALS * SHOTS + 2
+    assert (report.photos, report.lonely, report.views, report.varied, report.negatives) == (n, 1, 3, n - 1, "sparse")
+    whole = given[0]
+    assert whole["config"].hard_positives and whole["vectors"].shape == (n, 3, 2, DIM)
+    shown = whole["vectors"].astype(np.float32)
+    assert np.abs(shown[:5, 0, 0] - shown[:5, 1, 0]).max() > 0.02 < np.abs(shown[:5, 0, 0] - shown[:5, 0, 1]).max()
+    alike = np.einsum("nd,nvd->nv", shown[:, 0, 0], shown[:, :, 0])
+    assert alike.min() > 0.5  # views of the same photo, in the catalogue's order
+    for one in given:
+        near, labels = one["near"], one["labels"]
+        assert near.max() < len(labels) and (labels[near] != labels[:, None])[near >= 0].all() and (near >= 0).any()
+    assert [{one.first, one.second} for one in report.suspects] == [{"alias", "a000"}]
+    groups, labels = whole["groups"], whole["labels"]
+    assert len(np.unique(groups)) == len(np.unique(labels)) - 1
+    commands_siamese.trained(report)
+    said = capsys.readouterr().out
+    assert "1 pairs of names may be one animal" in said and "reid mine --sheet" in said
+    first = report.suspects[0]
+    assert f"reid individuals merge {first.first} {first.second}" in said
+    again = train_siamese.train(reopened(taken), Options(epochs=1, views=3), quiet)
+    assert again.negatives == "exact" and again.varied == n - 1
+
+
+def test_kept_views_are_not_made_again_and_one_view_needs_no_photos(taken: Path, given: list[dict[str, Any]]) -> None:
+    store = reopened(taken)
+    train_siamese.train(store, Options(epochs=1, views=2), quiet)
+    embedded = store.embedder.embedded  # type: ignore[attr-defined]
+    train_siamese.train(store, Options(epochs=1, views=2), quiet)
+    assert store.embedder.embedded == embedded  # type: ignore[attr-defined]
+    report = train_siamese.train(store, Options(epochs=1, views=1, mirror="none"), quiet)
+    assert report.varied == 0 and given[-1]["vectors"].shape[1] == 1 and given[-1]["config"].mirror == "none"
+
+
+def test_photos_that_are_gone_are_shown_as_the_catalogue_has_them(tmp_path: Path, given: list[dict[str, Any]]) -> None:
+    store = fake_store(tmp_path / "s")
+    rows = np.random.default_rng(0).normal(size=(120, DIM)).astype(np.float32)
+    with_vectors(store, rows, [f"a{n // 3}" for n in range(120)])
+    report = train_siamese.train(store, Options(epochs=1, views=2), quiet)
+    assert report.varied == 0 and report.views == 2
+    shown = given[0]["vectors"].astype(np.float32)
+    assert (shown == shown[:, :1, :1]).all()
+
+
+def test_nobody_is_suspected_where_the_store_says_so(taken: Path) -> None:
+    store = reopened(taken)
+    changed(store, "suspect = 0.9", "suspect = 1.0")
+    try:
+        assert train_siamese.train(reopened(taken), Options(epochs=1, views=1), quiet).suspects == ()
+        changed(store, "suspect = 1.0", "suspect = 0.2")
+        with pytest.raises(ConfigError, match=r"training.suspect must be in \[0.5, 1\]"):
+            Store.open(taken)
+    finally:
+        text = (taken / "reid.toml").read_text().replace("suspect = 0.2", "suspect = 0.9")
+        (taken / "reid.toml").write_text(text)
+
+
+def changed(store: Store, old: str, new: str) -> None:
+    text = (store.root / "reid.toml").read_text()
+    assert old in text
+    (store.root / "reid.toml").write_text(text.replace(old, new))
