@@ -84,8 +84,7 @@ def test_no_pair_comes_twice_before_new_scores(negatives: str) -> None:
     assert not len(pairs.used)
 
 
-def hardness(pairs: Pairing, partner: Any) -> float:
-    rows = vectors()
+def hardness(partner: Any, rows: NDArray[np.float32]) -> float:
     return float(np.einsum("pd,pd->p", rows, rows[partner]).mean())
 
 
@@ -96,7 +95,7 @@ def test_pairs_follow_the_noise_ladder_a_whitened_network_without_its_random_par
             pairs = pairing(None, 'negatives = "exact"', f'start = "{start}"')
             pairs.rescore(vectors(1.0))
             pairs.assign(done, np.random.default_rng(0))
-            found[start, done] = hardness(pairs, pairs.negative)
+            found[start, done] = hardness(pairs.negative, vectors())
     assert found["random", 0.0] < 0.05 < found["whitened", 0.0] < found["whitened", 0.6]
     assert found["random", 0.6] == pytest.approx(found["whitened", 0.6], abs=0.02)
 
@@ -105,9 +104,9 @@ def test_hard_positives_are_the_least_alike() -> None:
     found = {}
     for hard in ("true", "false"):
         pairs = pairing(None, f'negatives = "exact"\nhard_positives = {hard}')
-        pairs.rescore(vectors())
+        pairs.rescore(vectors(1.0))
         pairs.assign(0.9, np.random.default_rng(0))
-        found[hard] = hardness(pairs, pairs.positive)
+        found[hard] = hardness(pairs.positive, vectors(1.0))
     assert found["true"] < found["false"] - 0.01
 
 

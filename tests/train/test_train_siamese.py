@@ -65,7 +65,7 @@ def test_heads_see_views_find_pairs_by_the_index_and_tell_who_may_be_one(
     shown = whole["vectors"].astype(np.float32)
     assert np.abs(shown[:5, 0, 0] - shown[:5, 1, 0]).max() > 0.02 < np.abs(shown[:5, 0, 0] - shown[:5, 0, 1]).max()
     alike = np.einsum("nd,nvd->nv", shown[:, 0, 0], shown[:, :, 0])
-    assert alike.min() > 0.5  # views of the same photo, in the catalogue's order
+    assert np.median(alike) > 0.75 > 0.5 > np.median(shown[:, 0, 0] @ shown[:, 1, 0].T)  # in the catalogue's order
     for one in given:
         near, labels = one["near"], one["labels"]
         assert near.max() < len(labels) and (labels[near] != labels[:, None])[near >= 0].all() and (near >= 0).any()
