@@ -2,7 +2,8 @@
 
 Heads are trained on vectors of the photos in `gallery` (the default network of wide boxes, whitened by these photos),
 those of animals with two photos or more, each kind of negatives with the same epochs and the same seeds, so the same
-number of steps and pairs. They rank all photos of `gallery` for those of `queries` whose animal it has, by their scores
+number of steps and pairs. Animals that may be one under two names are set against each other by none of them
+(`suspects`, as `reid train-siamese` does). They rank all photos of `gallery` for those of `queries` whose animal it has, by their scores
 of all pairs: MAP@5, mean and standard deviation over seeds, beside the cosine of the same vectors. Sparse assignments
 take their neighbours from the scan of the gallery index, and blocks (`--kinds`) are there for comparison.
 
@@ -40,13 +41,14 @@ from recipes import Split, source  # noqa: E402
 from reid import models  # noqa: E402
 from reid.embed import OpenVinoEmbedder, unit_rows  # noqa: E402
 from reid.metrics import reciprocal_ranks  # noqa: E402
-from reid.train import features, graphs, heads, holdout, siamese  # noqa: E402
+from reid.train import features, graphs, heads, holdout, siamese, suspects  # noqa: E402
 from reid.train.assignment import codes_of  # noqa: E402
 from reid.train.listed_pairs import nearest_others  # noqa: E402
 
 KINDS = "random,exact,sparse"
 BLOCK, NEAR = 500, 50
 WHITE, SHRINK = 256, 0.5
+SUSPECT = 0.9
 
 IntArray = NDArray[np.int64]
 Vectors = NDArray[np.float32]
@@ -74,7 +76,7 @@ def main() -> None:
     result: dict[str, Any] = {
         "photos": len(task.codes), "trained_on": len(task.rows), "queries": len(task.wanted),
         "epochs": options.epochs, "steps": options.epochs * -(-len(task.rows) // (siamese.SiameseConfig().batch // 2)),
-        "views": options.views, "cosine": map_at_5(task.asked @ task.plain.T, task),
+        "views": options.views, "suspects": task.suspects, "cosine": map_at_5(task.asked @ task.plain.T, task),
     }  # fmt: skip
     print(json.dumps(result), flush=True)
     for kind in options.kinds.split(","):
@@ -85,7 +87,9 @@ def main() -> None:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Task:
-    """Plain unit rows of the gallery and of what is asked, with codes; `shown (n, V, 2, D)` of the `rows` trained on."""
+    """Plain unit rows of the gallery and of what is asked, with codes; `shown (n, V, 2, D)` of the `rows` trained on, with
+    what looks like each and `groups` in which the pairs of animals that are `suspects` are joined.
+    """
 
     plain: Vectors
     codes: IntArray
@@ -93,6 +97,9 @@ class Task:
     wanted: IntArray
     rows: IntArray
     shown: NDArray[np.float16]
+    near: IntArray
+    groups: IntArray
+    suspects: int
 
 
 def prepared(split: Split, work: Path, options: argparse.Namespace) -> Task:
@@ -117,7 +124,10 @@ def prepared(split: Split, work: Path, options: argparse.Namespace) -> Task:
         some = [sources[row] for row in gallery.rows[rows]]
         views = features.cached(some, embedder, work / "kept", views=options.views).vectors
     shown = white(views.reshape(-1, views.shape[-1])).astype(np.float16).reshape(*views.shape[:3], -1)
-    return Task(plain, own, white(asked.vectors[:, 0, 0]), theirs, rows, shown)
+    near = nearest_others(plain[rows], own[rows], NEAR)
+    found = suspects.likely(plain[rows], near, own[rows], SUSPECT)
+    groups = suspects.merged(own[rows], found.pairs, share=0.25)
+    return Task(plain, own, white(asked.vectors[:, 0, 0]), theirs, rows, shown, near, groups, len(found.pairs))
 
 
 def measured(kind: Any, task: Task, options: argparse.Namespace) -> dict[str, Any]:
@@ -125,10 +135,9 @@ def measured(kind: Any, task: Task, options: argparse.Namespace) -> dict[str, An
     scores, hardness = [], []
     begun, wall = time.process_time(), time.perf_counter()
     labels = task.codes[task.rows]
-    near = nearest_others(task.plain[task.rows], labels, NEAR) if kind == "sparse" else None
     for seed in range(options.seeds):
         config = siamese.SiameseConfig(epochs=options.epochs, negatives=kind, block=BLOCK, seed=seed)
-        done = siamese.train(task.shown, labels, config, near=near)
+        done = siamese.train(task.shown, labels, config, groups=task.groups, near=task.near)
         left, right = done.head.expanded(np.concatenate([task.asked, task.plain]))
         scores.append(map_at_5(left[: len(task.asked)] @ right[len(task.asked) :].T, task))
         hardness.append(round(done.history[-1].hardness, 3))

@@ -9,7 +9,8 @@ An ensemble's vector is √w_i × the unit vector of member i, one behind the ot
 another is Σ w_i · cos_i, so that an index searches it as any vector. Each member sees its own crop of the box (other
 size, other margin): `reid.crop` cuts them from one decoded photo and lays them in one row of pixels, which is split
 again here. The fusion of an ensemble that serves is linear in the cosines; the power α of Σ w·P^α (`reid.train.ensembles`)
-is fitted and reported, not served.
+is fitted and reported, not served: its P are softmaxes over all identities of the gallery, each member's after a
+whitening of its own, where an index holds one whitened vector of all members and finds a few candidates.
 
 Knows model directories and vectors; no torch, no stores, no identities.
 """
