@@ -323,6 +323,20 @@ def test_sparse_negatives_from_an_index_are_nearly_as_hard_as_exact_ones() -> No
     assert hardness["sparse"] > 0.95 * hardness["exact"] > 2 * hardness["random"]
 
 
+@pytest.mark.parametrize("noise", [0.25, 1.0, 5.0])
+def test_noise_makes_sparse_negatives_as_random_as_exact_ones(noise: float) -> None:
+    rows, labels = clustered(150, np.full(150, 4), dim=24)
+    head = training.PairNetwork(24, SiameseConfig(features=0)).plain()
+    hardness = {}
+    for negatives, near in (("exact", None), ("sparse", nearest_others(rows, labels, 50))):
+        config = SiameseConfig(negatives=negatives)  # type: ignore[arg-type]
+        scores = PairScores(head, rows, config.negatives, near)
+        partner = scores.assign(labels, config, noise, np.empty((0, 2), np.int64), np.random.default_rng(0))
+        assert sorted(partner) == list(range(600)) and (labels[partner] != labels).all()
+        hardness[negatives] = float(np.einsum("pd,pd->p", rows, rows[partner]).mean())
+    assert hardness["sparse"] == pytest.approx(hardness["exact"], abs=0.05)
+
+
 def test_auto_is_exact_while_that_fits_and_says_what_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     vectors, labels = animals(n_identities=10)
     more, names = np.concatenate([vectors, vectors[:3]]), np.concatenate([labels, [100, 101, 102]])

@@ -18,6 +18,7 @@ from reid.train.assignment import FloatArray, IntArray, not_numbers
 PairScores = Callable[[IntArray, IntArray], FloatArray]  # photo numbers (P,), (P,) → scores (P,)
 
 _AT_ONCE = 2000  # photos whose nearest are looked for at once
+_STRAYS = 10  # unlisted partners of each photo that noise may choose
 ROTATIONS = 3  # fallback partners of each photo in a sparse assignment
 TRIES = 20  # draws of rotations before none is taken to be free of forbidden pairs
 
@@ -42,9 +43,38 @@ def listed_edges(
     return keys[allowed], value[allowed]
 
 
-def edge_costs(value: NDArray[np.float64], noise: float, rng: np.random.Generator) -> NDArray[np.float64]:
-    """−(score + K·U); a pair of unknown score (NaN) costs the whole range of the others beyond the worst of them."""
-    cost = -(value + noise * rng.random(len(value)))
+def with_strays(
+    keys: IntArray,
+    value: NDArray[np.float64],
+    codes: IntArray,
+    pairs: IntArray,
+    noise: float,
+    rng: np.random.Generator,
+    pair_scores: PairScores,
+) -> tuple[IntArray, NDArray[np.float64]]:
+    """`keys` and their noisy scores, value + K·U[0,1), with the unlisted pairs that noise would lift above the others.
+
+    Of a photo's N noises the largest are about 1 − j/N: so many random photos get these, and compete as they would over
+    the whole matrix. Without them noise would only shuffle each photo's neighbours, and pairs stay harder than exact ones
+    of the same K.
+    """
+    n = len(codes)
+    m = min(_STRAYS, n - 1)
+    row, column = np.repeat(np.arange(n), m), rng.integers(0, n, n * m)
+    lift = 1 - np.cumsum(rng.exponential(size=(n, m)), axis=1).ravel() / n
+    added, first = np.unique(row * n + column, return_index=True)
+    free = (codes[row[first]] != codes[column[first]]) & ~np.isin(added, keys)
+    free &= ~np.isin(added, pairs[:, 0] * n + pairs[:, 1])
+    added, first = added[free], first[free]
+    strayed = pair_scores(added // n, added % n) + noise * lift[first]
+    together = np.concatenate([keys, added])
+    order = np.argsort(together)
+    return together[order], np.concatenate([value + noise * rng.random(len(value)), strayed])[order]
+
+
+def edge_costs(value: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
+    """−score; a pair of unknown score (NaN) costs the whole range of the others beyond the worst of them."""
+    cost = -value
     unknown = np.isnan(cost)
     known = cost[~unknown]
     low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 0.0)

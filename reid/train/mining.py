@@ -43,6 +43,7 @@ from reid.train.listed_pairs import (
     rotation,
     shuffled_by_identity,
     with_rotations,
+    with_strays,
 )
 from reid.train.pricing import solve_priced
 
@@ -139,8 +140,8 @@ def assign_sparse(
     has ended; `scores (N, k)` belong to them. Photos of the same identity and the photo itself may be listed and are
     passed over. A listed pair may be used in either direction. So that an assignment always exists, each photo also
     gets a few partners from random rotations of the photos sorted by identity; `pair_scores` says how those pairs
-    score; without it they are used only where the lists leave a photo without a partner. Large `noise` shuffles among
-    the listed pairs only: for random pairs use `random_negatives`.
+    score; without it they are used only where the lists leave a photo without a partner. `noise` then also lifts random
+    pairs that are not listed, as it would over the whole matrix; without `pair_scores` it shuffles listed ones only.
 
     Raises:
         TrainError: an identity has more than half of the photos, `forbidden` leaves no assignment, or a score is not a
@@ -156,8 +157,12 @@ def assign_sparse(
     pairs = _pairs(forbidden, len(codes))
     keys, value = listed_edges(neighbours, scores, codes, pairs)
     for _ in range(TRIES):
-        edges, value_of, feasible = with_rotations(keys, value, codes, pairs, rng, pair_scores)
-        partner = solve_edges(edges, edge_costs(value_of, noise, rng), len(codes), solver, feasible=feasible)
+        if noise and pair_scores is not None:
+            listed, noisy = with_strays(keys, value, codes, pairs, noise, rng, pair_scores)
+        else:
+            listed, noisy = keys, value + noise * rng.random(len(value))
+        edges, value_of, feasible = with_rotations(listed, noisy, codes, pairs, rng, pair_scores)
+        partner = solve_edges(edges, edge_costs(value_of, rng), len(codes), solver, feasible=feasible)
         if partner is not None:
             return partner
     raise _infeasible()

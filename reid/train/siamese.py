@@ -32,6 +32,7 @@ Mirror = Literal["views", "none"]
 EXACT = 4000  # photos up to which "auto" assigns exactly: beyond, a matrix of all pairs takes minutes an epoch
 _RANK = 12  # of the head's function in mined scores (`Siamese.expanded`): exact to some thousandths of a logit
 _WHITENED_FROM, _SHRINK = 400, 0.5  # photos from which on the head begins with whitened vectors, and how much
+_PAIRS = 1000  # pairs scored at once
 _ROWS = 16  # photos whose listed neighbours are scored at once
 _STEEPNESS = 10.0  # of the first logit over the cosine, which runs from −1 to 1
 Progress = Callable[[int, float, float], None]  # epoch, loss, MAP@5 of the held-out photos (NaN without any)
@@ -308,7 +309,11 @@ class PairScores:
 
     def of(self, first: IntArray, second: IntArray) -> NDArray[np.float32]:
         """Logits of these pairs, `(P,)`."""
-        return np.asarray(np.einsum("pf,pf->p", self.left[first], self.right[second]) + self.bias)
+        out = np.empty(len(first), np.float32)
+        for start in range(0, len(first), _PAIRS):
+            part = slice(start, start + _PAIRS)
+            out[part] = np.einsum("pf,pf->p", self.left[first[part]], self.right[second[part]])
+        return out + self.bias
 
     def _lists(self, k: int) -> tuple[IntArray, NDArray[np.float32]]:
         """Each photo's neighbours and their logits, `(N, k)` both; found once."""
