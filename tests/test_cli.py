@@ -86,9 +86,9 @@ def test_status_counts_and_says_that_the_index_is_current(enrolled: Path) -> Non
         "unnamed": 0,
         "index": "current",
         "indexed": PHOTOS,
-        "model": "lite0-wide",
+        "model": "fluke",
     }
-    assert "lite0-wide" in reid("status", store=enrolled).stdout
+    assert "fluke" in reid("status", store=enrolled).stdout
 
 
 def test_a_query_finds_the_photo_itself_first(enrolled: Path, flukes: Path) -> None:
@@ -103,7 +103,7 @@ def test_a_query_finds_the_photo_itself_first(enrolled: Path, flukes: Path) -> N
     scores = [label["score"] for label in answer["labels"]]
     assert scores == sorted(scores, reverse=True)
     assert answer["compared"] == {"photos": PHOTOS, "identities": WHALES, "filters": {}}
-    assert answer["model"] == "lite0-wide"
+    assert answer["model"] == "fluke"
     table = reid("query", flukes / row["path"], "--box", box, store=enrolled)
     assert (table.exit_code, row["identity"] in table.stdout) == (0, True)
 
@@ -177,7 +177,7 @@ def test_filters_that_leave_nobody_have_no_candidates(enrolled: Path, flukes: Pa
 
 def test_a_model_changed_by_hand_makes_the_index_stale(store: Path, flukes: Path) -> None:
     settings = store / "reid.toml"
-    settings.write_text(settings.read_text().replace('"lite0-wide"', '"lite0"'))
+    settings.write_text(settings.read_text().replace('"fluke"', '"lite0"'))
     photo = flukes / rows_of(flukes / "labels.csv")[0]["path"]
     answer = reid_json("query", photo, store=store, code=6)
     assert answer["status"] == "index_stale" and f"reid --store {store} reindex" in answer["message"]
@@ -257,9 +257,9 @@ def test_a_query_answers_by_the_names_of_now(store: Path, flukes: Path) -> None:
 
 def test_models_are_listed_and_described(enrolled: Path) -> None:
     found = reid_json("models", "list", store=enrolled)
-    assert (found["used"], [m["name"] for m in found["models"]]) == ("lite0-wide", ["lite0-wide"])
-    card = reid_json("models", "info", "lite0-wide", store=enrolled)
-    assert card["preprocessing"]["width"] == 384 and len(card["fingerprint"]) == 64
+    assert (found["used"], [m["name"] for m in found["models"]]) == ("fluke", ["fluke"])
+    card = reid_json("models", "info", "fluke", store=enrolled)
+    assert card["preprocessing"]["width"] == 2 * card["preprocessing"]["height"] and len(card["fingerprint"]) == 64
     assert "* " in reid("models", "list", store=enrolled).stdout
     unknown = reid("models", "info", "nonsense", store=enrolled)
     assert (unknown.exit_code, "lite0" in unknown.stderr) == (1, True)

@@ -75,7 +75,7 @@ def test_two_photos_are_explained_in_a_store(
 ) -> None:
     done = explain(flukes, twice, tmp_path / "why", store=enrolled)
     (pair,) = done["pairs"]
-    assert done["model"] == "lite0-wide"
+    assert done["model"] == "fluke"
     assert set(pair["pictures"]) | ({"warp_a", "warp_b", "overlay"} if "warp" in pair["skipped"] else set()) == PICTURES
     x, y, w, h = json.loads(twice[0]["bbox"])
     assert pair["box_a"] == {"x0": x, "y0": y, "x1": x + w, "y1": y + h, "confidence": 1.0, "origin": "user"}

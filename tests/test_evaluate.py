@@ -225,9 +225,9 @@ def test_one_query_and_one_name_give_figures_and_nulls(flukes: Path, tmp_path: P
 
 def test_another_model_may_be_given_as_a_directory(enrolled: Path, flukes: Path) -> None:
     found = reid_json(
-        "evaluate", flukes / "labels.csv", flukes / "queries.csv", "--model", enrolled / "models" / "lite0-wide"
+        "evaluate", flukes / "labels.csv", flukes / "queries.csv", "--model", enrolled / "models" / "fluke"
     )
-    assert found["model"] == "lite0-wide"
+    assert found["model"] == "fluke"
     result = reid("evaluate", flukes / "labels.csv", flukes / "queries.csv", "--model", flukes / "photos")
     assert (result.exit_code, "model" in result.stderr) == (1, True)
 

@@ -245,14 +245,14 @@ def test_rendered_flukes_are_found_by_the_default_network(flukes: Path) -> None:
     rows = list(csv.DictReader((flukes / "queries.csv").read_text(encoding="utf-8").splitlines()))
     sightings = read_sources([flukes / "queries.csv"]).sightings
     with Store.open(flukes / "store") as store:
-        assert store.config.embedder.model == "lite0-wide"
+        assert store.config.embedder.model == "fluke"
         enrolled = {one.name for one in store.catalogue.individuals()}
         answers = identify(store, [Query((one,)) for one in sightings])
         gallery = read_sources([flukes / "labels.csv"]).sightings
         again = identify(store, [Query((one,)) for one in gallery[:10]])
     assert [one.labels[0].label for one in again] == [one.identity for one in gallery[:10]]
     assert all(one.labels[0].score > 0.99 and one.status == "match" for one in again)
-    assert all(len(labels(one)) == 5 and one.model == "lite0-wide" for one in answers)
+    assert all(len(labels(one)) == 5 and one.model == "fluke" for one in answers)
     known = [
         (row["identity"], labels(one)) for row, one in zip(rows, answers, strict=True) if row["identity"] in enrolled
     ]

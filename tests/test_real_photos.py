@@ -56,7 +56,7 @@ def test_enroll_query_reindex_and_evaluate(name: str, tmp_path: Path) -> None:
     assert (found["index"], found["unnamed"], found["indexed"]) == ("current", 0, found["annotations"])
     assert found["individuals"] == len({row["identity"] for row in known})
     # flukes are wide; whole flanks are not
-    assert found["model"] == {"flukes": "lite0-wide", "nyala": "lite0"}[name]
+    assert found["model"] == {"flukes": "fluke", "nyala": "lite0"}[name]
 
     for row in known[:3]:
         x, y, w, h = json.loads(row["bbox"]) if row.get("bbox") else (0, 0, 0, 0)

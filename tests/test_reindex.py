@@ -135,14 +135,14 @@ def test_an_index_that_is_gone_is_made_again(store: Path, flukes: Path) -> None:
 def test_another_model_embeds_everything_anew_and_back_again_costs_nothing(field: Path) -> None:
     settings, photo = field / "store" / "reid.toml", field / rows_of(field / "labels.csv")[0]["path"]
     before = labels_of(reid_json("query", photo, store=field / "store"))
-    settings.write_text(settings.read_text().replace('"lite0-wide"', '"lite0"'))
+    settings.write_text(settings.read_text().replace('"fluke"', '"lite0"'))
     reid_json("query", photo, store=field / "store", code=6)
     done = reid_json("reindex", store=field / "store")
     assert (done["embedded"], done["photos_now"], done["failures"]) == (12, 12, [])
     assert "another model" in done["rebuilt"]
     other = reid_json("query", photo, store=field / "store")
     assert (other["model"], other["labels"][0]["label"]) == ("lite0", before[0][0])
-    settings.write_text(settings.read_text().replace('"lite0"', '"lite0-wide"'))
+    settings.write_text(settings.read_text().replace('"lite0"', '"fluke"'))
     done = reid_json("reindex", store=field / "store")
     assert (done["embedded"], done["photos_now"]) == (0, 12)
     assert labels_of(reid_json("query", photo, store=field / "store")) == before
@@ -208,7 +208,7 @@ def test_a_rebuild_that_is_killed_leaves_the_old_index_serving(store: Path, fluk
 def test_killed_at_any_moment_the_store_answers_or_says_that_it_is_stale(field: Path) -> None:
     """Five kills during a change of model; afterwards one run finishes the work."""
     settings, photo = field / "store" / "reid.toml", field / rows_of(field / "labels.csv")[0]["path"]
-    settings.write_text(settings.read_text().replace('"lite0-wide"', '"lite0"'))
+    settings.write_text(settings.read_text().replace('"fluke"', '"lite0"'))
     for wait in (0.4, 0.8, 1.2, 1.7, 2.2):
         run = subprocess.Popen(
             [sys.executable, "-m", "reid.cli", "--store", str(field / "store"), "reindex", "--json"],
