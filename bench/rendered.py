@@ -39,7 +39,7 @@ from reid.train.features import Source  # noqa: E402
 
 SEED = 777
 LONG_SIDE = 200  # pixels
-SOURCE = "EfficientNet-lite0 from ImageNet, taught on rendered humpback flukes (bench/rendered.py)"
+SOURCE = "EfficientNet-lite0 from ImageNet, then rendered humpback flukes (bench/rendered.py)"
 RECIPES = tuple(Path(__file__).with_name(f"rendered-{stage}.toml") for stage in (1, 2))
 
 

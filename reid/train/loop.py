@@ -162,7 +162,9 @@ class Loop:
         self._start_centres()
 
     def _start_centres(self) -> None:
-        """Each class's centre where its photos are now."""
+        """Each class's centre where its photos are now; two looks at every photo, so only where a loss has centres."""
+        if not self.losses.has_centres:
+            return
         known = np.flatnonzero(self.codes >= 0)
         total = np.zeros((self.n * (2 if self.shown.by_class else 1), self.net.dim), np.float32)
         for turned in (False, True)[: 1 + self.shown.by_class]:

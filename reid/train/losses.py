@@ -342,6 +342,11 @@ class Sum(torch.nn.Module):  # type: ignore[misc]
             total = total + weight * loss(x, targets)
         return total
 
+    @property
+    def has_centres(self) -> bool:
+        """Whether any of them begins with class centres."""
+        return any(hasattr(loss, "start") for loss in self.losses)
+
     def start(self, centres: torch.Tensor) -> None:
         """Begin with these class centres `(C, D)` wherever there are some."""
         for loss in self.losses:
