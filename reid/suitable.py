@@ -1,10 +1,10 @@
 """Which of the models that come with the package a store begins with, where its settings leave it open.
 
-    boxes' shape → lite0 or lite0-wide; among wide boxes `fluke`, where it finds more of this table's own animals,
-    or where nothing can be measured and the species says so
+    boxes' shape → lite0 or lite0-wide; instead of it `fluke`, where that finds more of this table's own animals, or where
+    nothing can be measured and the species says so
 
 `fluke` has learnt from rendered humpback flukes alone. On real ones it finds far more than a network from ImageNet, on
-other wide animals it need not: so the photos decide, two of each animal that has two.
+other animals next to nothing (docs/results.md): so the photos decide, two of each animal that has two.
 
 Knows sightings, models and pixels; no vectors of a store.
 """
@@ -28,6 +28,7 @@ from reid.store import Store
 
 HUMPBACK = ("humpback", "megaptera novaeangliae")
 LEAST, MOST = 20, 120  # animals by which two models are compared
+GLANCE = 3  # one in so many of them is asked first; where the second model is no better there, that is all
 RANKS = 5
 ALIKE = 4  # bits by which two photos' perceptual hashes differ at most if one is a copy of the other
 _SAMPLE = 64  # photos by whose boxes the shape is judged, where a cropper has to find them
@@ -36,29 +37,31 @@ _SEED = 7
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A model's name, and a line that says why."""
+    """A model's name, and a line that says why; `gain`: what `compare` measured, else 0."""
 
     name: str
     why: str
+    gain: float = 0.0
 
 
 def choose(store: Store, sightings: Sequence[Sighting]) -> Choice:
     """The model for a store that is about to take in its first `sightings`."""
     boxed = with_boxes(store, sightings)
     name = by_shape(boxed)
-    if name != models.WIDE:
-        return Choice(name, "boxes are not wide, or most photos have none")
     pairs = two_each(boxed)
-    named = sum(_is_humpback(one.species or store.config.species) for one in boxed) * 2 > len(boxed)
     if len(pairs) >= LEAST:
         with tempfile.TemporaryDirectory() as aside:  # the one that is not chosen leaves nothing in the store
             both = [OpenVinoEmbedder(models.ensure(Path(aside), one)) for one in (name, models.FLUKE)]
-            measured = compare(pairs, both)
+            measured = compare(pairs[::GLANCE], both)
+            if measured is None or measured.gain > 0:
+                measured = compare(pairs, both)
         if measured is not None:
             return measured
-    if named:
+    humpbacks = sum(_is_humpback(one.species or store.config.species) for one in boxed)
+    if humpbacks * 2 > len(boxed):
         return Choice(models.FLUKE, "the species; too few animals have two photos to measure it")
-    return Choice(name, "boxes are wide")
+    shape = "wide" if name == models.WIDE else "not wide, or most photos have none"
+    return Choice(name, f"boxes are {shape}")
 
 
 def by_shape(sightings: Sequence[Sighting]) -> str:
@@ -92,10 +95,10 @@ def _is_humpback(species: str | None) -> bool:
 
 
 def two_each(sightings: Sequence[Sighting]) -> list[tuple[Sighting, Sighting]]:
-    """Two photos with boxes of each of at most `MOST` animals, of different sightings where the table tells them."""
+    """Two photos of each of at most `MOST` animals, of different sightings where the table tells them."""
     animals: dict[str, list[Sighting]] = {}
     for one in sightings:
-        if one.identity and one.box is not None:
+        if one.identity:
             animals.setdefault(one.identity, []).append(one)
     rng = np.random.default_rng(_SEED)
     pairs = []
@@ -116,7 +119,7 @@ def _together(a: Sighting, b: Sighting) -> bool:
 
 def compare(pairs: Sequence[tuple[Sighting, Sighting]], embedders: Sequence[Embedder]) -> Choice | None:
     """The second model where it surely finds the other photo of more animals than the first, else the first; None
-    where too few photos can be read. Copies of one photo do not count.
+    where too few photos can be read. Copies of one photo do not count. `gain` is the second's over the first.
     """
     flat = [one for pair in pairs for one in pair]
     vectors, fine, hashes = [], np.ones(len(flat), np.bool_), np.zeros(len(flat), np.uint64)
@@ -139,7 +142,8 @@ def compare(pairs: Sequence[tuple[Sighting, Sighting]], embedders: Sequence[Embe
     names = [one.card.name for one in embedders]
     scores = f"{names[1]} {gains[1].mean():.2f}, {names[0]} {gains[0].mean():.2f}"
     better = gain.low > 0
-    return Choice(names[better], f"measured on two photos each of {int(kept.sum())} animals, MAP@{RANKS}: {scores}")
+    why = f"measured on two photos each of {int(kept.sum())} animals, MAP@{RANKS}: {scores}"
+    return Choice(names[better], why, gain.value)
 
 
 def _shape(embedder: Embedder) -> tuple[int, int, int]:

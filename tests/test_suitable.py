@@ -72,9 +72,14 @@ def test_with_too_few_animals_the_species_decides(tmp_path: Path, species: str, 
     assert choose(store, animals(tmp_path, LEAST - 1, species=species)).name == name
 
 
-def test_boxes_that_are_not_wide_are_not_compared(tmp_path: Path) -> None:
-    rows = [seen(Path(f"{i}.jpg"), f"a{i // 2}", box=Box(0, 0, 50, 50)) for i in range(2 * LEAST)]  # no such files
+def test_without_names_or_species_the_shape_decides(tmp_path: Path) -> None:
+    rows = [seen(Path(f"{i}.jpg"), box=Box(0, 0, 50, 50)) for i in range(2 * LEAST)]  # no such files: none is read
     assert choose(Store.create(tmp_path / "s"), rows).name == models.DEFAULT
+
+
+def test_whales_without_boxes_are_measured_too(whales: list[Sighting], tmp_path: Path) -> None:
+    bare = [Sighting(one.path, one.where, one.identity, encounter=one.encounter) for one in whales]
+    assert "measured" in choose(Store.create(tmp_path / "s"), bare).why
 
 
 @pytest.mark.parametrize(("blind", "name"), [("first", "second"), ("second", "first")])
@@ -106,7 +111,7 @@ def test_two_photos_are_of_different_sightings_and_one_flank_where_there_are_suc
         seen(Path("e.jpg"), "Berta", box=WIDE, side="right"),
         seen(Path("f.jpg"), None, box=WIDE),
         seen(Path("g.jpg"), "Carla", box=WIDE),
-        seen(Path("h.jpg"), "Carla"),
+        seen(Path("h.jpg"), "Carla", side="left"),
     ]
     pairs = two_each(rows)
     assert len(pairs) == 1
