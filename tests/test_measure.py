@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -49,7 +50,7 @@ class World:
 
     def fresh_votes(self, query: int, rows: list[int]) -> dict[int, float]:
         """Of an index that holds these rows and nothing else."""
-        index = LocalIndex.create(self.root / f"only-{query}-{len(rows)}", fingerprint="f")
+        index = LocalIndex.create(Path(tempfile.mkdtemp(dir=self.root)), fingerprint="f")
         index.add([self.gallery.ids[r] for r in rows], [self.features[r].descriptors for r in rows])
         index.commit(revision=1)
         names = {
