@@ -18,7 +18,19 @@ from reid import models, siamese  # noqa: E402
 from reid.embed import OpenVinoEmbedder, unit_rows  # noqa: E402
 from reid.errors import ModelError, TrainError  # noqa: E402
 from reid.models import Preprocessing  # noqa: E402
-from reid.train import augment, backbone, checkpoints, embedder, holdout, loop, losses, network, pictures, schedule  # noqa: E402
+from reid.train import (  # noqa: E402
+    augment,
+    backbone,
+    checkpoints,
+    embedder,
+    holdout,
+    loop,
+    losses,
+    network,
+    pictures,
+    recipe,
+    schedule,
+)
 from reid.train.features import Source  # noqa: E402
 from reid.train.pairing import Pairing  # noqa: E402
 from reid.train.recipe import AugmentConfig, Recipe, ScheduleConfig  # noqa: E402
@@ -335,3 +347,13 @@ def test_a_model_that_serves_both_has_vectors_twice_as_long(tmp_path: Path, monk
     upright, turned = (OpenVinoEmbedder(folder).embed(one) for one in (crops, np.ascontiguousarray(crops[:, :, ::-1])))
     assert models.read_card(folder).dim == upright.shape[1] == 2 * net.dim
     np.testing.assert_allclose(upright[:, : net.dim], turned[:, net.dim :], atol=1e-3)
+
+
+def test_a_recipe_goes_on_from_the_network_that_ships(fluke_sources: Sources, tmp_path: Path) -> None:
+    chosen = recipe.load("flukes", "laptop")
+    still = replace(chosen, schedule=replace(chosen.schedule, epochs=1, rate=1e-9))
+    done = embedder.train(*fluke_sources, still, tmp_path, "on")
+    ours, theirs = weights(done.model), weights(models.SHIPPED[models.FLUKE])
+    learnt = [name for name in theirs if name.endswith("weight")]
+    assert len(learnt) > 50
+    assert all(np.allclose(ours[name], theirs[name].astype(np.float32), atol=1e-5) for name in learnt)
