@@ -26,7 +26,9 @@ def suspected(found: Sequence[Suspected]) -> None:
     """Names that may be one animal, which a training by pairs did not teach as two, and how to look at them."""
     if not found:
         return
-    print(f"{len(found)} pairs of names may be one animal, and were not taught as two:")
+    print(
+        f"names that may be one animal, and were not taught as two: {len(found)} {'pair' if len(found) == 1 else 'pairs'}"
+    )
     for one in found[:WORST]:
         print(f"  {one.first} and {one.second} (score {one.score:.3f}): if so, {steps.pasted(one.ask)}")
     more = f"; {len(found) - WORST} more: --json has them" if len(found) > WORST else ""

@@ -68,7 +68,7 @@ def teach(
         done.suspects,
     )  # fmt: skip
     if said:
-        line += f"; {len(said)} pairs of names may be one animal and were not taught as two"
+        line += f"; names that may be one animal, and were not taught as two: {len(said)}"
     return Made(done.model, done.photos, done.failures, done.seconds, notes, line, tuple(new.tolist()), said)
 
 

@@ -74,9 +74,9 @@ def test_heads_see_views_find_pairs_by_the_index_and_tell_who_may_be_one(
     assert len(np.unique(groups)) == len(np.unique(labels)) - 1
     commands_siamese.trained(report)
     said = capsys.readouterr().out
-    assert "1 pairs of names may be one animal" in said and "reid mine --sheet" in said
+    assert "not taught as two: 1 pair" in said and "mine --sheet" in said
     first = report.suspects[0]
-    assert f"reid individuals merge {first.first} {first.second}" in said
+    assert f"individuals merge {first.first} {first.second}" in said
     again = train_siamese.train(reopened(taken), Options(epochs=1, views=3), quiet)
     assert again.negatives == "exact" and again.varied == n - 1
 
