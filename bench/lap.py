@@ -31,6 +31,8 @@ from typing import Any
 
 import numpy as np
 
+# Python looks beside a script first, and this file would stand in for the library of its name.
+sys.path[:] = [one for one in sys.path if Path(one or ".").resolve() != Path(__file__).resolve().parent]
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data" / "flukes"
 VIEWS, DIM, NEAR = 6, 128, 50
