@@ -20,7 +20,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -138,9 +137,7 @@ def write(
     names = [one.name for one in flat]
     if len(set(names)) < len(names):
         raise ModelError("a model is named twice", source=", ".join(names), next_step="name each model once")
-    folder.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=folder))
-    try:
+    with models.whole_or_absent(folder, name) as aside:
         for one in flat:
             shutil.copytree(one.folder, aside / one.name, ignore=shutil.ignore_patterns("compiled", siamese.FOLDER))
         learnt = [
@@ -149,10 +146,6 @@ def write(
         models.write_learnt(aside, frozenset[str]().union(*learnt))
         cards = [models.read_card(aside / member) for member in names]
         models.write_card(aside, _card(name, cards, names, [one.weight for one in flat], extra or {}))
-        aside.chmod(0o755)
-        models.swap(aside, folder / name)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return folder / name
 
 

@@ -25,7 +25,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -131,20 +132,29 @@ def write(folder: Path, card: ModelCard, graph: Any, tensors: dict[str, NDArray[
     """
     import openvino
 
-    folder.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{card.name}-", dir=folder))
-    try:
+    with whole_or_absent(folder, card.name) as aside:
         openvino.save_model(graph, aside / "graph.xml", compress_to_fp16=False)
         if tensors is not None:
             from safetensors.numpy import save_file
 
             save_file(tensors, aside / "weights.safetensors")
         write_card(aside, card)
+    return folder / card.name
+
+
+@contextmanager
+def whole_or_absent(folder: Path, name: str) -> Iterator[Path]:
+    """A directory beside `folder/<name>` to write into, which takes that one's place at the end; after an error nothing
+    has changed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=folder))
+    try:
+        yield aside
         aside.chmod(0o755)
-        swap(aside, folder / card.name)
+        swap(aside, folder / name)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    return folder / card.name
 
 
 def write_card(folder: Path, card: ModelCard) -> None:
@@ -254,15 +264,9 @@ def ensure(folder: Path, name: str = DEFAULT) -> Path:
 def _copied(source: Path, folder: Path) -> Path:
     """The model directory `source` of the package as one below `folder`: whole, or absent."""
     read_card(source)
-    folder.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{source.name}-", dir=folder))
-    try:
+    with whole_or_absent(folder, source.name) as aside:
         for name in (CARD, "graph.xml", "graph.bin", "weights.safetensors"):
             shutil.copyfile(source / name, aside / name)
-        aside.chmod(0o755)
-        swap(aside, folder / source.name)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return folder / source.name
 
 

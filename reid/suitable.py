@@ -23,6 +23,7 @@ from reid import crop, intake, models
 from reid.embed import Embedder, OpenVinoEmbedder
 from reid.intake import Prepared
 from reid.intervals import bootstrap_interval
+from reid.locate import Croppers
 from reid.records import Sighting
 from reid.store import Store
 
@@ -46,19 +47,19 @@ class Choice:
 
 def choose(store: Store, sightings: Sequence[Sighting]) -> Choice:
     """The model for a store that is about to take in its first `sightings`."""
-    boxed = with_boxes(store, sightings)
-    name = by_shape(boxed)
-    pairs = two_each(boxed)
+    name = by_shape(with_boxes(store, sightings))
+    own = store.config.species or None
+    pairs = two_each([replace(one, species=one.species or own) for one in sightings])
     if len(pairs) >= LEAST:
         with tempfile.TemporaryDirectory() as aside:  # the one that is not chosen leaves nothing in the store
             both = [OpenVinoEmbedder(models.ensure(Path(aside), one)) for one in (name, models.FLUKE)]
-            measured = compare(pairs[::GLANCE], both)
+            measured = compare(pairs[::GLANCE], both, store.croppers) if len(pairs) >= GLANCE * LEAST else None
             if measured is None or measured.gain > 0:
-                measured = compare(pairs, both)
+                measured = compare(pairs, both, store.croppers)
         if measured is not None:
             return measured
-    humpbacks = sum(_is_humpback(one.species or store.config.species) for one in boxed)
-    if humpbacks * 2 > len(boxed):
+    humpbacks = sum(_is_humpback(one.species or own) for one in sightings)
+    if humpbacks * 2 > len(sightings):
         return Choice(models.FLUKE, "the species; too few animals have two photos to measure it")
     shape = "wide" if name == models.WIDE else "not wide, or most photos have none"
     return Choice(name, f"boxes are {shape}")
@@ -117,14 +118,19 @@ def _together(a: Sighting, b: Sighting) -> bool:
     return a.taken_at is not None and b.taken_at is not None and a.taken_at.date() == b.taken_at.date()
 
 
-def compare(pairs: Sequence[tuple[Sighting, Sighting]], embedders: Sequence[Embedder]) -> Choice | None:
+def compare(
+    pairs: Sequence[tuple[Sighting, Sighting]], embedders: Sequence[Embedder], croppers: Croppers | None = None
+) -> Choice | None:
     """The second model where it surely finds the other photo of more animals than the first, else the first; None
-    where too few photos can be read. Copies of one photo do not count. `gain` is the second's over the first.
+    where too few photos can be read. Copies of one photo do not count. `gain` is the second's over the first. Where the
+    table gives no box, `croppers` find one; without them, and where they find none, all of the photo serves.
     """
     flat = [one for pair in pairs for one in pair]
     vectors, fine, hashes = [], np.ones(len(flat), np.bool_), np.zeros(len(flat), np.uint64)
     for embedder in embedders:
-        made = intake.prepare_all([(one,) for one in flat], embedder.card.preprocessing, (crop.PLAIN,))
+        made = intake.prepare_all(
+            [(one,) for one in flat], embedder.card.preprocessing, (crop.PLAIN,), croppers=croppers
+        )
         crops = np.zeros((len(flat), *_shape(embedder)), np.uint8)
         for row, one in enumerate(made):
             if isinstance(one, Prepared) and len(one.crops) == 1:

@@ -1,11 +1,9 @@
-"""`reid calibrate`: rates that are kept or refused with a reason, answers that follow them, and when they have aged."""
+"""`reid calibrate`: rates that are kept or refused with a reason, and answers that follow them."""
 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,114 +11,29 @@ import numpy as np
 import pytest
 from fake_stores import DIM, ColourEmbedder, fake_store, herd, paint, reopened, taken_in, with_vectors
 from numpy.typing import NDArray
+from promised_store import (
+    ANIMALS,
+    RATES,
+    Scripted,
+    ask,
+    asked_all_the_way,
+    assert_policy_of,
+    best_score,
+    calibrated,
+    cases_of,
+    fitted,
+    many,
+    measured,
+    scripted,
+    strictly,
+    vectors,
+)
 from rendered_store import reid, reid_json
 
-from reid import fit, promise, recent, risk
-from reid.embed import unit_rows
-from reid.fit import Fit
+from reid import fit
 from reid.store import CALIBRATION, Store
 
-ANIMALS, SHOTS = 450, 4
-RATES = ("--false-match", 0.01, "--false-new", 0.1)
-Vectors = NDArray[np.float32]
-
-
-def vectors(animals: int = ANIMALS, shots: int = SHOTS, seed: int = 0) -> tuple[Vectors, list[str]]:
-    """Photos around the points of their animals, some of them poor: known and new animals overlap."""
-    rng = np.random.default_rng(seed)
-    centres = rng.normal(size=(animals, DIM))
-    poor = rng.choice([0.25, 0.5, 1.6], size=(animals * shots, 1), p=[0.65, 0.25, 0.1])
-    rows = np.repeat(centres, shots, axis=0) + poor * rng.normal(size=(animals * shots, DIM))
-    return rows.astype(np.float32), [f"{seed}-{n // shots:03d}" for n in range(animals * shots)]
-
-
-class Scripted(ColourEmbedder):
-    """Sees in every photo the vector that it was told."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.sees = np.eye(1, DIM, dtype=np.float32)[0]
-
-    def embed(self, crops: NDArray[np.uint8]) -> Vectors:
-        return np.repeat(self.sees[None], len(crops), axis=0)
-
-
-@pytest.fixture
-def scripted(monkeypatch: pytest.MonkeyPatch) -> Scripted:
-    """The embedder of every store that is opened."""
-    embedder = Scripted()
-    monkeypatch.setattr(Store, "embedder", embedder)
-    return embedder
-
-
-@pytest.fixture(scope="session")
-def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store with many left-out photos and no promise; nobody changes it."""
-    root = tmp_path_factory.mktemp("promises") / "store"
-    store = fake_store(root)
-    with_vectors(store, *vectors())
-    assert fit.fit(store).basis == "measured"
-    store.close()
-    return root
-
-
-@pytest.fixture
-def many(measured: Path, tmp_path: Path, scripted: Scripted) -> Path:
-    return Path(shutil.copytree(measured, tmp_path / "store"))
-
-
-def strictly(text: str) -> Any:
-    """JSON as its standard has it: no NaN, no Infinity."""
-
-    def refuse(word: str) -> Any:
-        raise AssertionError(f"{word} in JSON")
-
-    return json.loads(text, parse_constant=refuse)
-
-
-def fitted(root: Path) -> Fit:
-    with reopened(root) as store:
-        found = fit.read(store, store.gallery().fingerprint)
-    assert found is not None
-    return found
-
-
-def cases_of(found: Fit) -> risk.Cases:
-    return risk.Cases.from_dict(found.cases)
-
-
-def assert_policy_of(found: Fit, false_match: float, false_new: float, confidence: float) -> None:
-    """The promise in force is that of the fit's own cases, which are kept to six digits."""
-    expected = promise.choose_policy(cases_of(found), false_match, false_new, confidence, 0.3)
-    assert found.policy is not None
-    for mine, other in ((found.policy.matches, expected.matches), (found.policy.new, expected.new)):
-        assert mine.threshold == pytest.approx(other.threshold, abs=2e-6) and mine.threshold is not None
-        assert replace(mine, threshold=0.0) == replace(other, threshold=0.0)
-
-
-def ask(root: Path, scripted: Scripted, sees: Vectors) -> dict[str, Any]:
-    scripted.sees = unit_rows(sees[None])[0]
-    return reid_json("query", paint(root.parent / "q.png", 1), store=root)
-
-
-def asked_all_the_way(root: Path, scripted: Scripted, count: int = 10) -> list[dict[str, Any]]:
-    """From a photo that the gallery knows to one of something else, step by step."""
-    rows, _ = vectors()
-    stranger = np.random.default_rng(77).normal(size=DIM).astype(np.float32)
-    known = unit_rows(rows[:1])[0]
-    away = unit_rows(stranger[None])[0]
-    return [ask(root, scripted, (1 - share) * known + share * away) for share in np.linspace(0, 1, count)]
-
-
-def calibrated(root: Path, *options: object) -> dict[str, Any]:
-    """The two promises, without the curve that is printed with them."""
-    found = reid_json("calibrate", *options, store=root)
-    assert len(found.pop("curve")["points"]) > 5
-    return found
-
-
-def best_score(answer: dict[str, Any]) -> float:
-    return float(next(one["score"] for one in answer["labels"] if not one["is_new"]))
+__all__ = ["many", "measured", "scripted"]
 
 
 # Refusal -------------------------------------------------------------------------------------------
@@ -372,96 +285,3 @@ def test_a_refusal_shows_the_curve_too(tmp_path: Path, scripted: Scripted) -> No
     store.close()
     refused = reid("calibrate", "--json", store=tmp_path / "s")
     assert refused.exit_code == 1 and strictly(refused.stdout)["curve"]["points"]
-
-
-# Drift of recent queries ---------------------------------------------------------------------------
-
-
-def noted(root: Path, scores: list[float], at: list[str | None] | None = None) -> None:
-    """As many queries of different photos since the fit, `at` these times."""
-    made = fitted(root).made
-    times = at or [None] * len(scores)
-    with open(root / recent.FILE, "a", encoding="utf-8") as file:
-        for n, (score, time) in enumerate(zip(scores, times, strict=True)):
-            line = {"fit": made, "score": score, "photo": f"{n}", "at": time, "place": None}
-            file.write(json.dumps(line) + "\n")
-
-
-def kept(root: Path) -> list[float]:
-    with reopened(root) as store:
-        return [float(x) for x in recent.scores(store, fitted(root))]
-
-
-def test_every_photo_that_is_asked_leaves_one_score(many: Path, scripted: Scripted) -> None:
-    rows, _ = vectors()
-    expected = []
-    for animal in (1, 2, 3, 3, 2):
-        scripted.sees = unit_rows(rows[None, animal * SHOTS])[0]
-        answer = reid_json("query", paint(many.parent / f"q{animal}.png", animal), store=many)
-        expected.append(best_score(answer))
-    assert kept(many) == pytest.approx(expected[:3], abs=1e-6)
-    with reopened(many) as store:
-        fit.fit(store)
-        found = fit.read(store, store.gallery().fingerprint)
-        assert found is not None
-        fit.write(store, replace(found, made="later"))
-    assert kept(many) == []  # they were asked before
-
-
-def test_queries_of_one_encounter_count_once(many: Path) -> None:
-    times: list[str | None] = [f"2024-06-01T09:{m:02d}:00" for m in range(0, 50, 10)]
-    noted(many, [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7], [*times, "2024-06-02T09:00:00", None])
-    assert kept(many) == [0.1, 0.6, 0.7]
-
-
-def test_recent_queries_that_score_differently_are_warned_of_by_status_and_by_the_next_answer(
-    many: Path, scripted: Scripted
-) -> None:
-    reid_json("calibrate", *RATES, store=many)
-    cases, rng = cases_of(fitted(many)), np.random.default_rng(0)
-    like = [float(rng.choice(cases.known_score if rng.random() < 0.7 else cases.unknown_score)) for _ in range(60)]
-    noted(many, like)
-    assert reid_json("status", store=many)["warnings"] == []
-    assert ask(many, scripted, vectors()[0][0])["warnings"] == []
-    (many / recent.FILE).unlink()
-    noted(many, [-1.0] * (recent.LEAST - 1))
-    assert reid_json("status", store=many)["warnings"] == []  # too few to say
-    (many / recent.FILE).unlink()
-    noted(many, [float(x) for x in np.quantile(cases.unknown_score, np.linspace(0, 1, 60))])
-    for said in (reid_json("status", store=many), ask(many, scripted, vectors()[0][0])):
-        (warning,) = said["warnings"]
-        assert "recent queries score differently" in warning
-
-
-def test_an_answer_warns_of_a_gallery_that_has_outgrown_its_rates(many: Path, scripted: Scripted) -> None:
-    reid_json("calibrate", *RATES, store=many)
-    with reopened(many) as store:
-        with_vectors(store, *vectors(582))
-        store.gallery()
-    (warning,) = ask(many, scripted, vectors()[0][0])["warnings"]
-    assert "has grown from 1800 to 2328 photos" in warning and "reindex --force" in warning
-
-
-def test_what_cannot_be_kept_never_fails_a_query_and_is_said_where_a_rate_is_promised(
-    many: Path, scripted: Scripted
-) -> None:
-    (many / recent.FILE).mkdir()
-    before = ask(many, scripted, vectors()[0][0])
-    assert before["status"] == "match" and before["stages_skipped"] == []
-    reid_json("calibrate", *RATES, store=many)
-    answer = ask(many, scripted, vectors()[0][0])
-    assert answer["status"] == "match" and "recent scores: not kept" in answer["stages_skipped"][0]
-
-
-def test_the_file_stays_small_and_damaged_lines_are_passed_over(
-    many: Path, scripted: Scripted, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(recent, "MOST_BYTES", 3000)
-    monkeypatch.setattr(recent, "KEPT", 10)
-    noted(many, [n / 100 for n in range(40)])
-    with open(many / recent.FILE, "a") as file:
-        file.write('{"fit": 3\n[]\n{"fit": "x"}\n\n')
-    asked = best_score(ask(many, scripted, vectors()[0][0]))
-    assert (many / recent.FILE).stat().st_size < 3000
-    found = kept(many)
-    assert found[-1] == pytest.approx(asked, abs=1e-6) and len(found) <= 10 and found[-2] == 0.39

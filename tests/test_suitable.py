@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from fake_stores import ColourEmbedder, paint, seen
 
-from reid import models
+from reid import models, suitable
 from reid.embed import OpenVinoEmbedder
 from reid.records import Box, Sighting
 from reid.store import Store
@@ -63,7 +64,7 @@ def test_rendered_whales_get_the_embedder_that_has_learnt_whales(whales: list[Si
     store = Store.create(tmp_path / "s")
     found = choose(store, whales)
     assert found.name == models.FLUKE and "measured" in found.why
-    assert not any(store.models_folder.glob("*")) if store.models_folder.is_dir() else True
+    assert not list(store.models_folder.glob("*"))  # nothing is left of the comparison
 
 
 @pytest.mark.parametrize(("species", "name"), [("Megaptera novaeangliae", models.FLUKE), ("zebra", models.WIDE)])
@@ -80,6 +81,24 @@ def test_without_names_or_species_the_shape_decides(tmp_path: Path) -> None:
 def test_whales_without_boxes_are_measured_too(whales: list[Sighting], tmp_path: Path) -> None:
     bare = [Sighting(one.path, one.where, one.identity, encounter=one.encounter) for one in whales]
     assert "measured" in choose(Store.create(tmp_path / "s"), bare).why
+
+
+def test_a_croppers_boxes_are_those_of_all_photos_compared(
+    whales: list[Sighting], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The shape is judged by a few photos, the models by two of each animal."""
+    monkeypatch.setattr(suitable, "_SAMPLE", 4)
+    bare = [Sighting(one.path, one.where, one.identity, encounter=one.encounter) for one in whales]
+    compared: list[tuple[int, bool]] = []
+
+    def compare(pairs: Any, embedders: Any, croppers: Any) -> suitable.Choice:
+        found = croppers.of(pairs[0][0].species) is not None
+        compared.append((len(pairs), found))
+        return suitable.Choice(embedders[1].card.name, "compared", 1.0)
+
+    monkeypatch.setattr(suitable, "compare", compare)
+    assert choose(Store.create(tmp_path / "s", cropper="fluke"), bare).why == "compared"
+    assert compared == [(len(whales) // 2, True)]
 
 
 @pytest.mark.parametrize(("blind", "name"), [("first", "second"), ("second", "first")])

@@ -52,7 +52,6 @@ def halved(model: Path, folder: Path, name: str, *, source: str, by: str, licenc
         openvino.save_model(openvino.Core().read_model(whole / "graph.xml"), whole / "half.xml", compress_to_fp16=True)
         for end in ("xml", "bin"):
             (whole / f"half.{end}").replace(whole / f"graph.{end}")
-        folder.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(folder / name, ignore_errors=True)
-        shutil.copytree(whole, folder / name)
+        with models.whole_or_absent(folder, name) as beside:
+            shutil.copytree(whole, beside, dirs_exist_ok=True)
     return folder / name
