@@ -202,7 +202,7 @@ def test_multi_of_another_network_is_refused(folder: Path, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("spec", ["timm:resnet18", "hf-hub:nobody/nothing"])
 def test_without_a_network_published_weights_fail_at_once(monkeypatch: pytest.MonkeyPatch, spec: str) -> None:
-    pytest.importorskip("timm", reason="needs the train extra")
+    pytest.importorskip("torch", reason="needs the train extra")
     hub = pytest.importorskip("huggingface_hub")
     from reid.train import backbone
 
@@ -216,7 +216,7 @@ def test_without_a_network_published_weights_fail_at_once(monkeypatch: pytest.Mo
 
 
 def test_without_a_network_weights_fetched_before_are_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    pytest.importorskip("timm", reason="needs the train extra")
+    pytest.importorskip("torch", reason="needs the train extra")
     hub = pytest.importorskip("huggingface_hub")
     from reid.train import backbone
 
@@ -233,7 +233,7 @@ def test_without_a_network_weights_fetched_before_are_used(monkeypatch: pytest.M
 
 
 def test_an_unknown_timm_name_is_refused(tmp_path: Path) -> None:
-    pytest.importorskip("timm", reason="needs the train extra")
+    pytest.importorskip("torch", reason="needs the train extra")
     from reid.train import backbone
 
     with pytest.raises(ModelError, match="cannot make 'timm:resnet_of_the_sea'"):
