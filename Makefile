@@ -21,7 +21,7 @@ types: $(VENV)/.dev
 	$(BIN)/mypy
 
 unit: $(VENV)/.dev
-	$(BIN)/python -m pytest -n auto -q
+	$(BIN)/python -m pytest -n auto -q --durations=30
 
 bench: $(VENV)/.dev
 	for script in bench/[a-z]*.py; do $(BIN)/python $$script || exit 1; done

@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 
 _ALGORITHM = "learned/1"
 _SCALE, _OFFSET = 256.0, 128.0
+_ENLARGED = 4  # times at most
+_LEAST = 16  # pixels of a crop's short side: in smaller ones there is nothing to see
+ENLARGED_TO = 256  # pixels of the long side: in 90 × 50 the coarse maps see next to nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,14 +82,20 @@ class LearnedConfig:
     network: str
     max_keypoints: int = 256
     long_side: int = 320  # pixels to which a larger crop is reduced; 0 never reduces
+    min_long_side: int = ENLARGED_TO  # pixels to which a smaller one is enlarged; 0 never enlarges
     weights: str = ""
 
     def __post_init__(self) -> None:
         """Refuse unknown names and values out of range: `InputError`."""
         if self.network not in NETWORKS:
             raise InputError(f"unknown network {self.network!r}", next_step=f"use one of {', '.join(NETWORKS)}")
-        if self.max_keypoints < 1 or self.long_side < 0:
+        if self.max_keypoints < 1 or self.long_side < 0 or self.min_long_side < 0:
             raise InputError(f"a limit is out of range: {self}", next_step="use the defaults")
+        if self.long_side and self.min_long_side > self.long_side:
+            raise InputError(
+                f"min_long_side {self.min_long_side} is above long_side {self.long_side}",
+                next_step="lower min_long_side",
+            )
 
     @property
     def dim(self) -> int:
@@ -99,7 +108,8 @@ class LearnedConfig:
         weights. ModelError where there are none.
         """
         path, _ = weight_files(self)
-        text = json.dumps([_ALGORITHM, self.network, self.max_keypoints, self.long_side, _digest(*_stamp(path))])
+        sizes = [self.max_keypoints, self.long_side, self.min_long_side]
+        text = json.dumps([_ALGORITHM, self.network, *sizes, _digest(*_stamp(path))])
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -145,11 +155,12 @@ def describe(
     height, width = crop.shape[:2]
     if min(height, width) == 0:
         return empty_features(height, width, dim=config.dim)
-    rgb, (fx, fy) = _working_image(crop, config.long_side)
+    rgb, (fx, fy) = _working_image(crop, config)
     grey = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)
     thumbnail = np.asarray(cv2.resize(grey, (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA), np.uint8)
     outline = None if mask is None else outline_of(mask)
-    if min(rgb.shape[:2]) < 32 or (mask is not None and not mask.any()):  # the coarsest maps would have no pixel
+    nothing = min(height, width) < _LEAST or min(rgb.shape[:2]) < 32  # the coarsest maps would have no pixel
+    if nothing or (mask is not None and not mask.any()):
         return replace(empty_features(height, width, thumbnail, config.dim), outline=outline)
     found = networks(config).describe(rgb, config.max_keypoints if mask is None else 4 * config.max_keypoints)
     xy = ((found.xy + 0.5) / np.array([fx, fy], np.float32) - 0.5).astype(np.float32)
@@ -216,14 +227,15 @@ def _loaded(name: str, extractor: str, matcher: str) -> Networks:
     return Networks(name, Path(extractor), Path(matcher))
 
 
-def _working_image(crop: NDArray[np.uint8], long_side: int) -> tuple[NDArray[np.uint8], tuple[float, float]]:
-    """RGB of at most `long_side` pixels, and working pixels per crop pixel in x and y."""
+def _working_image(crop: NDArray[np.uint8], config: LearnedConfig) -> tuple[NDArray[np.uint8], tuple[float, float]]:
+    """RGB of a long side within the limits, and working pixels per crop pixel in x and y."""
     rgb = cv2.cvtColor(crop, cv2.COLOR_GRAY2RGB) if crop.ndim == 2 else np.ascontiguousarray(crop)
     height, width = rgb.shape[:2]
-    if long_side and max(height, width) > long_side:
-        factor = long_side / max(height, width)
-        size = (max(1, round(width * factor)), max(1, round(height * factor)))
-        rgb = cv2.resize(rgb, size, interpolation=cv2.INTER_AREA)
+    long = max(height, width)
+    wanted = max(min(long, config.long_side or long), min(config.min_long_side, _ENLARGED * long))
+    if wanted != long:
+        size = (max(1, round(width * wanted / long)), max(1, round(height * wanted / long)))
+        rgb = cv2.resize(rgb, size, interpolation=cv2.INTER_AREA if wanted < long else cv2.INTER_CUBIC)
     return np.asarray(rgb, np.uint8), (rgb.shape[1] / width, rgb.shape[0] / height)
 
 

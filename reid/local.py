@@ -24,7 +24,7 @@ from reid.images import printable
 from reid.index import LocalIndex
 from reid.intake import Describe, Prepared
 from reid.keypoints import FeatureStore, KeypointConfig, LocalFeatures
-from reid.learned import LearnedConfig
+from reid.learned import ENLARGED_TO, LearnedConfig
 from reid.masks import MaskStore
 from reid.records import Box, Failure, Mask, Sighting
 from reid.store import Store
@@ -59,8 +59,13 @@ def learned_description(store: Store) -> LearnedConfig | None:
     settings = store.config.local
     if not settings.use or settings.matcher == "sift":
         return None
-    long_side, weights = settings.long_side, settings.matcher_weights
-    return LearnedConfig(settings.matcher, settings.matcher_keypoints, long_side, weights)
+    return LearnedConfig(
+        settings.matcher,
+        settings.matcher_keypoints,
+        settings.long_side,
+        min(ENLARGED_TO, settings.long_side),
+        settings.matcher_weights,
+    )
 
 
 def describer(store: Store) -> Describe | None:

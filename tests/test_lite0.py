@@ -117,17 +117,15 @@ def test_the_weights_of_the_classifier_are_not_needed() -> None:
 def timm_network() -> Any:
     """`tf_efficientnet_lite0` with the same tensors, which map onto it in order."""
     torch = pytest.importorskip("torch")
-    library = torch.library.Library("torchvision", "DEF")  # torchvision asks for the schemas of its compiled operators
+    from reid.train.torchvision_ops import import_timm
+
     try:
-        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    except RuntimeError:
-        pass  # they are there already
-    timm = pytest.importorskip("timm")
+        timm = import_timm()
+    except ImportError:
+        pytest.skip("needs timm")
     network = timm.create_model("tf_efficientnet_lite0", pretrained=False).eval()
     names = list(network.state_dict())
     network.load_state_dict({n: torch.from_numpy(v) for n, v in zip(names, tensors().values(), strict=True)})
-    timm_network.kept = library  # type: ignore[attr-defined]  # the schemas live as long as the library does
     return network
 
 

@@ -28,7 +28,7 @@ from reid.errors import ModelError, TrainError
 from reid.models import ModelCard, Preprocessing
 from reid.records import Failure
 from reid.siamese import Siamese
-from reid.train import backbone, checkpoints, network, pictures, teacher
+from reid.train import allocator, backbone, checkpoints, network, pictures, teacher
 from reid.train.assignment import codes_of
 from reid.train.features import Source
 from reid.train.holdout import Split
@@ -102,6 +102,8 @@ def train(
         teacher.found(recipe.sampling.teacher)
     budget = (budget or Budget()).begun()
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if chosen.type == "cpu":
+        allocator.keep()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         if begin_with is None and pretrained and recipe.network.begin:
