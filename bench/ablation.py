@@ -214,7 +214,7 @@ def ask(store: Store, sightings: Sequence[Sighting]) -> tuple[Asked, list[float]
     for number, sighting in enumerate(sightings):
 
         def observe(rows: list[int], vectors: Any, each: Sequence[Found], number: int = number) -> None:
-            found[number] = each[0]
+            found.update({number: one for one in each})  # none where the photo cannot be read: it counts for nothing
 
         (answer,) = identifier.answers([Query((sighting,))], observe=observe)
         seconds.append(answer.seconds.get("embed", 0.0) + answer.seconds.get("search", 0.0))
