@@ -114,7 +114,7 @@ def ablation(store: Store, sightings: Sequence[Sighting]) -> dict[str, Any]:
     if kept is None or source is None:
         raise SystemExit("the store has no fit, or does without local features")
     groups = withheld.sightings_of(store.catalogue, labels)
-    whitened = store.whitening(store.gallery()) is not None
+    whitened = kept.whitened if store.whitening(store.gallery()) is not None else 0.0
     gallery, left_out = withheld.ask_left_out(
         store, labels, vectors, groups, source, whitened=whitened, sides=kept.sides, progress=lambda *_: None
     )
@@ -214,7 +214,8 @@ def ask(store: Store, sightings: Sequence[Sighting]) -> tuple[Asked, list[float]
     for number, sighting in enumerate(sightings):
 
         def observe(rows: list[int], vectors: Any, each: Sequence[Found], number: int = number) -> None:
-            found.update({number: one for one in each})  # none where the photo cannot be read: it counts for nothing
+            if each:  # nothing where the photo cannot be used: it counts for nothing
+                found[number] = each[0]
 
         (answer,) = identifier.answers([Query((sighting,))], observe=observe)
         seconds.append(answer.seconds.get("embed", 0.0) + answer.seconds.get("search", 0.0))

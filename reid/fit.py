@@ -34,6 +34,7 @@ from reid.withheld import Sides
 
 CURVES = ("curve", "curve_new")
 GROWTH = 1.5  # times the photos of the last fit, at which a new one is due
+SHARES = (1.0, 0.9, 0.7)  # how far vectors may be whitened: networks that have learnt the gallery need less
 LEAST_GROWTH = 50  # photos that must have been added all the same
 EARLIER_FILE = "calibration.earlier.json"
 EARLIER = 3  # fits of earlier galleries that are kept, in case the new gallery never comes into force
@@ -47,7 +48,8 @@ class Fit:
     are the fingerprints it holds for; `sides` says whether opposite flanks are compared. `cases` are the left-out
     photos' scores (`risk.Cases.to_dict`), on which a `policy` of stated error rates can be measured at any time. `ways`
     are those to fuse that were tried (`ways.Way.to_dict`), best first. Where `known` is in force, threshold, curves and
-    cases are of scores that it has moved; `known_record` says what it was worth (`known.tried`).
+    cases are of scores that it has moved; `known_record` says what it was worth (`known.tried`). `whitened` is the share of
+    `whiten.fit`, 0 where vectors serve as they are.
     """
 
     gallery: str
@@ -67,6 +69,7 @@ class Fit:
     ways: list[dict[str, Any]] = field(default_factory=list)
     known: Known | None = None
     known_record: dict[str, Any] = field(default_factory=dict)
+    whitened: float = 1.0
 
 
 def read(store: Store, gallery_fingerprint: str) -> Fit | None:
@@ -139,9 +142,10 @@ def fit(store: Store, *, progress: Progress = local.quiet) -> Fit:
     In this order, with earlier fits kept beside the new one: whenever it is killed, the gallery in force has its fit.
     """
     labels, vectors = withheld.gathered(store.catalogue, store.fingerprint)
-    whitening = whiten.fit(vectors, labels.individuals)
-    sides = sides_policy(store, labels, vectors, whitened=whitening is not None)
-    best = measured(store, labels, vectors, whitened=whitening is not None, sides=sides, progress=progress)
+    share = whitening_share(store, labels, vectors) if len(vectors) >= whiten.LEAST_PHOTOS else 0.0
+    whitening = whiten.fit(vectors, labels.individuals, share=share) if share else None
+    sides = sides_policy(store, labels, vectors, whitened=share)
+    best = measured(store, labels, vectors, whitened=share, sides=sides, progress=progress)
     kind, cases = best.fusion, best.cases
     settings = store.config.decision
     default = fusion.PRIOR_THRESHOLD
@@ -151,13 +155,14 @@ def fit(store: Store, *, progress: Progress = local.quiet) -> Fit:
         cases, objective=settings.objective, new_share=settings.share_new, default=default
     )
     if found.basis == "default":
-        whitening = None  # the defaults hold for raw vectors
+        whitening, share = None, 0.0  # the defaults hold for raw vectors
     gathered_cases = Cases.of(cases)
     result = Fit(
         gallery=store.fingerprint if whitening is None else f"{store.fingerprint}/{whitening.name}",
         local=local.fingerprint(store),
         fusion=kind,
         sides=sides,
+        whitened=share,
         photos=store.catalogue.counts().annotations - len(store.catalogue.lacking_embeddings(store.fingerprint)),
         threshold=found.value,
         basis=found.basis,
@@ -246,7 +251,19 @@ def _renewed(store: Store, cases: Cases) -> Policy | None:
     return None
 
 
-def sides_policy(store: Store, labels: Labels, vectors: NDArray[np.float32], *, whitened: bool) -> Sides:
+def whitening_share(store: Store, labels: Labels, vectors: NDArray[np.float32]) -> float:
+    """By which of `SHARES` left-out photos find most of their animals (MAP@5 by the embedding alone); the first where too
+    few can be asked.
+    """
+    cases = [withheld.left_out(store, labels, vectors, whitened=share) for share in SHARES]
+    known = np.logical_and.reduce([one.known_case for one in cases])
+    if known.sum() < thresholds.MIN_CASES:
+        return SHARES[0]
+    worth = [metrics.reciprocal_ranks(one.truth_rank[known], decide.LABELS).mean() for one in cases]
+    return SHARES[int(np.argmax(worth))]
+
+
+def sides_policy(store: Store, labels: Labels, vectors: NDArray[np.float32], *, whitened: float) -> Sides:
     """Whether opposite flanks are compared: as the settings say, or where left-out photos find their animal better by
     it, surely (lower end of the 95 % bootstrap interval over animals above 0).
     """
@@ -286,7 +303,7 @@ def measured(
     labels: Labels,
     vectors: NDArray[np.float32],
     *,
-    whitened: bool,
+    whitened: float,
     sides: Sides,
     progress: Progress = local.quiet,
 ) -> Measured:

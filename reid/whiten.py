@@ -59,6 +59,7 @@ def fit(
     least: int = LEAST_PHOTOS,
     dimensions: int = DIMENSIONS,
     shrink: float = SHRINK,
+    share: float = 1.0,
     seed: int = 0,
 ) -> Whitening | None:
     """The whitening of unit rows `vectors (N, D)`, or None where N is below `least`. At most `MOST_PHOTOS` of
@@ -66,6 +67,10 @@ def fit(
 
     With `individuals (N,)` (−1 unknown), directions in which photos of one animal differ are turned down as well, as
     far as there are photos enough to see them.
+
+    With `share` below 1 two vectors are compared half as whitened ones, half as they are, so to speak: their product is
+    `share` times the whitened product and 1 − `share` times that of the vectors without their mean, of equal strength on
+    average. A network that has learnt a gallery's own animals needs less whitening than one that has not.
     """
     if len(vectors) < least:
         return None
@@ -85,9 +90,11 @@ def fit(
         values, axes = np.maximum(values, 1e-12), right.astype(np.float32)
     variances = values / (len(vectors) - 1)
     scale = np.sqrt((1 - shrink) * variances + shrink * variances.mean())
-    axes = axes / scale.astype(np.float32)
+    turned, axes = axes, axes / scale.astype(np.float32)
     if individuals is not None:
         axes = axes @ _within(centred @ axes, individuals)
+    if share < 1:
+        axes = turned @ _mixed(centred @ turned, turned.T @ axes, share)
     return Whitening(mean, np.ascontiguousarray(axes, np.float32))
 
 
@@ -109,6 +116,16 @@ def _within(rows: Vectors, individuals: NDArray[np.int64]) -> Vectors:
     scatter += WITHIN_SHRINK * np.trace(scatter) / d * np.eye(d)
     values, turn = np.linalg.eigh(scatter)
     return np.asarray(turn / np.sqrt(values), np.float32)
+
+
+def _mixed(rows: Vectors, white: Vectors, share: float) -> Vectors:
+    """`(d, d)`: products of `rows (N, d)` turned by it are `share` times those turned by `white (d, d)` and 1 − `share`
+    times their own, both of the same mean square.
+    """
+    strength = np.square(rows).sum(dtype=np.float64) / max(np.square(rows @ white).sum(dtype=np.float64), 1e-30)
+    product = (1 - share) * np.eye(len(white)) + share * strength * (white @ white.T).astype(np.float64)
+    values, turn = np.linalg.eigh((product + product.T) / 2)
+    return np.asarray(turn * np.sqrt(np.maximum(values, 0)), np.float32)
 
 
 def _largest(symmetric: Vectors, d: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -177,18 +177,18 @@ def left_out(
     vectors: NDArray[np.float32],
     queries: IntArray | None = None,
     *,
-    whitened: bool,
+    whitened: float,
     sides: Sides = "separate",
 ) -> LeftOut:
     """By the embedding alone: photos of the gallery answered as if they were queries, unseen by model and whitening,
     apart from their encounter and near-duplicates; rows `queries`, or those that the present model has not learnt.
+    `whitened` is the share of `whiten.fit`, 0: vectors as they are.
     """
     groups = sightings_of(store.catalogue, labels)
     if queries is None:
         queries = chosen_queries(labels.individuals, groups, allowed=~learnt(store, labels, groups))
     rest = np.setdiff1d(np.arange(len(groups)), queries)
-    whitening = whiten.fit(vectors[rest], labels.individuals[rest], least=2) if whitened else None
-    rows = vectors if whitening is None else whitening.apply(vectors)
+    rows = _rows(vectors, labels, rest, whitened)
     k = min(len(rest), store.config.gallery.neighbours + int(np.bincount(groups).max(initial=1)))
     near = np.full((len(queries), max(k, 1)), -1, np.int64)
     scores = np.zeros((len(queries), max(k, 1)))
@@ -205,6 +205,14 @@ def left_out(
     return leaving_out.leave_one_out(
         queries, Neighbours(near, scores), labels.individuals, groups, store.config.decision.aggregate
     )
+
+
+def _rows(vectors: NDArray[np.float32], labels: Labels, rest: IntArray, whitened: float) -> NDArray[np.float32]:
+    """All vectors by the whitening of those at `rest`."""
+    if not whitened:
+        return vectors
+    whitening = whiten.fit(vectors[rest], labels.individuals[rest], least=2, share=whitened)
+    return vectors if whitening is None else whitening.apply(vectors)
 
 
 def _sided(
@@ -228,7 +236,7 @@ def ask_left_out(
     groups: IntArray,
     source: measure.Local,
     *,
-    whitened: bool,
+    whitened: float,
     sides: Sides,
     progress: Progress,
 ) -> tuple[measure.Gallery, list[Asked]]:
@@ -236,8 +244,7 @@ def ask_left_out(
     allowed = ~learnt(store, labels, groups)
     queries = chosen_queries(labels.individuals, groups, allowed=allowed, most=MOST_FUSED, each=2)
     rest = np.setdiff1d(np.arange(len(groups)), queries)
-    whitening = whiten.fit(vectors[rest], labels.individuals[rest], least=2) if whitened else None
-    rows = vectors if whitening is None else whitening.apply(vectors)
+    rows = _rows(vectors, labels, rest, whitened)
     gallery = measure.Gallery(tuple(map(str, labels.annotations.tolist())), rows, labels.individuals, groups)
     opposite = _opposite(store, labels) if sides == "separate" else lambda row: frozenset[int]()
     near = store.config.gallery.neighbours

@@ -164,6 +164,24 @@ def test_from_four_hundred_photos_on_vectors_are_whitened_and_the_threshold_is_o
     assert_index_is_the_catalogue(store)
 
 
+@pytest.mark.parametrize("strong", ["light", "animals"])
+def test_vectors_are_whitened_as_far_as_left_out_photos_say(tmp_path: Path, strong: str) -> None:
+    """Where the strongest axes tell the light, whitening turns them down; where they tell animals, it loses them."""
+    rng = np.random.default_rng(0)
+    axes = np.zeros(DIM)
+    axes[: DIM // 4] = 1.0
+    between, within = (0.3 + 0 * axes, 0.1 + 1.2 * axes) if strong == "light" else (0.02 + axes, np.full(DIM, 0.35))
+    rows = np.repeat(rng.normal(size=(220, DIM)) * between, 2, 0) + rng.normal(size=(440, DIM)) * within + 1.0
+    store = fake_store(tmp_path / "s")
+    with_vectors(store, unit_rows(rows.astype(np.float32)), [f"w{i}" for i in range(220) for _ in range(2)])
+    labels, vectors = withheld.gathered(store.catalogue, store.fingerprint)
+    found = fit.whitening_share(store, labels, vectors)
+    assert found == 1.0 if strong == "light" else found < 1.0
+    assert fit.fit(store).whitened == found
+    kept = fit.read(store, store.gallery().fingerprint)
+    assert kept is not None and kept.whitened == found
+
+
 def test_below_four_hundred_photos_vectors_stay_as_they_are(tmp_path: Path) -> None:
     store = fake_store(tmp_path / "s")
     with_vectors(store, *animals(133, 3))

@@ -164,6 +164,28 @@ def test_with_animals_known_rows_compare_as_the_scatter_within_animals_says(unkn
     np.testing.assert_allclose(found @ found.T, product / np.outer(length, length), atol=2e-3)
 
 
+@pytest.mark.parametrize("number", [60, 12], ids=["more photos", "more dimensions"])
+@pytest.mark.parametrize("share", [0.9, 0.4])
+def test_a_share_of_whitening_is_that_share_of_both_products(number: int, share: float) -> None:
+    """Whitened products and those of the rows without their mean, brought to the same mean square over the gallery."""
+    vectors, individuals = animals(number, 3)
+    queries = animals(5, 2, seed=9)[0]
+    white = fitted(vectors, individuals=individuals, least=2)
+    turned = fitted(vectors, least=2, shrink=1.0)  # axes turned, all of one length
+    plain = turned.axes / np.linalg.norm(turned.axes, axis=0)
+
+    def rows(of: Array, axes: Array) -> NDArray[np.float64]:
+        return np.asarray((of - white.mean).astype(np.float64) @ axes)
+
+    strength = np.square(rows(vectors, plain)).sum() / np.square(rows(vectors, white.axes)).sum()
+    product = share * strength * rows(queries, white.axes) @ rows(queries, white.axes).T
+    product += (1 - share) * rows(queries, plain) @ rows(queries, plain).T
+    length = np.sqrt(np.diag(product))
+    found = fitted(vectors, individuals=individuals, least=2, share=share).apply(queries)
+    np.testing.assert_allclose(found @ found.T, product / np.outer(length, length), atol=2e-3)
+    assert not np.allclose(found @ found.T, white.apply(queries) @ white.apply(queries).T, atol=2e-3)
+
+
 def standing(rows: Array, individuals: NDArray[np.int64]) -> float:
     """How far pairs of one animal lie above others, in standard deviations of the others."""
     scores = rows @ rows.T
