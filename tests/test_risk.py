@@ -234,7 +234,7 @@ def test_scores_that_cannot_tell_animals_apart_are_refused_whatever_their_number
 def test_a_few_unknown_animals_do_not_hide_behind_many_known_photos() -> None:
     """No unknown among 20 was matched: that says little about the next one, however many known photos there are."""
     rng = np.random.default_rng(0)
-    cases = population(rng, 5000, 1, 0.0, 9.0)
+    cases = population(rng, 700, 1, 0.0, 9.0)
     lucky = Cases(cases.known_score, cases.known_wrong, cases.known_animal, np.zeros(20), np.arange(20))
     assert promise_matches(lucky, 0.01, new_share=0.5).threshold is None
     assert promise_matches(cases, 0.01, new_share=0.5).threshold is not None
