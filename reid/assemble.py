@@ -143,7 +143,9 @@ def _queries(store: Store, pool: Pool, there: NDArray[np.bool_], trained_on: Int
 def _matrices(
     store: Store, pool: Pool, parts: Sequence[Vectors], queries: IntArray
 ) -> tuple[list[NDArray[np.float32]], IntArray]:
-    """Each member's scores `(Q, I)`, whitened as the store would whiten its vectors, and the truth's column."""
+    """Each member's scores `(Q, I)`, whitened fully by its own gallery (the store's fit may choose a lesser share), and the
+    truth's column.
+    """
     groups = withheld.sightings_of(store.catalogue, pool.labels)
     rest = np.setdiff1d(np.arange(len(groups)), pool.played)
     codes = pool.labels.individuals
@@ -175,7 +177,7 @@ def _tried(
 
 
 def _answered(store: Store, pool: Pool, rows: Vectors, queries: IntArray) -> float:
-    """MAP@5 of the store's own answers to these photos, with these vectors."""
+    """MAP@5 of the store's own answers to these photos, with these vectors whitened fully."""
     whitened = len(rows) >= whiten.LEAST_PHOTOS
     cases = withheld.left_out(store, pool.labels, unit_rows(rows), pool.played, whitened=whitened)
     usable = cases.known_case & np.isin(pool.played, queries)

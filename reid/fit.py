@@ -17,7 +17,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from reid import calibrate, decide, fusion, known, local, measure, metrics, promise, thresholds, ways, whiten, withheld
+from reid import (
+    calibrate,
+    crowding,
+    decide,
+    fusion,
+    known,
+    local,
+    measure,
+    metrics,
+    promise,
+    thresholds,
+    ways,
+    whiten,
+    withheld,
+)
 from reid.calibrate import Calibration
 from reid.catalogue import Labels
 from reid.errors import InputError
@@ -49,7 +63,8 @@ class Fit:
     photos' scores (`risk.Cases.to_dict`), on which a `policy` of stated error rates can be measured at any time. `ways`
     are those to fuse that were tried (`ways.Way.to_dict`), best first. Where `known` is in force, threshold, curves and
     cases are of scores that it has moved; `known_record` says what it was worth (`known.tried`). `whitened` is the share of
-    `whiten.fit`, 0 where vectors serve as they are.
+    `whiten.fit`, 0 where vectors serve as they are; `crowded` is the mean crowding of the gallery's photos
+    (`reid.crowding`), None where cosines serve as they are.
     """
 
     gallery: str
@@ -70,6 +85,7 @@ class Fit:
     known: Known | None = None
     known_record: dict[str, Any] = field(default_factory=dict)
     whitened: float = 1.0
+    crowded: float | None = None
 
 
 def read(store: Store, gallery_fingerprint: str) -> Fit | None:
@@ -155,7 +171,10 @@ def fit(store: Store, *, progress: Progress = local.quiet) -> Fit:
         cases, objective=settings.objective, new_share=settings.share_new, default=default
     )
     if found.basis == "default":
-        whitening, share = None, 0.0  # the defaults hold for raw vectors
+        whitening, share, crowded = None, 0.0, None  # the defaults hold for raw vectors and their cosines
+    else:
+        rows = vectors if whitening is None else whitening.apply(vectors)
+        crowded = crowding.middle(crowding.crowding(rows, labels.individuals))
     gathered_cases = Cases.of(cases)
     result = Fit(
         gallery=store.fingerprint if whitening is None else f"{store.fingerprint}/{whitening.name}",
@@ -163,6 +182,7 @@ def fit(store: Store, *, progress: Progress = local.quiet) -> Fit:
         fusion=kind,
         sides=sides,
         whitened=share,
+        crowded=crowded,
         photos=store.catalogue.counts().annotations - len(store.catalogue.lacking_embeddings(store.fingerprint)),
         threshold=found.value,
         basis=found.basis,
@@ -252,9 +272,12 @@ def _renewed(store: Store, cases: Cases) -> Policy | None:
 
 
 def whitening_share(store: Store, labels: Labels, vectors: NDArray[np.float32]) -> float:
-    """By which of `SHARES` left-out photos find most of their animals (MAP@5 by the embedding alone); the first where too
-    few can be asked.
+    """By which of `SHARES` left-out photos find most of their animals (MAP@5 by the embedding alone). The first, at no
+    cost, where the network in force has learnt none of the gallery's photos (`docs/results.md`: it gains nothing by less),
+    or too few others can be asked.
     """
+    if not withheld.learnt(store, labels, withheld.sightings_of(store.catalogue, labels)).any():
+        return SHARES[0]
     cases = [withheld.left_out(store, labels, vectors, whitened=share) for share in SHARES]
     known = np.logical_and.reduce([one.known_case for one in cases])
     if known.sum() < thresholds.MIN_CASES:

@@ -201,7 +201,7 @@ def embedded(
 
 def judge(store: Store, pool: Pool, vectors: Vectors, lost: int, *, trained_on: ArrayLike = ()) -> Verdict:
     """The same left-out photos answered by the present and by the new vectors; `trained_on` are annotations that the
-    new model has seen.
+    new model has seen. Both are whitened fully, though the fit that follows may choose a lesser share.
     """
     whitened = len(pool.labels.annotations) >= whiten.LEAST_PHOTOS
     before, after = (

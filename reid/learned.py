@@ -39,7 +39,7 @@ _ALGORITHM = "learned/1"
 _SCALE, _OFFSET = 256.0, 128.0
 _ENLARGED = 4  # times at most
 _LEAST = 16  # pixels of a crop's short side: in smaller ones there is nothing to see
-ENLARGED_TO = 256  # pixels of the long side: in 90 × 50 the coarse maps see next to nothing
+ENLARGED_TO = 256  # pixels of the long side, for networks that were taught on photos of several hundred
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,13 +30,19 @@ Progress = Callable[[str, int, int], None]
 @dataclass(frozen=True, slots=True, eq=False)
 class Gallery:
     """All photos of a measurement, N of them: `ids` in both indexes, whitened `rows (N, d)`, `individuals` and
-    `groups` (N,) (codes of animals, −1 unknown, and of sightings).
+    `groups` (N,) (codes of animals, −1 unknown, and of sightings), and `relief (N,)`, what cosines with each are lowered
+    by (`reid.crowding`).
     """
 
     ids: tuple[str, ...]
     rows: NDArray[np.float32]
     individuals: IntArray
     groups: IntArray
+    relief: NDArray[np.float64]
+
+    def cosines(self, query: int, rows: IntArray) -> NDArray[np.float64]:
+        """Of a row with others, `(n,)`, crowding taken off."""
+        return np.asarray(self.rows[rows] @ self.rows[query] - self.relief[rows], np.float64)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -83,8 +89,10 @@ def ask(
             return None
         barred = set(excluded(query)) | set(np.flatnonzero(gallery.groups == gallery.groups[query]).tolist())
         open_rows = rest[~np.isin(rest, np.fromiter(barred, np.int64, len(barred)))]
-        cosines = gallery.rows[open_rows] @ gallery.rows[query]
-        near = open_rows[np.argsort(-cosines, kind="stable")[:neighbours]]
+        nearest = np.argsort(-(gallery.rows[open_rows] @ gallery.rows[query]), kind="stable")[:neighbours]
+        cosines = gallery.cosines(query, open_rows[nearest])
+        order = np.argsort(-cosines, kind="stable")
+        near = open_rows[nearest[order]]
         found = local.index.search(
             local.index.asking(features.descriptors),
             names=local.names,
@@ -94,9 +102,9 @@ def ask(
         votes = {id: v for id, v in zip(found.photos, found.votes, strict=True) if id in row_of}
         listed = shortlist.gather(
             [gallery.ids[r] for r in near],
-            gallery.rows[near] @ gallery.rows[query],
+            cosines[order],
             votes,
-            lambda ids: gallery.rows[[row_of[i] for i in ids]] @ gallery.rows[query],
+            lambda ids: gallery.cosines(query, np.array([row_of[i] for i in ids], np.int64)),
             features,
             local.compared_of or local.features_of,
             listed=neighbours,

@@ -14,9 +14,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from reid import fit, fusion, local, rescore, shortlist, stages
+from reid import crowding, fit, fusion, local, rescore, shortlist, stages
 from reid.aggregate import Ranking
 from reid.catalogue import AnnotationInfo
+from reid.crowding import Crowds
 from reid.errors import IndexStale
 from reid.fit import Fit
 from reid.fusion import Fusion
@@ -59,13 +60,14 @@ class Probe:
 class Found:
     """What the gallery has for a probe: candidates best first, what each source says of them (None by the embedder
     alone), and what was left out on the way. Of that, `failed` is what failed or took too long: low scores may be owed
-    to it, and nobody should be called new for them.
+    to it, and nobody should be called new for them. `relief` is what each cosine was lowered by (`reid.crowding`).
     """
 
     candidates: Candidates
     shortlist: Shortlist | None = None
     skipped: tuple[str, ...] = ()
     failed: tuple[str, ...] = ()
+    relief: Mapping[str, float] = field(default_factory=dict)
 
     def evidence(self, id: str) -> dict[str, float]:
         """What spoke for one candidate: cosine and, where local features were asked, votes and inliers; `mirrored` 1
@@ -75,7 +77,8 @@ class Found:
             return {}
         row = self.shortlist.ids.index(id)
         made = self.shortlist.verifications[row]
-        said = {"cosine": float(self.shortlist.cosines[row]), "votes": float(self.shortlist.votes[row])}
+        cosine = float(self.shortlist.cosines[row]) + self.relief.get(id, 0.0)
+        said = {"cosine": cosine, "votes": float(self.shortlist.votes[row])}
         logit = float("nan") if self.shortlist.siamese is None else float(self.shortlist.siamese[row])
         said |= {"siamese": 1 / (1 + math.exp(-min(max(logit, -60.0), 60.0)))} if math.isfinite(logit) else {}
         said |= {"inliers": float(made.inliers)} if made else {}
@@ -94,6 +97,7 @@ class Searcher:
     local: LocalSource | None
     names: Names | None
     heads: Heads | None = None
+    crowds: Crowds | None = None
     infos: dict[int, AnnotationInfo] = field(default_factory=dict)
 
     @classmethod
@@ -107,7 +111,10 @@ class Searcher:
                 source=str(store.root / CALIBRATION),
                 next_step="reid reindex",
             )
-        source, names, heads = None, None, None
+        source, names, heads, crowds = None, None, None, None
+        owners = local.names_of(store) if found is not None else {}
+        if found is not None and found.crowded is not None:
+            crowds = Crowds(gallery, owners)
         if found is not None and found.fusion.kind != "embedding":
             source = LocalSource.open(store)
             if len(source.index) < len(gallery) / 2:
@@ -116,9 +123,9 @@ class Searcher:
                     source=str(source.index.folder),
                     next_step="reid reindex",
                 )
-            names = source.index.names(local.names_of(store))
+            names = source.index.names(owners)
             heads = rescore.open_heads(store)
-        return cls(store, gallery, found, store.catalogue.counts().individuals, k, source, names, heads)
+        return cls(store, gallery, found, store.catalogue.counts().individuals, k, source, names, heads, crowds)
 
     @property
     def fusion(self) -> Fusion:
@@ -140,7 +147,7 @@ class Searcher:
             rows = [i for i, one in enumerate(kinds) if one == kind]
             some = [probes[i] for i in rows]
             allow, exclude = self._filters(*kind)
-            near = self._nearest(some, allow, exclude)
+            near = [self._relieved(one) for one in self._nearest(some, allow, exclude)]
             answers = [Found(one, None, self._unmeasured()) for one in near]
             if self.local is not None and self.names is not None:
                 answers = self._fused(some, near, allow, exclude)
@@ -209,6 +216,20 @@ class Searcher:
             k *= DEEPER
         return found
 
+    def _relief(self, ids: Sequence[str]) -> NDArray[np.float64]:
+        """What the cosines with these photos are lowered by, `(n,)`."""
+        if self.crowds is None or self.fit is None or self.fit.crowded is None:
+            return np.zeros(len(ids))
+        return crowding.taken_off(self.crowds.of(ids), self.fit.crowded)
+
+    def _relieved(self, near: Candidates) -> Candidates:
+        """Neighbours in the order of their cosines with crowding taken off; equal ones in the order given."""
+        if self.crowds is None:
+            return near
+        scores = np.array(near.scores) - self._relief(near.ids)
+        order = np.argsort(-scores, kind="stable")
+        return Candidates(tuple(near.ids[i] for i in order), tuple(scores[order].tolist()))
+
     def _learn(self, annotations: set[int]) -> None:
         self.infos.update(self.store.catalogue.annotations(annotations - self.infos.keys()))
 
@@ -249,7 +270,7 @@ class Searcher:
                 candidates.ids,
                 candidates.scores,
                 dict(zip(vote.photos, vote.votes, strict=True)),
-                lambda ids: self.gallery.vectors(list(ids)) @ probe.vector,
+                lambda ids: self.gallery.vectors(list(ids)) @ probe.vector - self._relief(ids),
                 own,
                 lambda id: source.compared_of(keys, id),
                 listed=listed,
@@ -262,7 +283,8 @@ class Searcher:
             undone = () if troubles else _left_undone(probe.features, gathered, checked[at])
             failed = tuple(troubles)
             noted = ("siamese: the head is of another model; reid train-siamese",) if outdated else ()
-            return Found(Candidates(ids, scores), gathered, (*absent, *noted, *undone, *failed), failed)
+            off = dict(zip(gathered.ids, self._relief(gathered.ids).tolist(), strict=True))
+            return Found(Candidates(ids, scores), gathered, (*absent, *noted, *undone, *failed), failed, off)
 
         return [one(at) for at in range(len(probes))]  # the libraries below use all processors by themselves
 

@@ -32,8 +32,8 @@ Check = Callable[[Sequence[str]], Mapping[str, Verification]]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Shortlist:
-    """Candidates of one query: `ids`, and rows of all that is known of each: `cosines`, `votes` (C,), verifications
-    (None where none was made), `features (C, F)` as in `reid.fusion.NAMES`; `siamese (C,)` logits, NaN where the head
+    """Candidates of one query: `ids`, and rows of all that is known of each: `cosines` (crowding taken off), `votes` (C,),
+    verifications (None where none was made), `features (C, F)` as in `reid.fusion.NAMES`; `siamese (C,)` logits, NaN where the head
     was not asked, None without one.
     """
 

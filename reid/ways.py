@@ -1,10 +1,12 @@
 """Ways to fuse the sources compete on left-out photos; which comes into force, and by how much it is better.
 
-The rule. Of the embedder alone, the general weights and the boosted trees (with and without the columns of a Siamese
-head) the one that finds most of the known animals is the present default: highest MAP@5, known animals alone being
-ranked. The ways that fuse sources calibrated each by itself (`reid.sources`) challenge it; the best of them takes over
-only where its gain, photo by photo, is above 0 beyond chance: the lower end of the bootstrap interval over animals, at
-a level that allows one false alarm in twenty shared among all challengers. All are measured out of fold by animal.
+The rule. Of the general weights and the boosted trees (with and without the columns of a Siamese head) the one that
+finds most of the known animals is the present default: highest MAP@5, known animals alone being ranked. The embedder
+alone is it only where it finds more than that by more than the difference's standard error: several sources tell known
+from new better than one where they find as much. The ways that fuse sources calibrated each by itself (`reid.sources`)
+challenge it; the best of them takes over only where its gain, photo by photo, is above 0 beyond chance: the lower end
+of the bootstrap interval over animals, at a level that allows one false alarm in twenty shared among all challengers.
+All are measured out of fold by animal.
 
 Knows answers of left-out photos (`reid.measure.Fused`); no stores.
 """
@@ -22,6 +24,7 @@ from reid import decide, fusion, measure, metrics
 from reid.intervals import bootstrap_interval
 from reid.measure import Asked, Fused, Gallery
 
+ONE_ERROR = 0.6827  # level of the interval that reaches one standard error to either side
 FALSE_ALARMS = 0.05  # chance that some challenger takes over although none is better
 
 
@@ -62,7 +65,7 @@ def challengers(gallery: Gallery, asked: Sequence[Asked], method: str) -> list[F
 
 def chosen(defaults: Sequence[Fused], others: Sequence[Fused]) -> tuple[Fused, tuple[Way, ...]]:
     """The way that comes into force by the module's rule, and all of them, best first."""
-    default = max(defaults, key=lambda one: one.map_at_5)
+    default = _default(defaults)
     known = default.cases.known_case
     animals, own = default.cases.identity[known], _worths(default, known)
     level = 1 - FALSE_ALARMS / max(1, len(others))
@@ -89,6 +92,18 @@ def chosen(defaults: Sequence[Fused], others: Sequence[Fused]) -> tuple[Fused, t
             )  # fmt: skip
         )
     return winner, tuple(sorted(found, key=lambda way: -way.map_at_5))
+
+
+def _default(present: Sequence[Fused]) -> Fused:
+    """The best that fuses sources, unless the embedder alone is better by more than one standard error."""
+    alone, several = ([one for one in present if (one.fusion.kind == "embedding") is bare] for bare in (True, False))
+    best, *rest = (max(ways, key=lambda one: one.map_at_5) for ways in (several, alone) if ways)
+    for plain in rest:
+        known = best.cases.known_case
+        gain = _worths(plain, known) - _worths(best, known)
+        if bootstrap_interval(gain, best.cases.identity[known], level=ONE_ERROR).low > 0:
+            return plain
+    return best
 
 
 def _siamese(one: Fused) -> bool:

@@ -68,8 +68,8 @@ def fit(
     With `individuals (N,)` (−1 unknown), directions in which photos of one animal differ are turned down as well, as
     far as there are photos enough to see them.
 
-    With `share` below 1 two vectors are compared half as whitened ones, half as they are, so to speak: their product is
-    `share` times the whitened product and 1 − `share` times that of the vectors without their mean, of equal strength on
+    With `share` below 1 the product of two vectors (before they are brought to unit length) is `share` times the whitened
+    product and 1 − `share` times that of the vectors without their mean, within the kept axes, of equal strength on
     average. A network that has learnt a gallery's own animals needs less whitening than one that has not.
     """
     if len(vectors) < least:

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from reid import duplicates, leaving_out, local, measure, models, rescore, thresholds, whiten
+from reid import crowding, duplicates, leaving_out, local, measure, models, rescore, thresholds, whiten
 from reid.catalogue import Catalogue, Labels
 from reid.embed import unit_rows
 from reid.keypoints import LocalFeatures
@@ -180,8 +180,8 @@ def left_out(
     whitened: float,
     sides: Sides = "separate",
 ) -> LeftOut:
-    """By the embedding alone: photos of the gallery answered as if they were queries, unseen by model and whitening,
-    apart from their encounter and near-duplicates; rows `queries`, or those that the present model has not learnt.
+    """By the embedding alone, crowding taken off: photos of the gallery answered as if they were queries, unseen by model
+    and whitening, apart from their encounter and near-duplicates; rows `queries`, or those that the present model has not learnt.
     `whitened` is the share of `whiten.fit`, 0: vectors as they are.
     """
     groups = sightings_of(store.catalogue, labels)
@@ -189,12 +189,13 @@ def left_out(
         queries = chosen_queries(labels.individuals, groups, allowed=~learnt(store, labels, groups))
     rest = np.setdiff1d(np.arange(len(groups)), queries)
     rows = _rows(vectors, labels, rest, whitened)
+    relief = _relief(rows, labels, rest)
     k = min(len(rest), store.config.gallery.neighbours + int(np.bincount(groups).max(initial=1)))
     near = np.full((len(queries), max(k, 1)), -1, np.int64)
     scores = np.zeros((len(queries), max(k, 1)))
     for at in range(0, len(queries), 256):
         part = queries[at : at + 256]
-        matrix = rows[part] @ rows[rest].T
+        matrix = rows[part] @ rows[rest].T - relief[rest].astype(np.float32)
         if sides == "separate":
             matrix = _sided(store, labels, matrix, part, rest)
         if k:
@@ -213,6 +214,14 @@ def _rows(vectors: NDArray[np.float32], labels: Labels, rest: IntArray, whitened
         return vectors
     whitening = whiten.fit(vectors[rest], labels.individuals[rest], least=2, share=whitened)
     return vectors if whitening is None else whitening.apply(vectors)
+
+
+def _relief(rows: NDArray[np.float32], labels: Labels, rest: IntArray) -> NDArray[np.float64]:
+    """What the cosines of rows at `rest` are lowered by (`reid.crowding`), among themselves, `(N,)`; 0 for others."""
+    crowded = crowding.crowding(rows[rest], labels.individuals[rest])
+    out = np.zeros(len(rows))
+    out[rest] = crowding.taken_off(crowded, crowding.middle(crowded))
+    return out
 
 
 def _sided(
@@ -245,7 +254,8 @@ def ask_left_out(
     queries = chosen_queries(labels.individuals, groups, allowed=allowed, most=MOST_FUSED, each=2)
     rest = np.setdiff1d(np.arange(len(groups)), queries)
     rows = _rows(vectors, labels, rest, whitened)
-    gallery = measure.Gallery(tuple(map(str, labels.annotations.tolist())), rows, labels.individuals, groups)
+    ids = tuple(map(str, labels.annotations.tolist()))
+    gallery = measure.Gallery(ids, rows, labels.individuals, groups, _relief(rows, labels, rest))
     opposite = _opposite(store, labels) if sides == "separate" else lambda row: frozenset[int]()
     near = store.config.gallery.neighbours
     return gallery, measure.ask(gallery, queries, opposite, source, neighbours=near, progress=progress)

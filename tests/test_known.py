@@ -27,7 +27,9 @@ def population(*, level: float, agrees: bool, seed: int = 0) -> tuple[Gallery, l
     rng = np.random.default_rng(seed)
     individuals = np.repeat(np.arange(ANIMALS), SHOTS)
     count = len(individuals)
-    gallery = Gallery(tuple(map(str, range(count))), np.eye(count, dtype=np.float32), individuals, np.arange(count))
+    gallery = Gallery(
+        tuple(map(str, range(count))), np.eye(count, dtype=np.float32), individuals, np.arange(count), np.zeros(count)
+    )
     asked = []
     for query in range(0, count, SHOTS):
         rows = np.r_[query + 1, query + 2, rng.choice(np.setdiff1d(np.arange(count), query + np.arange(3)), 14, False)]

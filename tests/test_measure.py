@@ -77,7 +77,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     index.add(ids, [f.descriptors for f in features])
     index.commit(revision=1)
     names = index.names({id: str(a) for id, a in zip(ids, individuals.tolist(), strict=True) if a >= 0})
-    gallery = Gallery(ids, rows, individuals, groups)
+    gallery = Gallery(ids, rows, individuals, groups, rng.normal(size=count) * 0.2)
     return World(gallery, features, measure.Local(index, names, by_id(ids, features), VerifyConfig(), CHECKED), root)
 
 
@@ -118,6 +118,8 @@ def loop(
     rest = [r for r in range(len(gallery.ids)) if r not in QUERIES and gallery.groups[r] != group and r not in barred]
     cosine = {r: float(gallery.rows[r] @ gallery.rows[query]) for r in rest}
     near = sorted(rest, key=lambda r: -cosine[r])[:NEAR]
+    cosine = {r: c - float(gallery.relief[r]) for r, c in cosine.items()}
+    near.sort(key=lambda r: -cosine[r])
     votes = world.fresh_votes(query, rest)
     candidates = near + [r for r in votes if r not in near]
     chosen: list[int] = []
@@ -175,7 +177,8 @@ def test_trees_learn_from_the_hardest_negatives_and_an_assignments_are_among_the
     """What geometry compares are the nearest by cosine or by votes; the photos that an assignment (LAP) would give the
     queries, each its own and as near as can be, are on their lists already.
     """
-    gallery, inliers = world.gallery, fusion.NAMES.index("inliers")
+    gallery = replace(world.gallery, relief=np.zeros(len(world.gallery.ids)))  # an assignment knows cosines alone
+    world, inliers = replace(world, gallery=gallery), fusion.NAMES.index("inliers")
     rest = np.setdiff1d(np.arange(len(gallery.ids)), QUERIES)
     cosines = gallery.rows[QUERIES] @ gallery.rows[rest].T
     apart = gallery.groups[QUERIES][:, None] != gallery.groups[rest]
@@ -261,7 +264,9 @@ def test_trees_are_fitted_on_named_pairs_and_answer_their_own_photos_out_of_fold
     individuals = np.repeat(np.arange(animals), shots)
     count = len(individuals)
     individuals[-3:] = -1
-    gallery = Gallery(tuple(map(str, range(count))), np.eye(count, dtype=np.float32), individuals, np.arange(count))
+    gallery = Gallery(
+        tuple(map(str, range(count))), np.eye(count, dtype=np.float32), individuals, np.arange(count), np.zeros(count)
+    )
     asked = []
     for query in range(0, count, shots):
         rows = np.array(

@@ -68,8 +68,23 @@ def test_the_more_challengers_the_surer_the_best_must_be() -> None:
 
 
 def test_without_challengers_the_best_of_the_present_ways_serves() -> None:
-    plain, prior = answered(EMBEDDING, [1] * 30), answered(PRIOR_FUSION, [2] * 30)
-    assert ways.chosen([plain, prior], [])[0] is plain
+    plain, prior, trees = (
+        answered(EMBEDDING, [1] * 30),
+        answered(PRIOR_FUSION, [3] * 30),
+        answered(Fusion("trees"), [2] * 30),
+    )
+    assert ways.chosen([plain, prior, trees], [])[0] is plain
+    assert ways.chosen([prior, trees], [])[0] is trees
+    assert ways.chosen([plain], [])[0] is plain
+
+
+def test_the_embedder_alone_serves_only_where_it_is_clearly_better() -> None:
+    prior = answered(PRIOR_FUSION, [1, 2] * 100)
+    hardly = answered(EMBEDDING, [2, 1] * 99 + [1, 1])
+    assert hardly.map_at_5 > prior.map_at_5
+    assert ways.chosen([hardly, prior], [])[0] is prior
+    clearly = answered(EMBEDDING, [1, 2] * 90 + [1] * 20)
+    assert ways.chosen([clearly, prior], [])[0] is clearly
 
 
 def world(columns: dict[str, float], names: tuple[str, ...] = NAMES, seed: int = 0) -> tuple[Gallery, list[Asked]]:
@@ -79,7 +94,9 @@ def world(columns: dict[str, float], names: tuple[str, ...] = NAMES, seed: int =
     rng = np.random.default_rng(seed)
     individuals = np.repeat(np.arange(40), 3)
     count = len(individuals)
-    gallery = Gallery(tuple(map(str, range(count))), np.eye(count, dtype=np.float32), individuals, np.arange(count))
+    gallery = Gallery(
+        tuple(map(str, range(count))), np.eye(count, dtype=np.float32), individuals, np.arange(count), np.zeros(count)
+    )
     asked = []
     for query in range(0, count, 3):
         strangers = np.setdiff1d(np.arange(count), [query, query + 1, query + 2])
