@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reid import enrol, fusion, measure, synth, withheld
+from reid.crowding import Crowding
 from reid.embed import unit_rows
 from reid.exchange import read_sources
 from reid.store import Store
@@ -63,7 +64,11 @@ def asked_of(folder: Path, whales: int, seed: int) -> tuple[measure.Gallery, lis
         groups = withheld.sightings_of(store.catalogue, labels)
         queries = withheld.chosen_queries(labels.individuals, groups)
         gallery = measure.Gallery(
-            tuple(map(str, labels.annotations.tolist())), unit_rows(vectors), labels.individuals, groups
+            tuple(map(str, labels.annotations.tolist())),
+            unit_rows(vectors),
+            labels.individuals,
+            groups,
+            Crowding.none(len(groups)),  # these weights serve where nothing was measured, crowding neither
         )
         local = withheld.local_of(store, labels)
         assert local is not None

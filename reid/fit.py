@@ -64,7 +64,7 @@ class Fit:
     are those to fuse that were tried (`ways.Way.to_dict`), best first. Where `known` is in force, threshold, curves and
     cases are of scores that it has moved; `known_record` says what it was worth (`known.tried`). `whitened` is the share of
     `whiten.fit`, 0 where vectors serve as they are; `crowded` is the mean crowding of the gallery's photos
-    (`reid.crowding`), None where cosines serve as they are.
+    (`reid.crowding`), None where cosines serve as they are, and `crowd` the annotations it is told by, by species.
     """
 
     gallery: str
@@ -86,6 +86,7 @@ class Fit:
     known_record: dict[str, Any] = field(default_factory=dict)
     whitened: float = 1.0
     crowded: float | None = None
+    crowd: dict[str, list[int]] = field(default_factory=dict)
 
 
 def read(store: Store, gallery_fingerprint: str) -> Fit | None:
@@ -120,7 +121,7 @@ def is_due(store: Store) -> bool:
     last = read(store, gallery.fingerprint)
     if last is None:
         return len(gallery) > 0
-    if last.known is not None and store.config.decision.threshold >= 0:
+    if (last.known is not None or last.crowded is not None) and store.config.decision.threshold >= 0:
         return True  # a threshold that somebody stated is for scores that nothing moves
     if last.basis != "measured" and _can_be_measured(store, last):
         return True
@@ -170,11 +171,13 @@ def fit(store: Store, *, progress: Progress = local.quiet) -> Fit:
     found = thresholds.choose_threshold(
         cases, objective=settings.objective, new_share=settings.share_new, default=default
     )
+    crowd, crowded = {}, None
     if found.basis == "default":
-        whitening, share, crowded = None, 0.0, None  # the defaults hold for raw vectors and their cosines
-    else:
+        whitening, share = None, 0.0  # the defaults hold for raw vectors and their cosines
+    elif settings.threshold < 0:
+        crowd = crowd_of(store, labels)
         rows = vectors if whitening is None else whitening.apply(vectors)
-        crowded = crowding.middle(crowding.crowding(rows, labels.individuals))
+        crowded = withheld.crowding_among(store, rows, labels, np.arange(len(rows))).middle
     gathered_cases = Cases.of(cases)
     result = Fit(
         gallery=store.fingerprint if whitening is None else f"{store.fingerprint}/{whitening.name}",
@@ -183,6 +186,7 @@ def fit(store: Store, *, progress: Progress = local.quiet) -> Fit:
         sides=sides,
         whitened=share,
         crowded=crowded,
+        crowd=crowd,
         photos=store.catalogue.counts().annotations - len(store.catalogue.lacking_embeddings(store.fingerprint)),
         threshold=found.value,
         basis=found.basis,
@@ -200,6 +204,15 @@ def fit(store: Store, *, progress: Progress = local.quiet) -> Fit:
     write(store, result)
     store.rebuild(whitening)
     return result
+
+
+def crowd_of(store: Store, labels: Labels) -> dict[str, list[int]]:
+    """The annotations by which crowding is told, by species: those that `withheld.crowding_among` draws."""
+    said = store.catalogue.species()
+    crowd: dict[str, list[int]] = {}
+    for id in labels.annotations[crowding.drawn(labels.individuals)].tolist():
+        crowd.setdefault(said.get(id, ""), []).append(id)
+    return crowd
 
 
 def _report(found: NewThreshold) -> dict[str, Any]:

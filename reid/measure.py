@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reid import decide, fusion, leaving_out, metrics, shortlist, sources
+from reid.crowding import Crowding
 from reid.errors import InputError
 from reid.fusion import Fusion
 from reid.index import LocalIndex, Names
@@ -30,19 +31,18 @@ Progress = Callable[[str, int, int], None]
 @dataclass(frozen=True, slots=True, eq=False)
 class Gallery:
     """All photos of a measurement, N of them: `ids` in both indexes, whitened `rows (N, d)`, `individuals` and
-    `groups` (N,) (codes of animals, −1 unknown, and of sightings), and `relief (N,)`, what cosines with each are lowered
-    by (`reid.crowding`).
+    `groups` (N,) (codes of animals, −1 unknown, and of sightings), and how crowded it is around each.
     """
 
     ids: tuple[str, ...]
     rows: NDArray[np.float32]
     individuals: IntArray
     groups: IntArray
-    relief: NDArray[np.float64]
+    crowding: Crowding
 
-    def cosines(self, query: int, rows: IntArray) -> NDArray[np.float64]:
-        """Of a row with others, `(n,)`, crowding taken off."""
-        return np.asarray(self.rows[rows] @ self.rows[query] - self.relief[rows], np.float64)
+    def cosines(self, query: int, rows: IntArray, without: int = -1) -> NDArray[np.float64]:
+        """Of a row with others, `(n,)`, crowding taken off as if the animal `without` (−1 none) were not in the gallery."""
+        return np.asarray(self.rows[rows] @ self.rows[query], np.float64) - self.crowding.relief(rows, without)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -128,10 +128,12 @@ def _asked(
     gallery: Gallery, query: int, listed: Shortlist, rows: IntArray, neighbours: int, features: LocalFeatures
 ) -> Asked:
     """The same candidates judged again as if the animal were not in the gallery."""
-    other = np.flatnonzero(gallery.individuals[rows] != gallery.individuals[query])
-    near = np.sort(listed.cosines[other])[::-1][:neighbours]
+    own = int(gallery.individuals[query])
+    other = np.flatnonzero(gallery.individuals[rows] != own)
+    cosines = gallery.cosines(query, rows[other], own)
+    near = np.sort(cosines)[::-1][:neighbours]
     unknown = fusion.pair_features(
-        listed.cosines[other], near, listed.votes[other], [listed.verifications[i] for i in other], len(features),
+        cosines, near, listed.votes[other], [listed.verifications[i] for i in other], len(features),
         None if listed.siamese is None else listed.siamese[other],
     )  # fmt: skip
     return Asked(query, rows, listed.features, rows[other], unknown)

@@ -108,7 +108,9 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """The nearest gallery rows of one query, best first: `ids[i]` scored `scores[i]` (cosine, higher is better)."""
+    """The nearest gallery rows of one query, best first: `ids[i]` scored `scores[i]`, higher is better: of an index the
+    cosine, of a search what its sources make of it (`fusion.Fusion`).
+    """
 
     ids: tuple[str, ...]
     scores: tuple[float, ...]
@@ -118,11 +120,12 @@ class Candidates:
 class IdentityScore:
     """One label of an answer. `probability` is calibrated P(same animal) where a calibration exists, else None.
 
-    `score` is the fused sources' P(same), or the cosine where the embedder answers alone; where P(known) is in force
-    (`reid.known`), all scores of an answer are moved so that the first is P(known).
+    `score` is the fused sources' P(same), or the cosine where the embedder answers alone, less the photo's crowding
+    (`reid.crowding`) where that was measured; where P(known) is in force (`reid.known`), all scores of an answer are
+    moved so that the first is P(known).
 
     `photo` and `annotation` name the best-scoring gallery photo, None for the new-individual label. `n_photos` is how many photos of that
-    identity the gallery holds. `evidence` says what spoke for that photo: cosine, and votes and inliers of local features;
+    identity the gallery holds. `evidence` says what spoke for that photo: the cosine as it is, and votes and inliers of local features;
     `mirrored` is there where the inliers are of the query's mirror image.
     """
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from reid import crowding, fit, fusion, local, rescore, shortlist, stages
+from reid import fit, fusion, local, rescore, shortlist, stages
 from reid.aggregate import Ranking
 from reid.catalogue import AnnotationInfo
 from reid.crowding import Crowds
@@ -73,7 +73,10 @@ class Found:
         """What spoke for one candidate: cosine and, where local features were asked, votes and inliers; `mirrored` 1
         where these are of the query's mirror image.
         """
-        if self.shortlist is None or id not in self.shortlist.ids:
+        if self.shortlist is None:
+            there = dict(zip(self.candidates.ids, self.candidates.scores, strict=True))
+            return {"cosine": there[id] + self.relief.get(id, 0.0)} if id in there else {}
+        if id not in self.shortlist.ids:
             return {}
         row = self.shortlist.ids.index(id)
         made = self.shortlist.verifications[row]
@@ -112,10 +115,11 @@ class Searcher:
                 next_step="reid reindex",
             )
         source, names, heads, crowds = None, None, None, None
-        owners = local.names_of(store) if found is not None else {}
+        fused = found is not None and found.fusion.kind != "embedding"
+        owners = local.names_of(store) if found is not None and (fused or found.crowded is not None) else {}
         if found is not None and found.crowded is not None:
-            crowds = Crowds(gallery, owners)
-        if found is not None and found.fusion.kind != "embedding":
+            crowds = Crowds(gallery, found.crowd, owners, found.crowded)
+        if fused:
             source = LocalSource.open(store)
             if len(source.index) < len(gallery) / 2:
                 raise IndexStale(
@@ -147,8 +151,8 @@ class Searcher:
             rows = [i for i, one in enumerate(kinds) if one == kind]
             some = [probes[i] for i in rows]
             allow, exclude = self._filters(*kind)
-            near = [self._relieved(one) for one in self._nearest(some, allow, exclude)]
-            answers = [Found(one, None, self._unmeasured()) for one in near]
+            near, off = self._relieved(self._nearest(some, allow, exclude))
+            answers = [Found(one, None, self._unmeasured(), relief=off) for one in near]
             if self.local is not None and self.names is not None:
                 answers = self._fused(some, near, allow, exclude)
             for row, answer in zip(rows, answers, strict=True):
@@ -218,17 +222,22 @@ class Searcher:
 
     def _relief(self, ids: Sequence[str]) -> NDArray[np.float64]:
         """What the cosines with these photos are lowered by, `(n,)`."""
-        if self.crowds is None or self.fit is None or self.fit.crowded is None:
-            return np.zeros(len(ids))
-        return crowding.taken_off(self.crowds.of(ids), self.fit.crowded)
-
-    def _relieved(self, near: Candidates) -> Candidates:
-        """Neighbours in the order of their cosines with crowding taken off; equal ones in the order given."""
         if self.crowds is None:
-            return near
-        scores = np.array(near.scores) - self._relief(near.ids)
-        order = np.argsort(-scores, kind="stable")
-        return Candidates(tuple(near.ids[i] for i in order), tuple(scores[order].tolist()))
+            return np.zeros(len(ids))
+        return self.crowds.of(ids, [self.info(id).species or "" for id in ids])
+
+    def _relieved(self, near: Sequence[Candidates]) -> tuple[list[Candidates], dict[str, float]]:
+        """Neighbours in the order of their cosines with crowding taken off, equal ones in the order given; and what was
+        taken off each.
+        """
+        every = tuple(dict.fromkeys(id for one in near for id in one.ids))
+        off = dict(zip(every, self._relief(every).tolist(), strict=True))
+        out = []
+        for one in near:
+            scores = np.array([score - off[id] for id, score in zip(one.ids, one.scores, strict=True)])
+            order = np.argsort(-scores, kind="stable")
+            out.append(Candidates(tuple(one.ids[i] for i in order), tuple(scores[order].tolist())))
+        return out, off
 
     def _learn(self, annotations: set[int]) -> None:
         self.infos.update(self.store.catalogue.annotations(annotations - self.infos.keys()))

@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from reid import crowding, duplicates, leaving_out, local, measure, models, rescore, thresholds, whiten
 from reid.catalogue import Catalogue, Labels
+from reid.crowding import Crowd, Crowding
 from reid.embed import unit_rows
 from reid.keypoints import LocalFeatures
 from reid.leaving_out import LeftOut, Neighbours
@@ -180,32 +181,50 @@ def left_out(
     whitened: float,
     sides: Sides = "separate",
 ) -> LeftOut:
-    """By the embedding alone, crowding taken off: photos of the gallery answered as if they were queries, unseen by model
-    and whitening, apart from their encounter and near-duplicates; rows `queries`, or those that the present model has not learnt.
-    `whitened` is the share of `whiten.fit`, 0: vectors as they are.
+    """By the embedding alone: photos of the gallery answered as if they were queries, unseen by model, whitening and
+    crowd, apart from their encounter and near-duplicates; rows `queries`, or those that the present model has not
+    learnt. `whitened` is the share of `whiten.fit`, 0: vectors as they are.
     """
     groups = sightings_of(store.catalogue, labels)
     if queries is None:
         queries = chosen_queries(labels.individuals, groups, allowed=~learnt(store, labels, groups))
     rest = np.setdiff1d(np.arange(len(groups)), queries)
     rows = _rows(vectors, labels, rest, whitened)
-    relief = _relief(rows, labels, rest)
+    crowded = crowding_among(store, rows, labels, rest)
     k = min(len(rest), store.config.gallery.neighbours + int(np.bincount(groups).max(initial=1)))
     near = np.full((len(queries), max(k, 1)), -1, np.int64)
     scores = np.zeros((len(queries), max(k, 1)))
     for at in range(0, len(queries), 256):
         part = queries[at : at + 256]
-        matrix = rows[part] @ rows[rest].T - relief[rest].astype(np.float32)
+        matrix = rows[part] @ rows[rest].T
         if sides == "separate":
             matrix = _sided(store, labels, matrix, part, rest)
         if k:
             found = leaving_out.nearest(matrix, k)
             near[at : at + 256], scores[at : at + 256] = rest[found.rows], found.scores
     near[np.isneginf(scores)] = -1
-    scores[near < 0] = 0.0
-    return leaving_out.leave_one_out(
-        queries, Neighbours(near, scores), labels.individuals, groups, store.config.decision.aggregate
+    there, own = near >= 0, np.repeat(labels.individuals[queries], near.shape[1]).reshape(near.shape)
+    known, unknown = (
+        leaving_out.leave_one_out(
+            queries,
+            _lowered(near, scores, crowded.relief(near[there], without)),
+            labels.individuals,
+            groups,
+            store.config.decision.aggregate,
+        )
+        for without in (-1, own[there])
     )
+    return leaving_out.both_cases(known, unknown)
+
+
+def _lowered(near: IntArray, scores: NDArray[np.float64], relief: NDArray[np.float64]) -> Neighbours:
+    """The same neighbours `(Q, K)` with what is taken off those that there are, best first."""
+    there = near >= 0
+    lowered = np.full(near.shape, -np.inf)
+    lowered[there] = scores[there] - relief
+    order = np.argsort(-lowered, axis=1, kind="stable")
+    rows = np.take_along_axis(near, order, axis=1)
+    return Neighbours(rows, np.where(rows >= 0, np.take_along_axis(lowered, order, axis=1), 0.0))
 
 
 def _rows(vectors: NDArray[np.float32], labels: Labels, rest: IntArray, whitened: float) -> NDArray[np.float32]:
@@ -216,12 +235,27 @@ def _rows(vectors: NDArray[np.float32], labels: Labels, rest: IntArray, whitened
     return vectors if whitening is None else whitening.apply(vectors)
 
 
-def _relief(rows: NDArray[np.float32], labels: Labels, rest: IntArray) -> NDArray[np.float64]:
-    """What the cosines of rows at `rest` are lowered by (`reid.crowding`), among themselves, `(N,)`; 0 for others."""
-    crowded = crowding.crowding(rows[rest], labels.individuals[rest])
-    out = np.zeros(len(rows))
-    out[rest] = crowding.taken_off(crowded, crowding.middle(crowded))
-    return out
+def crowding_among(store: Store, rows: NDArray[np.float32], labels: Labels, rest: IntArray) -> Crowding:
+    """How crowded it is around each of the unit `rows (N, d)` at `rest`, by a crowd drawn from those; nothing is known
+    of the others, nor of any where a threshold was stated, which holds for cosines as they are.
+    """
+    out = Crowding.none(len(rows))
+    if store.config.decision.threshold >= 0:
+        return out
+    kinds, members = kinds_of(store, labels), rest[crowding.drawn(labels.individuals[rest])]
+    crowd = Crowd(rows[members], labels.individuals[members], kinds[members])
+    found = crowding.around(rows[rest], labels.individuals[rest], kinds[rest], crowd).centred()
+    cosines = np.full((len(rows), found.cosines.shape[1]), -np.inf, np.float32)
+    animals = np.full(cosines.shape, -1, np.int64)
+    cosines[rest], animals[rest] = found.cosines, found.animals
+    return Crowding(cosines, animals, found.middle)
+
+
+def kinds_of(store: Store, labels: Labels) -> IntArray:
+    """A code for the species of each annotation, `(N,)`; those without one share one."""
+    said = store.catalogue.species()
+    kinds = np.array([said.get(id, "") for id in labels.annotations.tolist()], np.str_)
+    return np.unique(kinds, return_inverse=True)[1].astype(np.int64)
 
 
 def _sided(
@@ -255,7 +289,8 @@ def ask_left_out(
     rest = np.setdiff1d(np.arange(len(groups)), queries)
     rows = _rows(vectors, labels, rest, whitened)
     ids = tuple(map(str, labels.annotations.tolist()))
-    gallery = measure.Gallery(ids, rows, labels.individuals, groups, _relief(rows, labels, rest))
+    crowded = crowding_among(store, rows, labels, rest)
+    gallery = measure.Gallery(ids, rows, labels.individuals, groups, crowded)
     opposite = _opposite(store, labels) if sides == "separate" else lambda row: frozenset[int]()
     near = store.config.gallery.neighbours
     return gallery, measure.ask(gallery, queries, opposite, source, neighbours=near, progress=progress)

@@ -12,60 +12,98 @@ from fake_stores import DIM, fake_store, reopened, with_vectors
 from numpy.typing import NDArray
 
 from reid import crowding, fit, whiten, withheld
-from reid.crowding import NEAR, Crowds
+from reid.crowding import EACH, NEAR, Crowd, Crowding, Crowds
 from reid.embed import unit_rows
 from reid.index import Gallery
 from reid.search import Probe, Searcher
 from reid.store import CALIBRATION, Store
 
+Rows = NDArray[np.float32]
+Codes = NDArray[np.int64]
 
-def rows_of(count: int, dim: int = 12, seed: int = 0) -> NDArray[np.float32]:
+
+def rows_of(count: int, dim: int = 12, seed: int = 0) -> Rows:
     return unit_rows(np.random.default_rng(seed).normal(size=(count, dim)).astype(np.float32) + 0.5)
 
 
-def by_a_loop(rows: NDArray[np.float32], individuals: NDArray[np.int64]) -> list[float]:
+def by_a_loop(rows: Rows, animals: Codes, kinds: Codes, members: Codes, without: int = -1) -> list[float]:
     out = []
     for i, row in enumerate(rows):
-        others = [j for j in range(len(rows)) if j != i and (individuals[j] < 0 or individuals[j] != individuals[i])]
+        others = [j for j in members.tolist() if animals[j] not in (animals[i], without) and kinds[j] == kinds[i]]
         best = sorted((float(rows[j] @ row) for j in others), reverse=True)[:NEAR]
         out.append(sum(best) / len(best) if best else math.nan)
     return out
 
 
-@pytest.mark.parametrize(("count", "animals"), [(700, 90), (25, 8), (6, 3), (3, 1), (1, 1)])
-def test_crowding_is_the_mean_cosine_to_the_nearest_of_other_animals(count: int, animals: int) -> None:
-    rows = rows_of(count)
-    individuals = np.random.default_rng(1).integers(-1 if count > 3 else 0, animals, count)
-    found = crowding.crowding(rows, individuals)
-    np.testing.assert_allclose(found, by_a_loop(rows, individuals), atol=1e-5)
+def codes_of(count: int, animals: int, seed: int = 1) -> Codes:
+    return np.random.default_rng(seed).integers(-1 if count > 3 else 0, animals, count)
 
 
-def test_the_index_gives_the_same_and_is_asked_once_a_photo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = rows_of(120)
-    individuals = np.random.default_rng(1).integers(-1, 9, 120)
+@pytest.mark.parametrize(("count", "animals"), [(1400, 190), (25, 8), (6, 3), (3, 1), (1, 1)])
+@pytest.mark.parametrize("species", [1, 3])
+def test_crowding_is_the_mean_cosine_to_the_nearest_of_other_animals(count: int, animals: int, species: int) -> None:
+    rows, own = rows_of(count), codes_of(count, animals)
+    kinds = np.random.default_rng(2).integers(0, species, count)
+    members = crowding.drawn(own)
+    found = crowding.around(rows, own, kinds, Crowd(rows[members], own[members], kinds[members]))
+    np.testing.assert_allclose(found.means(), by_a_loop(rows, own, kinds, members), atol=1e-5)
+    for away in range(3):  # the animal taken out, as if it had never been in the gallery
+        wanted = by_a_loop(rows, own, kinds, members, away)
+        np.testing.assert_allclose(found.means(without=away), wanted, atol=1e-5)
+    some = np.arange(0, count, 2)
+    away_of = np.random.default_rng(3).integers(0, animals, len(some))
+    one_by_one = [found.means(some[i : i + 1], int(a))[0] for i, a in enumerate(away_of.tolist())]
+    np.testing.assert_array_equal(found.means(some, away_of), one_by_one)
+
+
+def test_a_crowd_is_some_photos_of_each_named_animal() -> None:
+    animals = np.array([-1] * 20 + [3] * 30 + [5] * 2 + [7])
+    members = crowding.drawn(animals)
+    assert np.bincount(animals[members]).tolist() == [0, 0, 0, EACH, 0, 2, 0, 1]
+    assert (np.diff(members) > 0).all()
+    many = np.repeat(np.arange(900), 3)
+    some = crowding.drawn(many, most=500)
+    assert (
+        len(set(some.tolist())) == 500 and len(set(many[some].tolist())) > 300
+    )  # drawn from all of them, not the first
+    assert some.tolist() == crowding.drawn(many, most=500).tolist() != crowding.drawn(many, most=500, seed=1).tolist()
+    assert crowding.drawn(np.full(5, -1)).tolist() == []
+
+
+def test_what_is_taken_off_averages_to_nothing_and_is_nothing_where_nothing_is_known() -> None:
+    crowded = Crowding(np.array([[0.1], [0.5], [-np.inf], [0.3]], np.float32), np.array([[1], [2], [-1], [2]]))
+    np.testing.assert_allclose(crowded.centred().relief(), [-0.1, 0.1, 0.0, 0.0], atol=1e-7)
+    np.testing.assert_allclose(crowded.centred().relief(without=2), [-0.1, 0.0, 0.0, 0.0], atol=1e-7)
+    assert Crowding.none(3).centred().relief().tolist() == [0.0] * 3
+
+
+def test_the_index_gives_the_same_and_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, animals = rows_of(120), codes_of(120, 9)
+    kinds = np.arange(120) % 2
     ids = [str(n) for n in range(120)]
     gallery = Gallery.create(tmp_path, fingerprint="f", dim=rows.shape[1])
     gallery.add(ids, rows)
     gallery.commit(revision=1)
-    crowds = Crowds(gallery, {id: str(who) for id, who in zip(ids, individuals.tolist(), strict=True) if who >= 0})
-    wanted = crowding.crowding(rows, individuals)
-    np.testing.assert_allclose(crowds.of(ids[:50]), wanted[:50], atol=2e-3)  # vectors are kept in half precision
-    asked = []
-    search = Gallery.search
-    monkeypatch.setattr(Gallery, "search", lambda self, q, *a, **k: asked.append(len(q)) or search(self, q, *a, **k))
-    np.testing.assert_allclose(crowds.of([*ids[40:60], "7", "7"]), [*wanted[40:60], wanted[7], wanted[7]], atol=2e-3)
-    assert asked == [10]
-    assert len(crowds.of([])) == 0
+    owners = {id: str(who) for id, who in zip(ids, animals.tolist(), strict=True) if who >= 0}
+    members = crowding.drawn(animals)
+    named = {name: members[kinds[members] == code].tolist() for code, name in enumerate(("fluke", "flank"))}
+    gone, nobodys = 1000, int(np.flatnonzero(animals < 0)[0])  # removed since the fit; and unassigned
+    crowds = Crowds(gallery, {**named, "fluke": [*named["fluke"], gone, nobodys]}, owners, 0.2)
+    species = [("fluke", "flank")[kind] for kind in kinds]
+    wanted = crowding.SHARE * (np.array(by_a_loop(rows, animals, kinds, members)) - 0.2)
+    np.testing.assert_allclose(crowds.of(ids[:50], species[:50]), wanted[:50], atol=2e-3)  # kept in half precision
+    read = []
+    vectors = Gallery.vectors
+    monkeypatch.setattr(Gallery, "vectors", lambda self, ids: read.append(len(ids)) or vectors(self, ids))
+    again = crowds.of([*ids[40:60], "7", "7"], [*species[40:60], species[7], species[7]])
+    np.testing.assert_allclose(again, [*wanted[40:60], wanted[7], wanted[7]], atol=2e-3)
+    assert read == [10]
+    assert len(crowds.of([], [])) == 0
+    assert crowds.of(["119"], ["ape"]).tolist() == [0.0]  # nobody of its kind was there when the fit was made
+    assert Crowds(gallery, {}, owners, 0.2).of(["5"], [""]).tolist() == [0.0]
 
 
-def test_what_is_taken_off_averages_to_nothing_and_is_nothing_where_nothing_is_known() -> None:
-    crowded = np.array([0.1, 0.5, math.nan, 0.3])
-    off = crowding.taken_off(crowded, crowding.middle(crowded))
-    np.testing.assert_allclose(off, [-0.1, 0.1, 0.0, 0.0], atol=1e-12)
-    assert crowding.middle([math.nan]) == 0.0
-
-
-def hubs(seed: int = 0) -> tuple[NDArray[np.float32], list[str]]:
+def hubs(seed: int = 0) -> tuple[Rows, list[str]]:
     """Animals with two photos each around directions of their own, and ten with one photo that look like all others."""
     rng = np.random.default_rng(seed)
     centres = unit_rows(rng.normal(size=(150, DIM)).astype(np.float32))
@@ -74,11 +112,13 @@ def hubs(seed: int = 0) -> tuple[NDArray[np.float32], list[str]]:
     return np.concatenate([twice, alone]), [f"w{n // 2}" for n in range(300)] + [f"hub{n}" for n in range(10)]
 
 
-def found(store: Store, vectors: NDArray[np.float32], own: int) -> tuple[Searcher, list[str], list[float]]:
+def found(store: Store, vectors: Rows, own: int) -> tuple[Searcher, list[str], list[float], list[float]]:
+    """What a photo of the gallery finds but itself: ids, scores, and the cosines said to have spoken for them."""
     searcher = Searcher.open(store, k=5)
     probe = Probe(store.project(vectors[own : own + 1], searcher.gallery)[0], exclude=frozenset({str(own + 1)}))
     [answer] = searcher.find([probe])
-    return searcher, list(answer.candidates.ids), list(answer.candidates.scores)
+    ids = list(answer.candidates.ids)
+    return searcher, ids, list(answer.candidates.scores), [answer.evidence(id)["cosine"] for id in ids]
 
 
 def test_a_photo_that_looks_like_all_others_is_not_in_everyones_way(tmp_path: Path) -> None:
@@ -86,35 +126,64 @@ def test_a_photo_that_looks_like_all_others_is_not_in_everyones_way(tmp_path: Pa
     vectors, names = hubs()
     ids = with_vectors(store, vectors, names)
     assert ids == list(range(1, len(ids) + 1))
-    crowded = fit.fit(store).crowded
-    assert crowded is not None
+    made = fit.fit(store)
+    assert made.crowded is not None and set(made.crowd[""]) <= set(ids)
+    crowded = crowding_of_all(store, vectors)
+    assert made.crowded == pytest.approx(crowded.middle, abs=1e-3)
     first = {"relieved": 0, "plain": 0}
     for own in range(0, 300, 2):
-        searcher, order, scores = found(store, vectors, own)
+        searcher, order, scores, cosines = found(store, vectors, own)
         rows = searcher.gallery.vectors(order)
         plain = rows @ store.project(vectors[own : own + 1], searcher.gallery)[0]
-        off = crowding.SHARE * (Crowds(searcher.gallery, owners(store)).of(order) - crowded)
-        np.testing.assert_allclose(scores, plain - off, atol=1e-5)
+        np.testing.assert_allclose(cosines, plain, atol=1e-5)
+        off = crowded.relief(np.array([int(id) - 1 for id in order]))
+        np.testing.assert_allclose(scores, plain - off, atol=3e-3)
         assert scores == sorted(scores, reverse=True)
         first["relieved"] += order[0] == str(own + 2)
         first["plain"] += order[int(np.argmax(plain))] == str(own + 2)
     assert first["relieved"] > first["plain"]
 
 
-def owners(store: Store) -> dict[str, str]:
-    return {str(photo): str(animal) for photo, animal in store.catalogue.owners().items()}
+def crowding_of_all(store: Store, vectors: Rows) -> Crowding:
+    labels, _ = withheld.gathered(store.catalogue, store.fingerprint)
+    rows = store.project(vectors, store.gallery())
+    return withheld.crowding_among(store, rows, labels, np.arange(len(rows)))
 
 
 def test_left_out_photos_are_measured_with_crowding_taken_off(tmp_path: Path) -> None:
+    """With its animal in the gallery, and with it taken out: then it is not among the crowd either."""
     store = fake_store(tmp_path / "s")
     with_vectors(store, *hubs())
     labels, vectors = withheld.gathered(store.catalogue, store.fingerprint)
     queries = np.arange(0, 60, 2)
     rest = np.setdiff1d(np.arange(len(vectors)), queries)
-    crowded = crowding.crowding(vectors[rest], labels.individuals[rest])
-    scores = vectors[queries] @ vectors[rest].T - crowding.SHARE * (crowded - crowded.mean())
+    one_kind = np.zeros(len(vectors), np.int64)
+    among = np.array(by_a_loop(vectors, labels.individuals, one_kind, rest))[rest]
+    middle = among.mean()
     cases = withheld.left_out(store, labels, vectors, queries, whitened=0.0)
-    np.testing.assert_allclose(cases.known_best, scores.max(axis=1), atol=1e-5)
+    plain = vectors[queries] @ vectors[rest].T
+    np.testing.assert_allclose(cases.known_best, (plain - (among - middle) / 2).max(axis=1), atol=1e-5)
+    for place, query in enumerate(queries.tolist()):
+        who = int(labels.individuals[query])
+        away = np.array(by_a_loop(vectors, labels.individuals, one_kind, rest, who))[rest]
+        scores = np.where(labels.individuals[rest] == who, -np.inf, plain[place] - (away - middle) / 2)
+        assert cases.other_scores[place, 0] == pytest.approx(scores.max(), abs=1e-5)
+
+
+def test_a_stated_threshold_is_for_cosines_as_they_are(tmp_path: Path) -> None:
+    store = fake_store(tmp_path / "s")
+    vectors, names = hubs()
+    with_vectors(store, vectors, names)
+    assert fit.fit(store).crowded is not None and not fit.is_due(store)
+    (store.root / "reid.toml").write_text("[decision]\nthreshold = 0.5\n")
+    again = reopened(store.root)
+    assert fit.is_due(again)
+    made = fit.fit(again)
+    assert made.crowded is None and made.crowd == {} and not fit.is_due(again)
+    labels, rows = withheld.gathered(again.catalogue, again.fingerprint)
+    rest = np.arange(2, len(rows))
+    cases = withheld.left_out(again, labels, rows, np.arange(2), whitened=0.0)
+    np.testing.assert_allclose(cases.known_best, (rows[:2] @ rows[rest].T).max(axis=1), atol=1e-6)
 
 
 def test_with_nothing_measured_cosines_serve_as_they_are_and_so_they_do_by_an_earlier_fit(tmp_path: Path) -> None:
@@ -127,11 +196,12 @@ def test_with_nothing_measured_cosines_serve_as_they_are_and_so_they_do_by_an_ea
     with_vectors(store, vectors, names)
     fit.fit(store)
     kept = json.loads((store.root / CALIBRATION).read_text())
-    del kept["crowded"]  # as a release before this one wrote it
+    del kept["crowded"], kept["crowd"]  # as a release before this one wrote it
     (store.root / CALIBRATION).write_text(json.dumps(kept))
     for one in (few, store):
         again = reopened(one.root)
-        searcher, order, scores = found(again, vectors, 0)
+        searcher, order, scores, cosines = found(again, vectors, 0)
         plain = searcher.gallery.vectors(order) @ again.project(vectors[:1], searcher.gallery)[0]
         np.testing.assert_allclose(scores, plain, atol=1e-6)
+        assert cosines == scores
     assert whiten.LEAST_PHOTOS > len(vectors)  # so none of these galleries was whitened

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from reid import known, logistic, measure
 from reid.aggregate import Ranking, identity_scores
+from reid.crowding import Crowding
 from reid.fusion import EMBEDDING, NAMES, PRIOR_FUSION
 from reid.known import COLUMNS, Known, Tried
 from reid.logistic import Logistic
@@ -28,7 +29,11 @@ def population(*, level: float, agrees: bool, seed: int = 0) -> tuple[Gallery, l
     individuals = np.repeat(np.arange(ANIMALS), SHOTS)
     count = len(individuals)
     gallery = Gallery(
-        tuple(map(str, range(count))), np.eye(count, dtype=np.float32), individuals, np.arange(count), np.zeros(count)
+        tuple(map(str, range(count))),
+        np.eye(count, dtype=np.float32),
+        individuals,
+        np.arange(count),
+        Crowding.none(count),
     )
     asked = []
     for query in range(0, count, SHOTS):

@@ -14,7 +14,8 @@ import pytest
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
-from reid import fusion, measure
+from reid import crowding, fusion, measure
+from reid.crowding import Crowd, Crowding
 from reid.embed import unit_rows
 from reid.fusion import EMBEDDING, NAMES, PRIOR_FUSION
 from reid.index import LocalIndex
@@ -77,7 +78,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     index.add(ids, [f.descriptors for f in features])
     index.commit(revision=1)
     names = index.names({id: str(a) for id, a in zip(ids, individuals.tolist(), strict=True) if a >= 0})
-    gallery = Gallery(ids, rows, individuals, groups, rng.normal(size=count) * 0.2)
+    members = np.setdiff1d(np.flatnonzero(individuals >= 0), QUERIES)
+    crowd = Crowd(rows[members], individuals[members], np.zeros(len(members), np.int64))
+    crowded = crowding.around(rows, individuals, np.zeros(count, np.int64), crowd).centred()
+    gallery = Gallery(ids, rows, individuals, groups, crowded)
     return World(gallery, features, measure.Local(index, names, by_id(ids, features), VerifyConfig(), CHECKED), root)
 
 
@@ -118,7 +122,8 @@ def loop(
     rest = [r for r in range(len(gallery.ids)) if r not in QUERIES and gallery.groups[r] != group and r not in barred]
     cosine = {r: float(gallery.rows[r] @ gallery.rows[query]) for r in rest}
     near = sorted(rest, key=lambda r: -cosine[r])[:NEAR]
-    cosine = {r: c - float(gallery.relief[r]) for r, c in cosine.items()}
+    alone = {r: c - relief(gallery, r, own) for r, c in cosine.items()}
+    cosine = {r: c - relief(gallery, r, -1) for r, c in cosine.items()}
     near.sort(key=lambda r: -cosine[r])
     votes = world.fresh_votes(query, rest)
     candidates = near + [r for r in votes if r not in near]
@@ -130,7 +135,7 @@ def loop(
     made = {r: verify(world.features[query], world.features[r], VerifyConfig()) for r in chosen}
     count = len(world.features[query])
 
-    def rows(ids: list[int], yardstick: list[float]) -> list[list[float]]:
+    def rows(ids: list[int], yardstick: list[float], cosine: dict[int, float]) -> list[list[float]]:
         vote = [votes.get(r, 0.0) for r in ids]
         made_of = [made.get(r) for r in ids]
         found: list[list[float]] = fusion.pair_features(
@@ -141,10 +146,23 @@ def loop(
     others = [r for r in candidates if gallery.individuals[r] != own]
     return (
         candidates,
-        rows(candidates, [cosine[r] for r in near]),
+        rows(candidates, [cosine[r] for r in near], cosine),
         others,
-        rows(others, sorted((cosine[r] for r in others), reverse=True)[:NEAR]),
+        rows(others, sorted((alone[r] for r in others), reverse=True)[:NEAR], alone),
     )
+
+
+def relief(gallery: Gallery, row: int, without: int) -> float:
+    """Half of how much more crowded it is around a row than on average, an animal being away."""
+    named = [r for r in range(len(gallery.ids)) if gallery.individuals[r] >= 0 and r not in QUERIES]
+
+    def mean(row: int, without: int) -> float:
+        away = {int(gallery.individuals[row]), without}
+        near = [float(gallery.rows[r] @ gallery.rows[row]) for r in named if int(gallery.individuals[r]) not in away]
+        return float(np.mean(sorted(near)[-crowding.NEAR :]))
+
+    middle = np.mean([mean(r, -1) for r in range(len(gallery.ids))])
+    return float(crowding.SHARE * (mean(row, without) - middle))
 
 
 @pytest.mark.parametrize("barring", [False, True])
@@ -177,7 +195,9 @@ def test_trees_learn_from_the_hardest_negatives_and_an_assignments_are_among_the
     """What geometry compares are the nearest by cosine or by votes; the photos that an assignment (LAP) would give the
     queries, each its own and as near as can be, are on their lists already.
     """
-    gallery = replace(world.gallery, relief=np.zeros(len(world.gallery.ids)))  # an assignment knows cosines alone
+    gallery = replace(
+        world.gallery, crowding=Crowding.none(len(world.gallery.ids))
+    )  # an assignment knows cosines alone
     world, inliers = replace(world, gallery=gallery), fusion.NAMES.index("inliers")
     rest = np.setdiff1d(np.arange(len(gallery.ids)), QUERIES)
     cosines = gallery.rows[QUERIES] @ gallery.rows[rest].T
@@ -265,7 +285,11 @@ def test_trees_are_fitted_on_named_pairs_and_answer_their_own_photos_out_of_fold
     count = len(individuals)
     individuals[-3:] = -1
     gallery = Gallery(
-        tuple(map(str, range(count))), np.eye(count, dtype=np.float32), individuals, np.arange(count), np.zeros(count)
+        tuple(map(str, range(count))),
+        np.eye(count, dtype=np.float32),
+        individuals,
+        np.arange(count),
+        Crowding.none(count),
     )
     asked = []
     for query in range(0, count, shots):

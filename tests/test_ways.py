@@ -10,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from reid import fusion, measure, score, ways
+from reid.crowding import Crowding
 from reid.fusion import EMBEDDING, NAMES, PRIOR_FUSION, WIDE_NAMES, Fusion
 from reid.leaving_out import LeftOut
 from reid.measure import Asked, Fused, Gallery
@@ -95,7 +96,11 @@ def world(columns: dict[str, float], names: tuple[str, ...] = NAMES, seed: int =
     individuals = np.repeat(np.arange(40), 3)
     count = len(individuals)
     gallery = Gallery(
-        tuple(map(str, range(count))), np.eye(count, dtype=np.float32), individuals, np.arange(count), np.zeros(count)
+        tuple(map(str, range(count))),
+        np.eye(count, dtype=np.float32),
+        individuals,
+        np.arange(count),
+        Crowding.none(count),
     )
     asked = []
     for query in range(0, count, 3):

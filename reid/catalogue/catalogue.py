@@ -307,6 +307,11 @@ class Catalogue:
         with reading(self._engine) as connection:
             return queries.owners(connection)
 
+    def species(self) -> dict[int, str]:
+        """Annotation in service → its species, for those that have one."""
+        with reading(self._engine) as connection:
+            return queries.species(connection)
+
     def labels(self) -> Labels:
         """Who is who in bulk, for calibration and evaluation."""
         with reading(self._engine) as connection:

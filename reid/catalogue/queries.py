@@ -282,6 +282,17 @@ def owners(connection: Connection) -> dict[int, int]:
     return {annotation: who for annotation, who in rows if who is not None}
 
 
+def species(connection: Connection) -> dict[int, str]:
+    """Annotation in service → its species, for those that have one."""
+    query = (
+        select(Annotation.id, Annotation.species)
+        .join(Photo, Photo.id == Annotation.photo_id)
+        .where(Annotation.species.is_not(None), *in_service())
+    )
+    rows = connection.execute(query).all()
+    return {annotation: kind for annotation, kind in rows if kind}
+
+
 def counts(connection: Connection) -> Counts:
     """How much of everything there is."""
     states = dict(connection.execute(select(Photo.state, func.count()).group_by(Photo.state)).all())

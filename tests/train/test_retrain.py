@@ -107,12 +107,14 @@ def test_the_verdict_is_that_of_plain_loops_over_the_left_out_photos(store: Stor
         (done.vectors, done.report.verdict.map_at_5_after, done.report.verdict.top1_after),
     ):
         points, hits = [], []
+        rest = np.setdiff1d(np.arange(len(vectors)), judges)
+        crowded = withheld.crowding_among(store, vectors, labels, rest).relief()
         for asked in judges:
             best: dict[int, float] = {}
             for row in range(len(labels.annotations)):
                 if row not in judges and groups[row] != groups[asked]:
                     who = int(labels.individuals[row])
-                    best[who] = max(best.get(who, -2.0), float(vectors[row] @ vectors[asked]))
+                    best[who] = max(best.get(who, -2.0), float(vectors[row] @ vectors[asked]) - crowded[row])
             rank = sorted(best, key=lambda who: -best[who]).index(int(labels.individuals[asked])) + 1
             points.append(1 / rank if rank <= 5 else 0.0)
             hits.append(rank == 1)
