@@ -1,8 +1,8 @@
 """Which negatives teach a Siamese head: assigned ones (LAP, exact and sparse) or random ones, in as many steps.
 
-Heads are trained on vectors of the photos in `gallery` (the default network of wide boxes, whitened by these photos),
-those of animals with two photos or more, each kind of negatives with the same epochs and the same seeds, so the same
-number of steps and pairs. Animals that may be one under two names are set against each other by none of them
+Heads are trained on vectors of the photos in `gallery` (the default network of wide boxes, whitened by these photos, or
+with `--raw` as they are, which is what `reid train-siamese` does), those of animals with two photos or more, each kind
+of negatives with the same epochs and the same seeds, so the same number of steps and pairs. Animals that may be one under two names are set against each other by none of them
 (`suspects`, as `reid train-siamese` does). They rank all photos of `gallery` for those of `queries` whose animal it has, by their scores
 of all pairs: MAP@5, mean and standard deviation over seeds, beside the cosine of the same vectors. Sparse assignments
 take their neighbours from the scan of the gallery index, and blocks (`--kinds`) are there for comparison.
@@ -61,6 +61,7 @@ def main() -> None:
     parser.add_argument("--model", default=models.WIDE)
     parser.add_argument("--kinds", default=KINDS, help="of random, exact, sparse and blocks")
     parser.add_argument("--epochs", type=int, default=siamese.SiameseConfig().epochs)
+    parser.add_argument("--raw", action="store_true", help="vectors are not whitened")
     parser.add_argument("--views", type=int, default=1)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
@@ -76,7 +77,8 @@ def main() -> None:
     result: dict[str, Any] = {
         "photos": len(task.codes), "trained_on": len(task.rows), "queries": len(task.wanted),
         "epochs": options.epochs, "steps": options.epochs * -(-len(task.rows) // (siamese.SiameseConfig().batch // 2)),
-        "views": options.views, "suspects": task.suspects, "cosine": map_at_5(task.asked @ task.plain.T, task),
+        "views": options.views, "model": options.model,
+        "raw": options.raw, "suspects": task.suspects, "cosine": map_at_5(task.asked @ task.plain.T, task),
     }  # fmt: skip
     print(json.dumps(result), flush=True)
     for kind in options.kinds.split(","):
@@ -103,7 +105,7 @@ class Task:
 
 
 def prepared(split: Split, work: Path, options: argparse.Namespace) -> Task:
-    """All vectors, whitened by the gallery's."""
+    """All vectors, whitened by the gallery's unless they are wanted raw."""
     embedder = OpenVinoEmbedder(models.ensure(work / "models", options.model), threads=options.threads)
     sources = [source(one) for one in split.gallery]
     gallery = features.cached(sources, embedder, work / "kept", views=1)
@@ -112,10 +114,11 @@ def prepared(split: Split, work: Path, options: argparse.Namespace) -> Task:
     wanted = [split.queries[row].identity or "" for row in asked.rows]
     codes = codes_of([*names, *wanted])
     own, theirs = codes[: len(names)], codes[len(names) :]
-    layer = heads.whitening(gallery.vectors[:, 0, 0].astype(np.float32), WHITE, shrink=SHRINK)
+    first = gallery.vectors[:, 0, 0].astype(np.float32)
+    layers = [] if options.raw else [heads.whitening(first, WHITE, shrink=SHRINK)]
 
     def white(vectors: NDArray[np.float16]) -> Vectors:
-        return unit_rows(graphs.apply_layers(vectors, [layer]))
+        return unit_rows(graphs.apply_layers(vectors, layers) if layers else vectors.astype(np.float32))
 
     plain = white(gallery.vectors[:, 0, 0])
     rows = np.flatnonzero(np.bincount(own)[own] >= 2)
