@@ -2,10 +2,11 @@
 
 Heads are trained on vectors of the photos in `gallery` (the default network of wide boxes, whitened by these photos, or
 with `--raw` as they are, which is what `reid train-siamese` does), those of animals with two photos or more, each kind
-of negatives with the same epochs and the same seeds, so the same number of steps and pairs. Animals that may be one under two names are set against each other by none of them
-(`suspects`, as `reid train-siamese` does). They rank all photos of `gallery` for those of `queries` whose animal it has, by their scores
-of all pairs: MAP@5, mean and standard deviation over seeds, beside the cosine of the same vectors. Sparse assignments
-take their neighbours from the scan of the gallery index, and blocks (`--kinds`) are there for comparison.
+of negatives with the same epochs and the same seeds, so the same number of steps and pairs. Animals that may be one
+under two names are set against each other by none of them (`suspects`, as `reid train-siamese` does). They rank all
+photos of `gallery` for those of `queries` whose animal it has, by their scores of all pairs: MAP@5, mean and standard
+deviation over seeds, beside the cosine of the same vectors. Sparse assignments take their neighbours from the scan of
+the gallery index, and blocks (`--kinds`) are there for comparison.
 
 Prints one JSON object last. Two verdicts are differences of MAP@5 by seed, with their `mean` and `sd`, and `spread`, the
 larger standard deviation of the two kinds over seeds:
