@@ -142,6 +142,10 @@ class Gallery:
         parts = [part.ids[part.live_rows()] for part in self._view.parts]
         return segments.decoded(np.sort(np.concatenate(parts)), str(self._folder)) if parts else []
 
+    def holds(self, ids: Sequence[str]) -> NDArray[np.bool_]:
+        """Which of them are here, `(N,)`."""
+        return np.asarray(locate(self._view, segments.encoded(ids))[0] >= 0)
+
     def vectors(self, ids: Sequence[str]) -> NDArray[np.float32]:
         """`(N, D) float32`, as stored in half precision, in the order of `ids`.
 

@@ -3,7 +3,7 @@
 Some photos look like many others (dark, blurred, all sky) and come up wherever anything is asked; in many dimensions
 there are always such hubs (Radovanović et al. 2010, JMLR). So a candidate's cosine is lowered by half of its *crowding*,
 the mean cosine to the ten nearest photos of other animals, and raised by half of what the gallery's photos have on
-average, so that scores keep their scale. The order is that of cross-domain similarity local scaling (Conneau et al.
+average (those of its species), so that scores keep their scale. The order is that of cross-domain similarity local scaling (Conneau et al.
 2018, ICLR), whose ten neighbours these are; its other term is the query's own and the same for all candidates.
 
 Neighbours are looked for in a *crowd*, some photos of each named animal, drawn once a fit: a photo's crowding costs the
@@ -44,17 +44,17 @@ class Crowd:
 @dataclass(frozen=True, slots=True, eq=False)
 class Crowding:
     """The nearest of a crowd to each of N photos: their `cosines (N, K)`, best first, −inf past the end, and `animals
-    (N, K)`. `middle` is what the gallery's photos have on average.
+    (N, K)`. `middles (N,)` are what photos of each one's kind have on average.
     """
 
     cosines: NDArray[np.float32]
     animals: IntArray
-    middle: float = 0.0
+    middles: Floats
 
     @classmethod
     def none(cls, count: int) -> Crowding:
         """Nothing is known of any photo, and nothing is taken off."""
-        return cls(np.full((count, 1), -np.inf, np.float32), np.full((count, 1), -1, np.int64))
+        return cls(np.full((count, 1), -np.inf, np.float32), np.full((count, 1), -1, np.int64), np.zeros(count))
 
     def means(self, rows: IntArray | None = None, without: IntArray | int = -1) -> Floats:
         """`(n,)` of the photos at `rows` (all): the mean cosine to the `NEAR` nearest, of fewer where there are fewer,
@@ -72,13 +72,16 @@ class Crowding:
     def relief(self, rows: IntArray | None = None, without: IntArray | int = -1) -> Floats:
         """What cosines with the photos at `rows` (all) are lowered by, `(n,)`; 0 where nothing is known."""
         means = self.means(rows, without)
-        return np.where(np.isfinite(means), SHARE * (means - self.middle), 0.0)
+        middles = self.middles if rows is None else self.middles[rows]
+        return np.where(np.isfinite(means), SHARE * (means - middles), 0.0)
 
-    def centred(self) -> Crowding:
-        """Of a whole gallery or a sample of it: with the middle of these photos."""
-        means = self.means()
-        there = means[np.isfinite(means)]
-        return replace(self, middle=float(there.mean()) if len(there) else 0.0)
+    def centred(self, kinds: IntArray) -> Crowding:
+        """Of a whole gallery or a sample of it, of these `kinds (N,)`: with the middles of these photos."""
+        means, middles = self.means(), np.zeros(len(kinds))
+        there = np.isfinite(means)
+        for kind in np.unique(kinds[there]):
+            middles[kinds == kind] = means[there & (kinds == kind)].mean()
+        return replace(self, middles=middles)
 
 
 def drawn(animals: IntArray, *, most: int = CROWD, seed: int = 0) -> IntArray:
@@ -108,28 +111,30 @@ def around(rows: NDArray[np.float32], animals: IntArray, kinds: IntArray, crowd:
         order = np.argsort(-np.take_along_axis(found, some, axis=1), axis=1, kind="stable")
         near = np.take_along_axis(some, order, axis=1)
         cosines[part], codes[part] = np.take_along_axis(found, near, axis=1), crowd.animals[near]
-    return Crowding(cosines, codes)
+    return Crowding(cosines, codes, np.zeros(len(rows)))
 
 
 class Crowds:
     """The crowding of photos of an index, looked up at first need and kept.
 
-    `members` are the photos of the crowd that a fit drew, by species; `owners` names the animal of each photo that has
-    one now. Members that are out of service or nobody's any more are passed over.
+    `members` are the photos of the crowd that a fit drew, by species, and `middles` what photos of each have on average;
+    `owners` names the animal of each photo that has one now. Members that are out of service or nobody's any more are
+    passed over.
     """
 
     def __init__(
-        self, gallery: Gallery, members: Mapping[str, Sequence[int]], owners: Mapping[str, str], middle: float
+        self,
+        gallery: Gallery,
+        members: Mapping[str, Sequence[int]],
+        middles: Mapping[str, float],
+        owners: Mapping[str, str],
     ) -> None:
         self._gallery = gallery
-        self._members = {
-            str(photo): kind
-            for kind, photos in members.items()
-            for photo in photos
-            if str(photo) in owners and str(photo) in gallery
-        }
+        named = {str(photo): kind for kind, photos in members.items() for photo in photos if str(photo) in owners}
+        there = gallery.holds(list(named))
+        self._members = {id: kind for (id, kind), held in zip(named.items(), there.tolist(), strict=True) if held}
         self._owners = owners
-        self._middle = middle
+        self._middles = middles
         self._codes = {kind: code for code, kind in enumerate(sorted(members))}
         self._crowd: Crowd | None = None
         self._kept: dict[str, float] = {}
@@ -140,7 +145,8 @@ class Crowds:
         if missing:
             species = np.array([self._codes.get(kind, -1) for kind in missing.values()], np.int64)
             found = around(self._gallery.vectors(list(missing)), self._animals(missing), species, self._gathered())
-            relief = replace(found, middle=self._middle).relief()
+            middles = np.array([self._middles.get(kind, 0.0) for kind in missing.values()])
+            relief = replace(found, middles=middles).relief()
             self._kept.update(zip(missing, relief.tolist(), strict=True))
         return np.array([self._kept[id] for id in ids], np.float64)
 

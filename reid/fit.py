@@ -63,8 +63,8 @@ class Fit:
     photos' scores (`risk.Cases.to_dict`), on which a `policy` of stated error rates can be measured at any time. `ways`
     are those to fuse that were tried (`ways.Way.to_dict`), best first. Where `known` is in force, threshold, curves and
     cases are of scores that it has moved; `known_record` says what it was worth (`known.tried`). `whitened` is the share of
-    `whiten.fit`, 0 where vectors serve as they are; `crowded` is the mean crowding of the gallery's photos
-    (`reid.crowding`), None where cosines serve as they are, and `crowd` the annotations it is told by, by species.
+    `whiten.fit`, 0 where vectors serve as they are. `crowd` are the annotations by which crowding is told (`reid.crowding`)
+    and `crowded` what the gallery's photos have on average, by species; both None where cosines serve as they are.
     """
 
     gallery: str
@@ -85,8 +85,8 @@ class Fit:
     known: Known | None = None
     known_record: dict[str, Any] = field(default_factory=dict)
     whitened: float = 1.0
-    crowded: float | None = None
-    crowd: dict[str, list[int]] = field(default_factory=dict)
+    crowd: dict[str, list[int]] | None = None
+    crowded: dict[str, float] | None = None
 
 
 def read(store: Store, gallery_fingerprint: str) -> Fit | None:
@@ -121,7 +121,7 @@ def is_due(store: Store) -> bool:
     last = read(store, gallery.fingerprint)
     if last is None:
         return len(gallery) > 0
-    if (last.known is not None or last.crowded is not None) and store.config.decision.threshold >= 0:
+    if last.basis != "default" and (last.crowd is None) != (store.config.decision.threshold >= 0):
         return True  # a threshold that somebody stated is for scores that nothing moves
     if last.basis != "measured" and _can_be_measured(store, last):
         return True
@@ -171,13 +171,11 @@ def fit(store: Store, *, progress: Progress = local.quiet) -> Fit:
     found = thresholds.choose_threshold(
         cases, objective=settings.objective, new_share=settings.share_new, default=default
     )
-    crowd, crowded = {}, None
+    crowd, crowded = None, None
     if found.basis == "default":
         whitening, share = None, 0.0  # the defaults hold for raw vectors and their cosines
     elif settings.threshold < 0:
-        crowd = crowd_of(store, labels)
-        rows = vectors if whitening is None else whitening.apply(vectors)
-        crowded = withheld.crowding_among(store, rows, labels, np.arange(len(rows))).middle
+        crowd, crowded = crowd_of(store, labels, vectors if whitening is None else whitening.apply(vectors))
     gathered_cases = Cases.of(cases)
     result = Fit(
         gallery=store.fingerprint if whitening is None else f"{store.fingerprint}/{whitening.name}",
@@ -185,8 +183,8 @@ def fit(store: Store, *, progress: Progress = local.quiet) -> Fit:
         fusion=kind,
         sides=sides,
         whitened=share,
-        crowded=crowded,
         crowd=crowd,
+        crowded=crowded,
         photos=store.catalogue.counts().annotations - len(store.catalogue.lacking_embeddings(store.fingerprint)),
         threshold=found.value,
         basis=found.basis,
@@ -206,13 +204,14 @@ def fit(store: Store, *, progress: Progress = local.quiet) -> Fit:
     return result
 
 
-def crowd_of(store: Store, labels: Labels) -> dict[str, list[int]]:
-    """The annotations by which crowding is told, by species: those that `withheld.crowding_among` draws."""
-    said = store.catalogue.species()
+def crowd_of(store: Store, labels: Labels, rows: NDArray[np.float32]) -> tuple[dict[str, list[int]], dict[str, float]]:
+    """The annotations by which crowding is told, and what the unit `rows (N, d)` have on average, both by species."""
+    said, ids, every = store.catalogue.species(), labels.annotations.tolist(), np.arange(len(rows))
+    middles = withheld.crowding_among(store, rows, labels, every, every).middles.tolist()
     crowd: dict[str, list[int]] = {}
-    for id in labels.annotations[crowding.drawn(labels.individuals)].tolist():
-        crowd.setdefault(said.get(id, ""), []).append(id)
-    return crowd
+    for row in crowding.drawn(labels.individuals).tolist():  # as there
+        crowd.setdefault(said.get(ids[row], ""), []).append(ids[row])
+    return crowd, {said.get(id, ""): middle for id, middle in zip(ids, middles, strict=True)}
 
 
 def _report(found: NewThreshold) -> dict[str, Any]:

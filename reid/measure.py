@@ -1,8 +1,9 @@
 """Left-out photos answered with all sources, as a query is: what fusion learns from and thresholds are measured on.
 
-Each photo that plays a query is asked twice: with its animal in the gallery, and with the whole animal taken out (so
-that rivals are judged as they are when a new animal comes). Candidates come from the rest of the gallery, never from
-the photo's own sighting. Knows arrays, a local index and features by id; no catalogue, no thresholds.
+Each photo that plays a query is asked twice: with its animal in the gallery, and with the whole animal taken out of it
+(rivals then get the votes and the look by geometry that its own photos took, as they do when a new animal comes).
+Candidates come from the rest of the gallery, never from the photo's own sighting. Knows arrays, a local index and
+features by id; no catalogue, no thresholds.
 """
 
 from __future__ import annotations
@@ -21,8 +22,7 @@ from reid.fusion import Fusion
 from reid.index import LocalIndex, Names
 from reid.keypoints import LocalFeatures, empty_features
 from reid.leaving_out import LeftOut, Neighbours
-from reid.shortlist import Shortlist
-from reid.verify import VerifyConfig
+from reid.verify import Verification, VerifyConfig
 
 IntArray = NDArray[np.int64]
 Progress = Callable[[str, int, int], None]
@@ -79,64 +79,83 @@ def ask(
     progress: Progress,
 ) -> list[Asked]:
     """Every query (a row of the gallery) against the rest: `excluded(row)` names further rows it is not compared with."""
-    played, siamese = set(queries.tolist()), local.siamese_of
-    rest = np.setdiff1d(np.arange(len(gallery.ids)), queries)
-    row_of = {id: row for row, id in enumerate(gallery.ids)}
-
-    def one(query: int) -> Asked | None:
-        features = local.features_of(gallery.ids[query])
-        if features is None:
-            return None
-        barred = set(excluded(query)) | set(np.flatnonzero(gallery.groups == gallery.groups[query]).tolist())
-        open_rows = rest[~np.isin(rest, np.fromiter(barred, np.int64, len(barred)))]
-        nearest = np.argsort(-(gallery.rows[open_rows] @ gallery.rows[query]), kind="stable")[:neighbours]
-        cosines = gallery.cosines(query, open_rows[nearest])
-        order = np.argsort(-cosines, kind="stable")
-        near = open_rows[nearest[order]]
-        found = local.index.search(
-            local.index.asking(features.descriptors),
-            names=local.names,
-            exclude={gallery.ids[r] for r in barred | played},
-            top=shortlist.VOTED,
-        )
-        votes = {id: v for id, v in zip(found.photos, found.votes, strict=True) if id in row_of}
-        listed = shortlist.gather(
-            [gallery.ids[r] for r in near],
-            cosines[order],
-            votes,
-            lambda ids: gallery.cosines(query, np.array([row_of[i] for i in ids], np.int64)),
-            features,
-            local.compared_of or local.features_of,
-            listed=neighbours,
-            checked=local.checked,
-            config=local.verify,
-            siamese_of=(lambda ids: siamese(gallery.ids[query], ids)) if siamese is not None else None,
-            compared=(local.compared_of(gallery.ids[query]) or empty_features(0, 0)) if local.compared_of else None,
-        )
-        return _asked(gallery, query, listed, np.array([row_of[i] for i in listed.ids], np.int64), neighbours, features)
-
+    asking = _Asking(gallery, local, frozenset(queries.tolist()), neighbours)
     asked: list[Asked] = []
     for done, query in enumerate(queries.tolist()):
-        answer = one(query)
+        answer = asking.both(query, excluded(query))
         if answer is not None:
             asked.append(answer)
         progress("measure", done + 1, len(queries))
     return asked
 
 
-def _asked(
-    gallery: Gallery, query: int, listed: Shortlist, rows: IntArray, neighbours: int, features: LocalFeatures
-) -> Asked:
-    """The same candidates judged again as if the animal were not in the gallery."""
-    own = int(gallery.individuals[query])
-    other = np.flatnonzero(gallery.individuals[rows] != own)
-    cosines = gallery.cosines(query, rows[other], own)
-    near = np.sort(cosines)[::-1][:neighbours]
-    unknown = fusion.pair_features(
-        cosines, near, listed.votes[other], [listed.verifications[i] for i in other], len(features),
-        None if listed.siamese is None else listed.siamese[other],
-    )  # fmt: skip
-    return Asked(query, rows, listed.features, rows[other], unknown)
+class _Asking:
+    """Queries of a gallery, `played` all of them, one after another."""
+
+    def __init__(self, gallery: Gallery, local: Local, played: AbstractSet[int], neighbours: int) -> None:
+        self._gallery = gallery
+        self._local = local
+        self._played = played
+        self._neighbours = neighbours
+        self._rest = np.setdiff1d(np.arange(len(gallery.ids)), np.array(sorted(played), np.int64))
+        self._row_of = {id: row for row, id in enumerate(gallery.ids)}
+
+    def both(self, query: int, excluded: AbstractSet[int]) -> Asked | None:
+        """With its animal in the gallery and with the whole animal taken out; None where it has no local features."""
+        gallery = self._gallery
+        features = self._local.features_of(gallery.ids[query])
+        if features is None:
+            return None
+        barred = set(excluded) | set(np.flatnonzero(gallery.groups == gallery.groups[query]).tolist())
+        made: dict[str, Verification] = {}
+        rows, known = self._listed(query, features, barred, -1, made)
+        own = int(gallery.individuals[query])
+        away = np.flatnonzero(gallery.individuals == own).tolist() if own >= 0 else []
+        if self._played >= set(away):
+            return Asked(query, rows, known, rows, known)
+        others, unknown = self._listed(query, features, barred.union(away), own, made)
+        return Asked(query, rows, known, others, unknown)
+
+    def _listed(
+        self, query: int, features: LocalFeatures, barred: AbstractSet[int], without: int, made: dict[str, Verification]
+    ) -> tuple[IntArray, NDArray[np.float32]]:
+        """Candidates (rows of the gallery) and what is known of each; of the animal `without` none is among those not
+        `barred`. Pairs that were verified before are in `made`, and so are the new ones afterwards.
+        """
+        gallery, local, id = self._gallery, self._local, self._gallery.ids[query]
+        open_rows = self._rest[~np.isin(self._rest, np.fromiter(barred, np.int64, len(barred)))]
+        nearest = np.argsort(-(gallery.rows[open_rows] @ gallery.rows[query]), kind="stable")[: self._neighbours]
+        cosines = gallery.cosines(query, open_rows[nearest], without)
+        order = np.argsort(-cosines, kind="stable")
+        near = open_rows[nearest[order]]
+        found = local.index.search(
+            local.index.asking(features.descriptors),
+            names=local.names,
+            exclude={gallery.ids[r] for r in barred | self._played},
+            top=shortlist.VOTED,
+        )
+        compared_of, siamese = local.compared_of, local.siamese_of
+        compared = features if compared_of is None else (compared_of(id) or empty_features(0, 0))
+
+        def check(ids: Sequence[str]) -> dict[str, Verification]:
+            missing = [one for one in ids if one not in made]
+            shortlist.verified(compared, missing, compared_of or local.features_of, local.verify, made=made)
+            return {one: made[one] for one in ids if one in made}
+
+        listed = shortlist.gather(
+            [gallery.ids[r] for r in near],
+            cosines[order],
+            {one: v for one, v in zip(found.photos, found.votes, strict=True) if one in self._row_of},
+            lambda ids: gallery.cosines(query, np.array([self._row_of[i] for i in ids], np.int64), without),
+            features,
+            local.features_of,
+            listed=self._neighbours,
+            checked=local.checked,
+            config=local.verify,
+            check=check,
+            siamese_of=(lambda ids: siamese(id, ids)) if siamese is not None else None,
+        )
+        return np.array([self._row_of[i] for i in listed.ids], np.int64), listed.features
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -116,9 +116,11 @@ class Searcher:
             )
         source, names, heads, crowds = None, None, None, None
         fused = found is not None and found.fusion.kind != "embedding"
-        owners = local.names_of(store) if found is not None and (fused or found.crowded is not None) else {}
-        if found is not None and found.crowded is not None:
-            crowds = Crowds(gallery, found.crowd, owners, found.crowded)
+        moved = store.config.decision.threshold < 0  # one that somebody stated is for cosines as they are
+        crowd = found.crowd if found is not None and moved else None
+        owners = local.names_of(store) if fused or crowd else {}
+        if found is not None and crowd is not None and found.crowded is not None:
+            crowds = Crowds(gallery, crowd, found.crowded, owners)
         if fused:
             source = LocalSource.open(store)
             if len(source.index) < len(gallery) / 2:
@@ -180,7 +182,7 @@ class Searcher:
         """Animals with scores moved to P(known), where the fit puts that into force (`reid.known`); `ranking.query`
         says which of `found` speaks for each.
         """
-        model = self.fit.known if self.fit else None
+        model = self.fit.known if self.fit and self.store.config.decision.threshold < 0 else None
         if model is None or not len(ranking.codes):
             return ranking
         speaking = found[int(ranking.query[0])]

@@ -182,15 +182,16 @@ def left_out(
     sides: Sides = "separate",
 ) -> LeftOut:
     """By the embedding alone: photos of the gallery answered as if they were queries, unseen by model, whitening and
-    crowd, apart from their encounter and near-duplicates; rows `queries`, or those that the present model has not
-    learnt. `whitened` is the share of `whiten.fit`, 0: vectors as they are.
+    crowd, as their encounter and near-duplicates are (`unseen`), which they are not compared with; rows `queries`, or
+    those that the present model has not learnt. `whitened` is the share of `whiten.fit`, 0: vectors as they are.
     """
     groups = sightings_of(store.catalogue, labels)
     if queries is None:
         queries = chosen_queries(labels.individuals, groups, allowed=~learnt(store, labels, groups))
     rest = np.setdiff1d(np.arange(len(groups)), queries)
-    rows = _rows(vectors, labels, rest, whitened)
-    crowded = crowding_among(store, rows, labels, rest)
+    teach = unseen(groups, queries)
+    rows = _rows(vectors, labels, teach, whitened)
+    crowded = crowding_among(store, rows, labels, rest, teach)
     k = min(len(rest), store.config.gallery.neighbours + int(np.bincount(groups).max(initial=1)))
     near = np.full((len(queries), max(k, 1)), -1, np.int64)
     scores = np.zeros((len(queries), max(k, 1)))
@@ -227,28 +228,39 @@ def _lowered(near: IntArray, scores: NDArray[np.float64], relief: NDArray[np.flo
     return Neighbours(rows, np.where(rows >= 0, np.take_along_axis(lowered, order, axis=1), 0.0))
 
 
-def _rows(vectors: NDArray[np.float32], labels: Labels, rest: IntArray, whitened: float) -> NDArray[np.float32]:
-    """All vectors by the whitening of those at `rest`."""
+def unseen(groups: IntArray, queries: IntArray) -> IntArray:
+    """Rows that nothing of a query's sighting is among, ascending: what whitening and crowd are made of. All but the
+    queries themselves where that would leave less than half of them.
+    """
+    rest = np.setdiff1d(np.arange(len(groups)), queries)
+    apart = rest[~np.isin(groups[rest], groups[queries])]
+    return apart if 2 * len(apart) >= len(rest) else rest
+
+
+def _rows(vectors: NDArray[np.float32], labels: Labels, teach: IntArray, whitened: float) -> NDArray[np.float32]:
+    """All vectors by the whitening of those at `teach`."""
     if not whitened:
         return vectors
-    whitening = whiten.fit(vectors[rest], labels.individuals[rest], least=2, share=whitened)
+    whitening = whiten.fit(vectors[teach], labels.individuals[teach], least=2, share=whitened)
     return vectors if whitening is None else whitening.apply(vectors)
 
 
-def crowding_among(store: Store, rows: NDArray[np.float32], labels: Labels, rest: IntArray) -> Crowding:
-    """How crowded it is around each of the unit `rows (N, d)` at `rest`, by a crowd drawn from those; nothing is known
-    of the others, nor of any where a threshold was stated, which holds for cosines as they are.
+def crowding_among(
+    store: Store, rows: NDArray[np.float32], labels: Labels, rest: IntArray, teach: IntArray
+) -> Crowding:
+    """How crowded it is around each of the unit `rows (N, d)` at `rest`, by a crowd drawn from those at `teach`; nothing
+    is known of the others, nor of any where a threshold was stated, which holds for cosines as they are.
     """
-    out = Crowding.none(len(rows))
     if store.config.decision.threshold >= 0:
-        return out
-    kinds, members = kinds_of(store, labels), rest[crowding.drawn(labels.individuals[rest])]
+        return Crowding.none(len(rows))
+    kinds, members = kinds_of(store, labels), teach[crowding.drawn(labels.individuals[teach])]
     crowd = Crowd(rows[members], labels.individuals[members], kinds[members])
-    found = crowding.around(rows[rest], labels.individuals[rest], kinds[rest], crowd).centred()
+    found = crowding.around(rows[rest], labels.individuals[rest], kinds[rest], crowd).centred(kinds[rest])
     cosines = np.full((len(rows), found.cosines.shape[1]), -np.inf, np.float32)
     animals = np.full(cosines.shape, -1, np.int64)
-    cosines[rest], animals[rest] = found.cosines, found.animals
-    return Crowding(cosines, animals, found.middle)
+    middles = np.zeros(len(rows))
+    cosines[rest], animals[rest], middles[rest] = found.cosines, found.animals, found.middles
+    return Crowding(cosines, animals, middles)
 
 
 def kinds_of(store: Store, labels: Labels) -> IntArray:
@@ -287,9 +299,10 @@ def ask_left_out(
     allowed = ~learnt(store, labels, groups)
     queries = chosen_queries(labels.individuals, groups, allowed=allowed, most=MOST_FUSED, each=2)
     rest = np.setdiff1d(np.arange(len(groups)), queries)
-    rows = _rows(vectors, labels, rest, whitened)
+    teach = unseen(groups, queries)
+    rows = _rows(vectors, labels, teach, whitened)
     ids = tuple(map(str, labels.annotations.tolist()))
-    crowded = crowding_among(store, rows, labels, rest)
+    crowded = crowding_among(store, rows, labels, rest, teach)
     gallery = measure.Gallery(ids, rows, labels.individuals, groups, crowded)
     opposite = _opposite(store, labels) if sides == "separate" else lambda row: frozenset[int]()
     near = store.config.gallery.neighbours

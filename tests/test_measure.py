@@ -118,13 +118,18 @@ def loop(
 ) -> tuple[list[int], list[list[float]], list[int], list[list[float]]]:
     """Candidates and rows, with the animal and without, one photo at a time."""
     gallery = world.gallery
-    group, own = gallery.groups[query], gallery.individuals[query]
+    group, own = gallery.groups[query], int(gallery.individuals[query])
     rest = [r for r in range(len(gallery.ids)) if r not in QUERIES and gallery.groups[r] != group and r not in barred]
-    cosine = {r: float(gallery.rows[r] @ gallery.rows[query]) for r in rest}
-    near = sorted(rest, key=lambda r: -cosine[r])[:NEAR]
-    alone = {r: c - relief(gallery, r, own) for r, c in cosine.items()}
-    cosine = {r: c - relief(gallery, r, -1) for r, c in cosine.items()}
-    near.sort(key=lambda r: -cosine[r])
+    away = [r for r in rest if own < 0 or gallery.individuals[r] != own]
+    return *by_itself(world, query, rest, -1), *by_itself(world, query, away, own)
+
+
+def by_itself(world: World, query: int, rest: list[int], without: int) -> tuple[list[int], list[list[float]]]:
+    """Of a gallery that holds the photos `rest` and nothing else."""
+    gallery = world.gallery
+    plain = {r: float(gallery.rows[r] @ gallery.rows[query]) for r in rest}
+    cosine = {r: c - relief(gallery, r, without) for r, c in plain.items()}
+    near = sorted(sorted(rest, key=lambda r: -plain[r])[:NEAR], key=lambda r: -cosine[r])
     votes = world.fresh_votes(query, rest)
     candidates = near + [r for r in votes if r not in near]
     chosen: list[int] = []
@@ -133,23 +138,14 @@ def loop(
             if place < len(ranked) and ranked[place] not in chosen and len(chosen) < CHECKED:
                 chosen.append(ranked[place])
     made = {r: verify(world.features[query], world.features[r], VerifyConfig()) for r in chosen}
-    count = len(world.features[query])
-
-    def rows(ids: list[int], yardstick: list[float], cosine: dict[int, float]) -> list[list[float]]:
-        vote = [votes.get(r, 0.0) for r in ids]
-        made_of = [made.get(r) for r in ids]
-        found: list[list[float]] = fusion.pair_features(
-            [cosine[r] for r in ids], yardstick, vote, made_of, count
-        ).tolist()
-        return found
-
-    others = [r for r in candidates if gallery.individuals[r] != own]
-    return (
-        candidates,
-        rows(candidates, [cosine[r] for r in near], cosine),
-        others,
-        rows(others, sorted((alone[r] for r in others), reverse=True)[:NEAR], alone),
-    )
+    rows: list[list[float]] = fusion.pair_features(
+        [cosine[r] for r in candidates],
+        [cosine[r] for r in near],
+        [votes.get(r, 0.0) for r in candidates],
+        [made.get(r) for r in candidates],
+        len(world.features[query]),
+    ).tolist()
+    return candidates, rows
 
 
 def relief(gallery: Gallery, row: int, without: int) -> float:
@@ -184,7 +180,8 @@ def test_neither_its_own_sighting_nor_another_query_nor_what_is_barred_is_a_cand
         assert len(set(seen)) == len(seen)
         assert not set(seen) & set(QUERIES.tolist()) and (one.row + 2) % 21 not in seen
         assert groups[one.row] not in groups[one.rows]
-        assert set(one.others.tolist()) == {r for r in seen if individuals[r] != individuals[one.row]}
+        own = int(individuals[one.row])
+        assert set(one.others.tolist()) == {r for r in seen if own < 0 or individuals[r] != own}
         expected = len(individuals) - len(QUERIES) - (one.row == 0) - ((one.row + 2) % 21 not in QUERIES)
         assert len(seen) == expected
 
