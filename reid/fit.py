@@ -176,7 +176,7 @@ def fit(store: Store, *, progress: Progress = local.quiet) -> Fit:
         whitening, share = None, 0.0  # the defaults hold for raw vectors and their cosines
     elif settings.threshold < 0:
         crowd, crowded = crowd_of(store, labels, vectors if whitening is None else whitening.apply(vectors))
-    gathered_cases = Cases.of(cases)
+    gathered_cases = Cases.nothing() if found.basis == "default" else Cases.of(cases)  # else of scores as they serve
     result = Fit(
         gallery=store.fingerprint if whitening is None else f"{store.fingerprint}/{whitening.name}",
         local=local.fingerprint(store),
@@ -248,15 +248,32 @@ def calibrate_rates(store: Store, *, false_match: float, false_new: float, confi
             next_step="reid reindex --force",
         ) from error
     if found is None or cases is None or not (len(cases.known_score) and len(cases.unknown_score)):
-        raise InputError(
-            "there are no left-out photos to measure on", source=str(store.root), next_step="enrol named photos first"
-        )
+        why, step = _unmeasured(found)
+        raise InputError(why, source=str(store.root), next_step=step)
     share = store.config.decision.share_new
     policy = promise.choose_policy(cases, false_match, false_new, confidence, share)
     changed = replace(found, policy=policy)
     if policy.matches.threshold is not None or policy.new.threshold is not None:
         write(store, changed)
     return changed
+
+
+def _unmeasured(found: Fit | None) -> tuple[str, str]:
+    """Why nothing can be promised where no left-out photos speak, and what to do."""
+    if found is None:
+        return "nothing was measured on this store yet", "reid reindex"
+    photos, animals, twice = (
+        int(found.report.get(f"gallery_{what}", 0)) for what in ("photos", "animals", "animals_twice")
+    )
+    if animals and not twice:
+        return (
+            f"each of the {animals} named animals has one sighting, so none can be left out and found again",
+            f"enrol a second sighting of {withheld.LEAST_ANIMALS} of them",
+        )
+    return (
+        f"{photos} photos of {animals} named animals ({twice} of them with a second sighting) are too few to measure on",
+        f"enrol at least {withheld.LEAST_PHOTOS} photos, and two sightings each of {withheld.LEAST_ANIMALS} named animals",
+    )
 
 
 def measured_risk(store: Store, found: Fit) -> RiskTable:
@@ -368,7 +385,7 @@ def measured(
         if first is not None:
             best = first
         else:
-            best, tried = ways.chosen(ways.present(gallery, asked, method), ways.challengers(gallery, asked, method))
+            best, tried = ways.chosen(*ways.competing(gallery, asked, method))
     settings = store.config.decision
     if settings.threshold >= 0:  # it was stated for the scores as they are
         return Measured(best.fusion, best.cases, tried)

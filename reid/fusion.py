@@ -3,8 +3,9 @@
 `pair_features` lines the sources up for all candidates of one query, each beside the best of its rivals, since what is
 a good score differs from photo to photo. A `Fusion` turns a row into a probability: by boosted trees fitted on the
 store's own left-out photos (`trees`), by sources that are each calibrated on them and then fused (`logistic`, `power`:
-see `reid.sources`), by three weights that were fitted on rendered flukes where a store is too small for that (`prior`),
-or not at all (`embedding`: the cosine stays what it is). Cosines come with crowding taken off (`reid.crowding`).
+see `reid.sources`), by the mean of trees and logistic regression (`mean`), by three weights that were fitted on rendered
+flukes where a store is too small for that (`prior`), or not at all (`embedding`: the cosine stays what it is). Cosines
+come with crowding taken off (`reid.crowding`).
 
 Pure functions on arrays; knows no photos, stores or identities. Sources: score-level fusion of calibrated matchers,
 WildFusion (Cermak et al. 2024); boosted trees over match features, fourth place of Humpback Whale Identification 2019.
@@ -29,7 +30,7 @@ from reid.sources import Combined, Heard, Pairs
 from reid.verify import Verification
 
 Floats = NDArray[np.float32]
-Kind = Literal["embedding", "prior", "trees", "geometry_first", "logistic", "power"]
+Kind = Literal["embedding", "prior", "trees", "geometry_first", "logistic", "power", "mean"]
 KINDS = get_args(Kind)
 
 SOURCE_NAMES = (
@@ -119,6 +120,8 @@ class Fusion:
     `geometry_first` is the way of the fourth place of Humpback Whale Identification 2019: trees over geometry alone, and
     the one candidate of a query that they accept with at least `least` agreeing points has the first place; all others
     stand below it, by their `looks` (Siamese logit or cosine → probability).
+
+    `mean` averages the log-odds of its `parts`, and its curve makes a probability of that.
     """
 
     kind: Kind
@@ -131,11 +134,14 @@ class Fusion:
     least: int = 0
     columns: tuple[str, ...] = NAMES
     combined: Combined | None = None
+    parts: tuple[Fusion, ...] = ()
 
     def scores(self, features: Floats) -> NDArray[np.float64]:
         """`(C, F) → (C,)`: P(same animal) of one query's candidates; the bare cosine for the kind `embedding`."""
         if self.kind == "embedding" or not len(features):
             return np.asarray(features[:, 0], np.float64)
+        if self.kind == "mean" and self.curve is not None:
+            return self.curve.probability(mean_odds([part.scores(features) for part in self.parts]))
         if self.combined is not None:
             return self.combined.probability(columns_of(_of_columns(features, len(self.columns)), self.trees))
         if self.trees is None or self.curve is None:
@@ -152,6 +158,7 @@ class Fusion:
         names = list(self.columns) if self.trees is not None or self.combined is not None else []
         further: dict[str, Any] = {"looks": self.looks.to_dict(), "least": self.least} if self.looks else {}
         further |= {"combined": self.combined.to_dict()} if self.combined else {}
+        further |= {"parts": [part.to_dict() for part in self.parts]} if self.parts else {}
         return {
             "kind": self.kind, "names": names, "curve": curve, "booster": self.booster, "pairs": self.pairs,
             "same": self.same, **further,
@@ -165,6 +172,8 @@ class Fusion:
                 raise ValueError(f"not a fusion: kind '{raw['kind']}'")
             if raw["kind"] in ("embedding", "prior"):
                 return cls(raw["kind"])
+            if raw["kind"] == "mean":
+                return averaged([cls.from_dict(part) for part in raw["parts"]], Calibration.from_dict(raw["curve"]))
             names = tuple(raw["names"])
             if names not in (NAMES, WIDE_NAMES):
                 raise ValueError("the fusion was fitted on other features")
@@ -192,6 +201,22 @@ class Fusion:
         return cls(
             raw["kind"], trees, None, booster, int(raw["pairs"]), int(raw["same"]), columns=names, combined=combined
         )
+
+
+def averaged(parts: Sequence[Fusion], curve: Calibration) -> Fusion:
+    """The mean of ways that were fitted on the same pairs. ValueError where there are not two."""
+    if len(parts) < 2:
+        raise ValueError("a mean takes two ways at least")
+    first = parts[0]
+    return Fusion(
+        "mean", None, curve, None, first.pairs, first.same, columns=max((p.columns for p in parts), key=len),
+        parts=tuple(parts),
+    )  # fmt: skip
+
+
+def mean_odds(scores: Sequence[ArrayLike]) -> NDArray[np.float64]:
+    """Of several ways' P(same) `(N,)` each the mean log-odds `(N,)`."""
+    return np.asarray(np.mean([logit(each, 1e-9) for each in scores], axis=0))
 
 
 EMBEDDING = Fusion("embedding")

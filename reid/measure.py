@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from reid import decide, fusion, leaving_out, metrics, shortlist, sources
+from reid import calibrate, decide, fusion, leaving_out, metrics, shortlist, sources
 from reid.crowding import Crowding
 from reid.errors import InputError
 from reid.fusion import Fusion
@@ -237,6 +237,22 @@ def combined(gallery: Gallery, asked: Sequence[Asked], method: str) -> list[Fuse
         spread[~keep] = found.scores(pairs.features[~keep])
         out.append(_fused(gallery, asked, found, np.split(spread, pairs.ends), method))
     return out
+
+
+def averaged(gallery: Gallery, asked: Sequence[Asked], parts: Sequence[Fused], method: str) -> Fused | None:
+    """The mean of ways, by what each of them answers out of fold; None where nobody was asked."""
+    pairs = _pairs(gallery, asked)
+    if pairs is None:
+        return None
+    margins = fusion.mean_odds([np.concatenate(_lists(one)) for one in parts])
+    curve = calibrate.fit_platt(margins[pairs.named], pairs.same[pairs.named])
+    found = fusion.averaged([one.fusion for one in parts], curve)
+    return _fused(gallery, asked, found, np.split(curve.probability(margins), pairs.ends), method)
+
+
+def _lists(one: Fused) -> list[NDArray[np.float64]]:
+    """Its scores list by list, in the order of `_Pairs`."""
+    return [scores for both in zip(one.known, one.unknown, strict=True) for scores in both]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -64,6 +64,12 @@ class Cases:
             left_out.identity[unknown],
         )
 
+    @classmethod
+    def nothing(cls) -> Cases:
+        """Of no photos."""
+        none, codes = np.empty(0), np.empty(0, np.int64)
+        return cls(none, np.empty(0, np.bool_), codes, none, codes)
+
     def to_dict(self) -> dict[str, list[Any]]:
         """Plain values for JSON, scores to six digits; −∞ (nothing to match with) becomes null."""
         return {

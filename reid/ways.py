@@ -1,7 +1,8 @@
 """Ways to fuse the sources compete on left-out photos; which comes into force, and by how much it is better.
 
-The rule. Of the general weights and the boosted trees (with and without the columns of a Siamese head) the one that
-finds most of the known animals is the present default: highest MAP@5, known animals alone being ranked. The embedder
+The rule. Of the general weights, the boosted trees and the mean of these and a logistic regression over calibrated
+sources (each with and without the columns of a Siamese head) the one that finds most of the known animals is the present
+default: highest MAP@5, known animals alone being ranked. The embedder
 alone is it only where it finds more than that by more than the difference's standard error: several sources tell known
 from new better than one where they find as much. The ways that fuse sources calibrated each by itself (`reid.sources`)
 challenge it; the best of them takes over only where its gain, photo by photo, is above 0 beyond chance: the lower end
@@ -50,17 +51,20 @@ class Way:
         return {k: round(v, 4) if isinstance(v, float) else v for k, v in asdict(self).items()}
 
 
-def present(gallery: Gallery, asked: Sequence[Asked], method: str) -> list[Fused]:
-    """The ways of which the default is the best: the embedder alone, general weights, trees."""
-    plain, prior = (measure.fused(gallery, asked, kind, method) for kind in (fusion.EMBEDDING, fusion.PRIOR_FUSION))
-    trees = [measure.fitted(gallery, some, method) for some in measure.with_and_without_siamese(asked)]
-    return [plain, prior, *(one for one in trees if one is not None)]
-
-
-def challengers(gallery: Gallery, asked: Sequence[Asked], method: str) -> list[Fused]:
-    """The ways that fuse calibrated sources."""
-    both = measure.with_and_without_siamese(asked)
-    return [one for some in both for one in measure.combined(gallery, some, method)]
+def competing(gallery: Gallery, asked: Sequence[Asked], method: str) -> tuple[list[Fused], list[Fused]]:
+    """The ways of which the default is the best (the embedder alone, general weights, trees, and the mean of trees and
+    logistic regression), and the challengers: those that fuse calibrated sources.
+    """
+    defaults = [measure.fused(gallery, asked, kind, method) for kind in (fusion.EMBEDDING, fusion.PRIOR_FUSION)]
+    challengers = []
+    for some in measure.with_and_without_siamese(asked):
+        trees, combined = measure.fitted(gallery, some, method), measure.combined(gallery, some, method)
+        logistic = next((one for one in combined if one.fusion.kind == "logistic"), None)
+        both = [one for one in (trees, logistic) if one is not None]
+        mean = measure.averaged(gallery, some, both, method) if len(both) == 2 else None
+        defaults += [one for one in (trees, mean) if one is not None]
+        challengers += combined
+    return defaults, challengers
 
 
 def chosen(defaults: Sequence[Fused], others: Sequence[Fused]) -> tuple[Fused, tuple[Way, ...]]:

@@ -146,6 +146,7 @@ def with_vectors(
     identities: Sequence[str | None],
     *,
     encounters: Sequence[str | None] | None = None,
+    species: Sequence[str] | None = None,
     phashes: Sequence[int] | None = None,
     box: Callable[[int], Box] = lambda n: Box(0, 0, 10, 10),
 ) -> list[int]:
@@ -156,7 +157,14 @@ def with_vectors(
     for n, (row, who) in enumerate(zip(unit_rows(vectors), identities, strict=True)):
         facts = PhotoFacts(Path(f"/photos/{n}.jpg"), f"{n:064x}", 10, 10, "JPEG", 100, phash=codes[n])
         key = encounters[n] if encounters else f"e{n}"
-        new.append(NewPhoto(facts, (NewAnnotation(box(n), who, vector=row),), encounter=key, mtime_ns=n))
+        new.append(
+            NewPhoto(
+                facts,
+                (NewAnnotation(box(n), who, species=species[n] if species else None, vector=row),),
+                encounter=key,
+                mtime_ns=n,
+            )
+        )
     ids = []
     for at in range(0, len(new), 500):
         ids += [

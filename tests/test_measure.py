@@ -80,7 +80,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     names = index.names({id: str(a) for id, a in zip(ids, individuals.tolist(), strict=True) if a >= 0})
     members = np.setdiff1d(np.flatnonzero(individuals >= 0), QUERIES)
     crowd = Crowd(rows[members], individuals[members], np.zeros(len(members), np.int64))
-    crowded = crowding.around(rows, individuals, np.zeros(count, np.int64), crowd).centred()
+    one_kind = np.zeros(count, np.int64)
+    crowded = crowding.around(rows, individuals, one_kind, crowd).centred(one_kind)
     gallery = Gallery(ids, rows, individuals, groups, crowded)
     return World(gallery, features, measure.Local(index, names, by_id(ids, features), VerifyConfig(), CHECKED), root)
 

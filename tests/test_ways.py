@@ -131,6 +131,40 @@ def test_calibrated_sources_find_what_several_columns_say_together_and_what_is_r
         assert again.scores(asked[0].known[:0]).shape == (0,)
 
 
+def test_the_mean_of_two_ways_averages_their_log_odds_and_is_read_back() -> None:
+    gallery, asked = world({"cosine": 1.5, "log_votes": 1.5, "inliers": 1.5})
+    trees, logistic = measure.fitted(gallery, asked, "max"), measure.combined(gallery, asked, "max")[0]
+    assert trees is not None
+    mean = measure.averaged(gallery, asked, [trees, logistic], "max")
+    assert mean is not None and mean.fusion.kind == "mean" and mean.fusion.curve is not None
+    for at, one in enumerate(asked):
+        for scores, parts in ((mean.known[at], (trees.known[at], logistic.known[at])),):
+            odds = sum(np.log(part) - np.log1p(-part) for part in parts) / 2
+            np.testing.assert_allclose(scores, mean.fusion.curve.probability(odds), rtol=1e-6)
+        assert len(mean.unknown[at]) == len(one.others)
+    again = Fusion.from_dict(json.loads(json.dumps(mean.fusion.to_dict())))
+    block = asked[0].known
+    scores = mean.fusion.scores(block)
+    np.testing.assert_array_equal(again.scores(block), scores)
+    odds = sum(np.log(p) - np.log1p(-p) for p in (trees.fusion.scores(block), logistic.fusion.scores(block))) / 2
+    np.testing.assert_allclose(scores, mean.fusion.curve.probability(odds), rtol=1e-6)
+    assert again.scores(block[:0]).shape == (0,)
+    raw = mean.fusion.to_dict()
+    for damage in ({"parts": raw["parts"][:1]}, {"parts": None}, {"curve": None}):
+        with pytest.raises(ValueError):
+            Fusion.from_dict(raw | damage)
+
+
+def test_the_mean_competes_for_the_default_and_the_calibrated_sources_challenge_it() -> None:
+    gallery, asked = world({"cosine": 1.5, "log_votes": 1.5, "inliers": 1.5})
+    defaults, challengers = ways.competing(gallery, asked, "max")
+    assert [one.fusion.kind for one in defaults] == ["embedding", "prior", "trees", "mean"]
+    assert [one.fusion.kind for one in challengers] == ["logistic", "power"]
+    wide = ways.competing(*world({"siamese": 3.0}, WIDE_NAMES), "max")
+    assert [one.fusion.kind for one in wide[0]] == ["embedding", "prior", "trees", "mean", "trees", "mean"]
+    assert [len(one.fusion.columns) for one in wide[0][3::2]] == [len(NAMES), len(WIDE_NAMES)]
+
+
 def test_geometry_speaks_by_a_validator_where_enough_pairs_were_compared() -> None:
     gallery, asked = world({"inliers": 3.0})
     speaks = {s.name: s.column for s in measure.combined(gallery, asked, "max")[0].fusion.combined.sources}  # type: ignore[union-attr]

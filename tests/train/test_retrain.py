@@ -108,7 +108,7 @@ def test_the_verdict_is_that_of_plain_loops_over_the_left_out_photos(store: Stor
     ):
         points, hits = [], []
         rest = np.setdiff1d(np.arange(len(vectors)), judges)
-        crowded = withheld.crowding_among(store, vectors, labels, rest).relief()
+        crowded = withheld.crowding_among(store, vectors, labels, rest, withheld.unseen(groups, judges)).relief()
         for asked in judges:
             best: dict[int, float] = {}
             for row in range(len(labels.annotations)):
