@@ -310,6 +310,11 @@ def _check(config: Config, source: str) -> None:
         (config.query.stage_timeout_s >= 0, "query.stage_timeout_s must be 0 or more"),
         (config.query.ranking in get_args(Ordering), f"query.ranking must be one of {', '.join(get_args(Ordering))}"),
         (config.query.geometry_inliers >= 4, "query.geometry_inliers must be 4 or more"),
+        (
+            config.query.ranking != "geometry_first" or config.decision.aggregate == "max",
+            "query.ranking 'geometry_first' takes decision.aggregate 'max': it lifts one photo of the first animal, "
+            f"and '{config.decision.aggregate}' would average or add that away",
+        ),
         (config.embedder.device in ("cpu", "cuda"), "embedder.device must be cpu or cuda"),
         (
             config.embedder.views in get_args(ViewSet),

@@ -40,6 +40,8 @@ def test_an_integer_serves_where_a_number_is_wanted(tmp_path: Path) -> None:
         ("[local]\nmirrored = true\nmatcher = 'xfeat'", "local.mirrored"),
         ("[local]\nestimator = 'guess'", "local.estimator"),
         ("[local]\nestimator = 'frames'\nmatcher = 'xfeat'", "local.estimator"),
+        ("[query]\nranking = 'geometry_first'\n[decision]\naggregate = 'mean'", "decision.aggregate"),
+        ("[query]\nranking = 'geometry_first'\n[decision]\naggregate = 'sum_above'", "query.ranking"),
         ("not toml", "not a settings file"),
     ],
 )
