@@ -120,6 +120,22 @@ def test_without_a_store_the_default_model_serves(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["why"]
 
 
+def test_without_a_folder_it_is_explained_beside_you_and_over_nothing_that_is_there(
+    flukes: Path, twice: list[dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ("explain", *(flukes / one["path"] for one in twice), "--no-heat", "--no-warp")
+    said = reid(*words)
+    assert said.exit_code == 0 and f"explained in {Path('explain', 'index.html')}" in said.stdout
+    check_page(tmp_path / "explain" / "index.html")
+    (tmp_path / "explain" / "index.html").write_text("mine")
+    (tmp_path / "explain-2").write_text("a file of mine")
+    assert Path(reid_json(*words)["page"]) == Path("explain-3", "index.html")
+    check_page(tmp_path / "explain-3" / "index.html")
+    assert (tmp_path / "explain" / "index.html").read_text() == "mine"
+    assert (tmp_path / "explain-2").read_text() == "a file of mine"
+
+
 def test_what_is_switched_off_is_not_made(
     enrolled: Path, flukes: Path, twice: list[dict[str, str]], tmp_path: Path
 ) -> None:
