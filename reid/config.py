@@ -79,6 +79,9 @@ class LocalConfig:
     model: LocalModel = "affine"  # what the geometry may be: homography (flat things), affine, similarity
     mirrored: bool = False  # True: pairs are also compared with the query mirrored, for flipped scans (twice the time)
     estimator: LocalEstimator = "auto"  # who finds it; auto: frames for sift, lmeds_ransac for learned matchers
+    iterations: int = 2000  # hypotheses that lmeds_ransac and magsac try at most; at least 1
+    inlier_distance: float = 0.03  # share of the crop's long side within which points agree; above 0, at most 1
+    min_matches: int = 0  # matching points below which no geometry is sought; 0: one more than determine the model
     matcher: LocalMatcher = "sift"  # whose points the geometry compares, and how they are matched; sift_mutual: each
     # match the best of both its photos; xfeat, aliked and disk need the extra matchers
     matcher_keypoints: int = 256  # of a learned matcher, strongest kept of each box; at least 16
@@ -189,6 +192,9 @@ verify = 30              # gallery photos whose geometry is compared with a quer
 model = "affine"         # what geometry allows: homography (flat things), affine, similarity
 estimator = "auto"       # who finds it: frames (from each match's scale and angle), lmeds_ransac (the fourth place's),
                          # magsac (that for homographies, plain RANSAC for the others); auto: frames for sift
+iterations = 2000        # hypotheses that lmeds_ransac and magsac try at most
+inlier_distance = 0.03   # share of the crop's long side within which points agree
+min_matches = 0          # matching points below which no geometry is sought; 0: as few as the model allows
 mirrored = false         # true: each pair also with the query mirrored, for photos from a flipped scan (twice the time)
 matcher = "sift"         # whose points geometry compares: sift; sift_mutual (each match the best of both its photos);
                          # or xfeat, aliked, disk (extra matchers: slow on a CPU)
@@ -294,6 +300,9 @@ def _check(config: Config, source: str) -> None:
         (config.local.keypoints >= 50, "local.keypoints must be 50 or more"),
         (config.local.long_side >= 64, "local.long_side must be 64 or more"),
         (config.local.verify >= 0, "local.verify must be 0 or more"),
+        (config.local.iterations >= 1, "local.iterations must be 1 or more"),
+        (0 < config.local.inlier_distance <= 1, "local.inlier_distance must be above 0 and at most 1"),
+        (config.local.min_matches >= 0, "local.min_matches must be 0 or more"),
         (config.local.model in get_args(LocalModel), f"local.model must be one of {', '.join(get_args(LocalModel))}"),
         (
             config.local.matcher in get_args(LocalMatcher),

@@ -90,6 +90,9 @@ def verification(store: Store) -> VerifyConfig:
         matcher=settings.matcher if settings.use else "sift",
         model=settings.model,
         estimator=estimator,
+        threshold=settings.inlier_distance,
+        min_matches=settings.min_matches,
+        iterations=settings.iterations,
         mirrored=settings.mirrored,
         learned=further,
     )
@@ -109,12 +112,21 @@ def fingerprint(store: Store) -> str:
     by = f"-{compared.matcher}" if compared.matcher != "sift" else ""
     by += f"-{further.fingerprint}" if further else ""
     by += f"-{compared.estimator}" if compared.estimator != _of_itself(store) else ""
+    by += _limits(compared)
     by += "-mirrored" if store.config.local.mirrored else ""
     by += "-outlined" if (store.root / MASKS / OUTLINED).exists() else ""
     query, head = store.config.query, rescore.fingerprint(store)
     how = f"-{query.ranking}-{query.geometry_inliers}" if query.ranking != "fused" else ""
     how += f"-siamese-{head}" if head else ""
     return f"{config.fingerprint}-{store.config.local.verify}-{store.config.local.model}{by}{how}"
+
+
+def _limits(compared: VerifyConfig) -> str:
+    """The limits of the geometry that are not as they come, for the fingerprint."""
+    usual = VerifyConfig()
+    names = ["threshold", "min_matches"] + (["iterations"] if compared.estimator != "frames" else [])
+    limits = ((name, getattr(compared, name)) for name in names)
+    return "".join(f"-{name}-{value}" for name, value in limits if value != getattr(usual, name))
 
 
 def key_of(box: Box) -> BoxKey:

@@ -58,7 +58,9 @@ class VerifyConfig:
     lmeds: float = 5 / 640
     """Inlier distance of the least-median stage, share of the long side."""
     threshold: float = 0.03
-    """Inlier distance, share of the long side."""
+    """Inlier distance, share of the long side; 9 pixels in the source."""
+    min_matches: int = 0
+    """Matches below which no geometry is sought; 10 in the source, 0: one more than determine the model."""
     iterations: int = 2000
     """Most RANSAC hypotheses; 20,000 in the source."""
     max_scale: float = 4.0
@@ -81,7 +83,8 @@ class VerifyConfig:
         ):
             if key not in known:
                 raise InputError(f"unknown {name} {key!r}", next_step=f"use one of {', '.join(known)}")
-        if not (0 < self.ratio <= 1 and self.threshold > 0 and self.lmeds > 0 and self.iterations > 0):
+        limits = (self.threshold, self.lmeds, self.iterations)
+        if not (0 < self.ratio <= 1 and min(limits) > 0 and self.min_matches >= 0):
             raise InputError(f"a limit of the verification is out of range: {self}", next_step="use the defaults")
         if (self.learned.network if self.learned else None) != (self.matcher if self.matcher in NETWORKS else None):
             raise InputError(
@@ -194,7 +197,7 @@ def verify_matches(
     settings = config or VerifyConfig()
     if not len(query) or not len(candidate):
         return _without_model("no_keypoints", query, candidate, matches)
-    if len(matches) <= MIN_MATCHES[settings.model]:
+    if len(matches) < max(MIN_MATCHES[settings.model] + 1, settings.min_matches):
         return _without_model("too_few_matches", query, candidate, matches)
     H = ESTIMATORS[settings.estimator](query, candidate, matches, settings)
     if H is None or not np.isfinite(H).all():

@@ -168,6 +168,25 @@ def test_no_keypoints_and_few_matches_are_ordinary_answers(features):
     assert verify_many(features, []) == []
 
 
+@pytest.mark.parametrize("model", sorted(WARPS))
+def test_below_the_fewest_matches_no_geometry_is_sought(model):
+    """As many as determine the model, and fewer, prove nothing; more may be asked for."""
+    enough = {"similarity": 3, "affine": 4, "homography": 5}[model]
+    xy = np.array(
+        [[10, 15], [90, 20], [80, 85], [15, 70], [45, 40], [60, 75], [30, 90], [70, 50], [20, 40], [50, 10.0]]
+    )
+    for count in range(2, len(xy) + 1):
+        for estimator in ESTIMATORS:
+            found = verify(points(xy[:count]), points(xy[:count]), VerifyConfig(model=model, estimator=estimator))
+            expected = ("verified", count) if count >= enough else ("too_few_matches", 0)
+            assert (found.status, found.inliers, found.matches) == (*expected, count)
+            value = dict(zip(FEATURE_NAMES, map(float, found.features), strict=True))
+            assert (value["matches"], value["inliers"]) == (count, expected[1])
+            assert math.isnan(value["h11"]) == (found.H is None) == (count < enough)
+    gate = VerifyConfig(model=model, min_matches=10)
+    assert [verify(points(xy[:n]), points(xy[:n]), gate).status for n in (9, 10)] == ["too_few_matches", "verified"]
+
+
 def test_a_mirror_image_is_found_where_it_is_asked_for_and_said(crop, features):
     turned, both = describe(np.ascontiguousarray(crop[:, ::-1])), VerifyConfig(mirrored=True)
     plain, found = verify(turned, features), verify(turned, features, both)
@@ -229,6 +248,8 @@ def test_matches_from_elsewhere_are_verified_too(features):
         {"estimator": "y"},
         {"ratio": 0.0},
         {"threshold": -1.0},
+        {"iterations": 0},
+        {"min_matches": -1},
     ],
 )
 def test_unknown_settings_are_refused(fields):
