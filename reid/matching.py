@@ -1,6 +1,6 @@
 """Descriptors of two crops → which rows look alike: nearest neighbours with a ratio test, by one matrix product.
 
-Knows arrays. Must not know keypoints' places, geometry or identities.
+Knows arrays. Must not know keypoints' places, geometry or identities. Settings choose among `reid.verify.MATCHERS`.
 
 Convention: a match is a row of the query and a row of the candidate; no row of the query is matched twice. Source:
 Lowe (IJCV 2004).
@@ -8,7 +8,6 @@ Lowe (IJCV 2004).
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,12 +48,6 @@ def mutual_matches(query: Floats, candidate: Floats, ratio: float) -> Matches:
     kept = (ratios < ratio) | (ratio >= 1)
     rows = np.flatnonzero(kept & (back[nearest] == np.arange(len(query))))
     return Matches(rows.astype(np.int32), nearest[rows].astype(np.int32), (1 - ratios[rows]).astype(np.float32))
-
-
-MATCHERS: dict[str, Callable[[Floats, Floats, float], Matches]] = {
-    "ratio": ratio_matches,
-    "mutual": mutual_matches,
-}
 
 
 def extended(descriptors: NDArray[np.uint8], query_side: bool = False) -> Floats:

@@ -6,9 +6,11 @@ an `InputError` that names the folder or file.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 
 import cv2
@@ -101,6 +103,12 @@ def _palette(picture: Image.Image) -> Image.Image:
     strip = np.repeat(np.array(colours, np.uint8), 400, axis=0)  # 400 pixels each
     every = np.concatenate([np.asarray(sample).reshape(-1, 3), strip])
     return Image.fromarray(every[None]).quantize(256)
+
+
+def unused(folder: Path) -> Path:
+    """`folder`, or where anything of that name is there already, the first of `<folder>-2`, `<folder>-3`, …"""
+    names = (folder if n == 1 else folder.with_name(f"{folder.name}-{n}") for n in count(1))
+    return next(path for path in names if not os.path.lexists(path))
 
 
 def put(path: Path, text: str) -> Path:

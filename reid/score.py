@@ -1,6 +1,6 @@
 """Features of a verified pair → P(same animal): boosted trees, trained by XGBoost, applied by numpy.
 
-Knows arrays, group codes and one JSON file. Must not know photos, identities' names or thresholds of decision.
+Knows arrays, group codes and xgboost's JSON. Must not know photos, identities' names or thresholds of decision.
 xgboost is imported by training alone (it takes a second to load); a query reads the model's JSON and walks the trees
 itself, with the numbers that xgboost gives.
 
@@ -11,12 +11,9 @@ Guestrin (KDD 2016).
 from __future__ import annotations
 
 import json
-import os
 import re
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,8 +22,6 @@ from numpy.typing import ArrayLike, NDArray
 from reid.errors import InputError, ModelError
 
 Floats = NDArray[np.float32]
-FORMAT = 1
-KIND = "pair-validator"
 FEWEST = 20
 """Pairs of each kind below which nothing is trained."""
 
@@ -86,27 +81,15 @@ class Trees:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Validator:
-    """A trained validator: `names` of the features in order, the trees, and how many pairs (and matching ones) it was
-    trained on.
+    """A trained validator: the trees, and how many pairs (and matching ones) they were trained on.
 
     `booster` is the model as xgboost's own JSON, kept whole so that xgboost can load it again.
     """
 
-    names: tuple[str, ...]
     trees: Trees
     pairs: int
     same: int
     booster: dict[str, Any]
-
-    def probability(self, features: ArrayLike) -> NDArray[np.float64]:
-        """P(same animal) `(N,)` for `features (N, F)`; `ModelError` for another number of features."""
-        array = np.asarray(features, np.float32)
-        if array.ndim != 2 or array.shape[1] != len(self.names):
-            raise ModelError(
-                f"features of shape {array.shape}, the validator knows {len(self.names)}",
-                next_step="train it again: `reid calibrate`",
-            )
-        return np.asarray(1 / (1 + np.exp(-self.trees.margin(array))), np.float64)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -155,46 +138,8 @@ def train_validator(
         else:
             out[test] = 0.5  # what is left says nothing
     model = fitted(np.ones(len(y), np.bool_))
-    validator = Validator(tuple(names), read_trees(model), len(y), int(y.sum()), model)
+    validator = Validator(read_trees(model), len(y), int(y.sum()), model)
     return Trained(validator, out)
-
-
-def save(validator: Validator, path: Path) -> None:
-    """Write the validator as JSON, aside and then in place; everything that `load` needs and nothing executable."""
-    raw = {
-        "format": FORMAT,
-        "kind": KIND,
-        "features": list(validator.names),
-        "pairs": validator.pairs,
-        "same": validator.same,
-        "booster": validator.booster,
-    }
-    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        aside.write_text(json.dumps(raw), encoding="utf-8")
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-def load(path: Path, names: Sequence[str]) -> Validator:
-    """The validator in `path`; `ModelError` where there is none, it is damaged, or it was trained on other features
-    than `names`."""
-    again = "train it again: `reid calibrate`"
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        if raw["kind"] != KIND or raw["format"] != FORMAT:
-            raise ModelError("not a validator of this version", source=str(path), next_step=again)
-        if tuple(raw["features"]) != tuple(names):
-            raise ModelError("it was trained on other features", source=str(path), next_step=again)
-        trees = read_trees(raw["booster"])
-        if len(trees.feature) and trees.feature.max() >= len(names):
-            raise ModelError("its trees ask for features that are not there", source=str(path), next_step=again)
-        return Validator(tuple(names), trees, int(raw["pairs"]), int(raw["same"]), raw["booster"])
-    except OSError as error:
-        raise ModelError(f"cannot be read: {error.strerror}", source=str(path), next_step=again) from error
-    except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise ModelError(f"the validator is damaged: {error}", source=str(path), next_step=again) from error
 
 
 def read_trees(model: dict[str, Any]) -> Trees:
@@ -231,20 +176,6 @@ def read_trees(model: dict[str, Any]) -> Trees:
         _depth(left, right, leaf, roots),
         float(np.log(base / (1 - base))),
     )
-
-
-def geometry_first(scores: ArrayLike, inliers: ArrayLike, accept: float) -> NDArray[np.intp]:
-    """The fourth place's ranking: the identity with most inliers comes first if it has at least `accept`, the others
-    follow by score.
-
-    `scores (I,)` and `inliers (I,)` of the identities; positions, best first; ties by position.
-    """
-    score, count = np.asarray(scores, np.float64), np.asarray(inliers, np.float64)
-    order = np.argsort(-score, kind="stable")
-    if not len(order) or count.max() < accept:
-        return order
-    best = order[np.argmax(count[order])]
-    return np.concatenate([[best], order[order != best]])
 
 
 def _parameters(config: ValidatorConfig) -> dict[str, Any]:

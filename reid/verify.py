@@ -37,8 +37,8 @@ from reid.geometry import (
     wrapped,
 )
 from reid.keypoints import LocalFeatures, mirrored
-from reid.learned import LearnedConfig
-from reid.matching import MATCHERS, Floats, Ints, Matches, extended
+from reid.learned import NETWORKS, LearnedConfig
+from reid.matching import Floats, Ints, Matches, extended, mutual_matches, ratio_matches
 
 Status = Literal["verified", "no_keypoints", "too_few_matches", "no_model", "degenerate"]
 
@@ -47,7 +47,7 @@ Status = Literal["verified", "no_keypoints", "too_few_matches", "no_model", "deg
 class VerifyConfig:
     """How a pair is matched and fitted."""
 
-    matcher: str = "ratio"
+    matcher: str = "sift"
     """A key of `MATCHERS`."""
     ratio: float = 0.8
     """Lowe's ratio of the nearest to the second distance, (0, 1]; 1 switches the test off."""
@@ -58,7 +58,9 @@ class VerifyConfig:
     lmeds: float = 5 / 640
     """Inlier distance of the least-median stage, share of the long side."""
     threshold: float = 0.03
-    """Inlier distance, share of the long side."""
+    """Inlier distance, share of the long side; 9 pixels in the source."""
+    min_matches: int = 0
+    """Matches below which no geometry is sought; 10 in the source, 0: one more than determine the model."""
     iterations: int = 2000
     """Most RANSAC hypotheses; 20,000 in the source."""
     max_scale: float = 4.0
@@ -70,7 +72,7 @@ class VerifyConfig:
     mirrored: bool = False
     """True: the query is also tried left-right mirrored, for photos from a flipped scan; twice the time."""
     learned: LearnedConfig | None = None
-    """Features of this network, matched by its own matcher; None: RootSIFT, by `matcher` and `ratio`."""
+    """How the network of a learned `matcher` described the crops; None for the others, which match RootSIFT."""
 
     def __post_init__(self) -> None:
         """Refuse unknown names and values out of range: `InputError`."""
@@ -81,8 +83,14 @@ class VerifyConfig:
         ):
             if key not in known:
                 raise InputError(f"unknown {name} {key!r}", next_step=f"use one of {', '.join(known)}")
-        if not (0 < self.ratio <= 1 and self.threshold > 0 and self.lmeds > 0 and self.iterations > 0):
+        limits = (self.threshold, self.lmeds, self.iterations)
+        if not (0 < self.ratio <= 1 and min(limits) > 0 and self.min_matches >= 0):
             raise InputError(f"a limit of the verification is out of range: {self}", next_step="use the defaults")
+        if (self.learned.network if self.learned else None) != (self.matcher if self.matcher in NETWORKS else None):
+            raise InputError(
+                f"matcher {self.matcher!r} does not go with the features of {self.learned}",
+                next_step="give `learned` for a learned matcher, of the same name, and for no other",
+            )
         if self.mirrored and self.learned is not None:
             raise InputError(
                 "features of a network cannot be mirrored", next_step="do without `mirrored`, or without `learned`"
@@ -142,16 +150,44 @@ def verifier(query: LocalFeatures, config: VerifyConfig) -> Callable[[LocalFeatu
     return compare
 
 
-def matching_of(query: LocalFeatures, config: VerifyConfig) -> Callable[[LocalFeatures], Matches]:
+def matching_of(query: LocalFeatures, config: VerifyConfig) -> Pairing:
     """Candidate → its matches with the query, which is prepared once.
 
     Raises (when asked, with `config.learned`): MissingExtra, ModelError.
     """
-    network = config.learned
-    if network is not None:
-        return lambda candidate: learned.matches(query, candidate, network)
+    return MATCHERS[config.matcher](query, config)
+
+
+def by_ratio(query: LocalFeatures, config: VerifyConfig) -> Pairing:
+    """RootSIFT: nearest neighbours that stand out from the second (`config.ratio`)."""
     left = extended(query.descriptors, query_side=True)
-    return lambda candidate: MATCHERS[config.matcher](left, extended(candidate.descriptors), config.ratio)
+    return lambda candidate: ratio_matches(left, extended(candidate.descriptors), config.ratio)
+
+
+def by_ratio_both_ways(query: LocalFeatures, config: VerifyConfig) -> Pairing:
+    """As `by_ratio`, and the query's keypoint is also the nearest of the candidate's."""
+    left = extended(query.descriptors, query_side=True)
+    return lambda candidate: mutual_matches(left, extended(candidate.descriptors), config.ratio)
+
+
+def by_network(query: LocalFeatures, config: VerifyConfig) -> Pairing:
+    """Learned features: what the matching network of `config.learned` puts together. It is loaded, and torch with it,
+    when the first pair is asked for."""
+    network = config.learned
+    assert network is not None  # `VerifyConfig` has checked it
+    return lambda candidate: learned.matches(query, candidate, network)
+
+
+Pairing = Callable[[LocalFeatures], Matches]
+"""Candidate → its matches with a query."""
+MATCHERS: dict[str, Callable[[LocalFeatures, VerifyConfig], Pairing]] = {
+    "sift": by_ratio,
+    "sift_mutual": by_ratio_both_ways,
+    "xfeat": by_network,
+    "aliked": by_network,
+    "disk": by_network,
+}
+"""Every way to match, learned or not, by the name that `[local] matcher` has for it (`reid.config.LocalMatcher`)."""
 
 
 def verify_matches(
@@ -161,7 +197,7 @@ def verify_matches(
     settings = config or VerifyConfig()
     if not len(query) or not len(candidate):
         return _without_model("no_keypoints", query, candidate, matches)
-    if len(matches) <= MIN_MATCHES[settings.model]:
+    if len(matches) < max(MIN_MATCHES[settings.model] + 1, settings.min_matches):
         return _without_model("too_few_matches", query, candidate, matches)
     H = ESTIMATORS[settings.estimator](query, candidate, matches, settings)
     if H is None or not np.isfinite(H).all():

@@ -17,6 +17,7 @@ from rendered_store import enrolled, field, flukes, reid, reid_json, rows_of
 from reid.explaining import explain_answer
 from reid.pipeline import identify, query_of
 from reid.store import Store
+from reid.synth import Conditions, View, fluke, render
 
 __all__ = ["enrolled", "field", "flukes"]
 
@@ -118,6 +119,22 @@ def test_without_a_store_the_default_model_serves(
     assert set(pair["pictures"]) == {"matches"}
     assert pair["skipped"]["heat"] == "switched off" and pair["heat_ms"] is None
     assert sorted(p.name for p in tmp_path.iterdir()) == ["why"]
+
+
+def test_without_a_folder_it_is_explained_beside_you_and_over_nothing_that_is_there(
+    flukes: Path, twice: list[dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ("explain", *(flukes / one["path"] for one in twice), "--no-heat", "--no-warp")
+    said = reid(*words)
+    assert said.exit_code == 0 and f"explained in {Path('explain', 'index.html')}" in said.stdout
+    check_page(tmp_path / "explain" / "index.html")
+    (tmp_path / "explain" / "index.html").write_text("mine")
+    (tmp_path / "explain-2").write_text("a file of mine")
+    assert Path(reid_json(*words)["page"]) == Path("explain-3", "index.html")
+    check_page(tmp_path / "explain-3" / "index.html")
+    assert (tmp_path / "explain" / "index.html").read_text() == "mine"
+    assert (tmp_path / "explain-2").read_text() == "a file of mine"
 
 
 def test_what_is_switched_off_is_not_made(
@@ -331,3 +348,20 @@ def test_the_page_says_where_the_evidence_lies_outside_the_animal(enrolled: Path
     assert pair["flagged"] and pair["outside"]["matches"] > 0.9
     assert "Look twice." in " ".join(check_page(tmp_path / "why" / "index.html").words)
     assert "LOOK TWICE" in reid(*words, store=enrolled).stdout
+
+
+def test_two_whales_in_one_water_agree_by_it_and_are_flagged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`docs/explain_flagged.jpg` is the sheet that is written here."""
+    monkeypatch.chdir(tmp_path)  # no store: the network for any animal
+    sea = Conditions(whitecaps=0.7, sea_contrast=0.9, choppiness=0.6)
+    view = View(conditions=sea, seed=7, fill=0.42, aspect=1.9, offset_y=0.06, horizon=0.2)
+    words: list[object] = []
+    for name, whale in (("a", 8), ("b", 11)):
+        photo = render(fluke(5, whale), view)
+        Image.fromarray(photo.pixels).save(tmp_path / f"whale_{whale}.png")
+        box = ",".join(f"{edge:.0f}" for edge in (photo.box.x0, photo.box.y0, photo.box.x1, photo.box.y1))
+        words += [f"whale_{whale}.png", f"--box-{name}", box]
+    (pair,) = reid_json("explain", *words, "--no-heat", "--no-warp", "--sheet", "explain_flagged.jpg")["pairs"]
+    assert pair["verification"] == "verified" and pair["inliers"] >= 5
+    assert pair["flagged"] and pair["outside"]["matches"] > 0.5
+    assert (tmp_path / "explain_flagged.jpg").is_file()

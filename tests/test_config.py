@@ -39,7 +39,13 @@ def test_an_integer_serves_where_a_number_is_wanted(tmp_path: Path) -> None:
         ("[embedder]\ndevice = 'abacus'", "embedder.device"),
         ("[local]\nmirrored = true\nmatcher = 'xfeat'", "local.mirrored"),
         ("[local]\nestimator = 'guess'", "local.estimator"),
+        ("[local]\nmatcher = 'guess'", "local.matcher"),
+        ("[local]\niterations = 0", "local.iterations"),
+        ("[local]\ninlier_distance = 0.0", "local.inlier_distance"),
+        ("[local]\nmin_matches = -1", "local.min_matches"),
         ("[local]\nestimator = 'frames'\nmatcher = 'xfeat'", "local.estimator"),
+        ("[query]\nranking = 'geometry_first'\n[decision]\naggregate = 'mean'", "decision.aggregate"),
+        ("[query]\nranking = 'geometry_first'\n[decision]\naggregate = 'sum_above'", "query.ranking"),
         ("not toml", "not a settings file"),
     ],
 )

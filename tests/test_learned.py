@@ -128,7 +128,7 @@ def test_a_picture_is_found_again_where_it_was_moved(config):
     a, b = learned.describe(left, None, config), learned.describe(right, None, config)
     assert 60 <= len(a) <= 128 and a.descriptors.shape == (len(a), config.dim) and a.descriptors.dtype == np.uint8
     assert (np.diff(a.response) <= 0).all() and (a.xy >= -0.5).all() and (a.xy <= [320, 240]).all()
-    settings = VerifyConfig(learned=config, estimator="lmeds_ransac")
+    settings = VerifyConfig(matcher=config.network, learned=config, estimator="lmeds_ransac")
     found = verify.verify(a, b, settings)
     assert found.status == "verified" and found.inliers >= 30
     assert np.allclose(found.H[:2, 2], [14, 9], atol=4) and np.allclose(found.H[:2, :2], np.eye(2), atol=0.05)
@@ -161,7 +161,7 @@ def test_an_empty_mask_and_a_tiny_crop_give_an_empty_result(config):
         assert len(found) == 0 and (found.height, found.width) == size and found.descriptors.shape == (0, config.dim)
     full = learned.describe(picture(), None, config)
     assert len(learned.matches(none, full, config)) == len(learned.matches(full, none, config)) == 0
-    assert verify.verify(none, full, VerifyConfig(learned=config)).status == "no_keypoints"
+    assert verify.verify(none, full, VerifyConfig(matcher=config.network, learned=config)).status == "no_keypoints"
 
 
 def test_no_row_is_matched_twice(config):

@@ -21,6 +21,7 @@ from reid.index import LocalIndex
 from reid.local import LocalSource
 from reid.records import Box
 from reid.store import Store
+from reid.verify import VerifyConfig
 
 __all__ = ["described", "flukes", "local_store"]
 
@@ -268,6 +269,35 @@ def test_another_estimator_asks_for_another_fit_and_the_one_that_auto_means_does
         assert fit.read(named, gallery) is None and fit.is_due(named)
         prints.add(local.fingerprint(named))
     assert len(prints) == 3
+
+
+def test_matching_both_ways_asks_for_another_fit_and_no_new_description(
+    local_store: Store, describing: list[int]
+) -> None:
+    old = local.fingerprint(local_store)
+    both = changed_settings(local_store, 'matcher = "sift" → matcher = "sift_mutual"')
+    assert local.verification(both).matcher == "sift_mutual" and local.verification(both).learned is None
+    assert local.fingerprint(both) == f"{old}-sift_mutual" and fit.is_due(both)
+    assert local.bring_up(both) == [] and describing == []
+
+
+def test_the_fourth_places_settings_reach_the_geometry_and_ask_for_another_fit(local_store: Store) -> None:
+    prints = [local.fingerprint(local_store)]
+    for line in (
+        "iterations = 2000 → iterations = 20000",  # frames try no random hypotheses: the same as before
+        'estimator = "auto" → estimator = "lmeds_ransac"',
+        r"inlier_distance = 0\.03 → inlier_distance = 0.014",
+        "min_matches = 0 → min_matches = 10",
+        'matcher = "sift" → matcher = "sift_mutual"',
+        'model = "affine" → model = "homography"',
+        'ranking = "fused" → ranking = "geometry_first"',
+    ):
+        local_store = changed_settings(local_store, line)
+        prints.append(local.fingerprint(local_store))
+    assert local.verification(local_store) == VerifyConfig(
+        "sift_mutual", model="homography", estimator="lmeds_ransac", threshold=0.014, min_matches=10, iterations=20_000
+    )
+    assert prints[0] == prints[1] and len(set(prints)) == len(prints) - 1
 
 
 def test_a_learned_matcher_has_an_estimator_that_needs_no_frames(local_store: Store, tmp_path: Path) -> None:

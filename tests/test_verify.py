@@ -1,18 +1,21 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import get_args
 
 import cv2
 import numpy as np
 import pytest
 
 from reid.agreement import FEATURE_NAMES
+from reid.config import LocalMatcher
 from reid.errors import InputError
 from reid.geometry import area, collinear, convex, fit_least_squares, linear_part, project, transfer_errors, wrapped
 from reid.keypoints import KeypointConfig, LocalFeatures, describe, empty_features, mirrored
-from reid.learned import LearnedConfig
-from reid.matching import MATCHERS, Matches, extended
-from reid.verify import ESTIMATORS, VerifyConfig, verify, verify_many, verify_matches
+from reid.learned import NETWORKS, LearnedConfig
+from reid.matching import Matches
+from reid.verify import ESTIMATORS, MATCHERS, VerifyConfig, matching_of, verify, verify_many, verify_matches
 
 WARPS = {
     "similarity": np.array(
@@ -165,6 +168,25 @@ def test_no_keypoints_and_few_matches_are_ordinary_answers(features):
     assert verify_many(features, []) == []
 
 
+@pytest.mark.parametrize("model", sorted(WARPS))
+def test_below_the_fewest_matches_no_geometry_is_sought(model):
+    """As many as determine the model, and fewer, prove nothing; more may be asked for."""
+    enough = {"similarity": 3, "affine": 4, "homography": 5}[model]
+    xy = np.array(
+        [[10, 15], [90, 20], [80, 85], [15, 70], [45, 40], [60, 75], [30, 90], [70, 50], [20, 40], [50, 10.0]]
+    )
+    for count in range(2, len(xy) + 1):
+        for estimator in ESTIMATORS:
+            found = verify(points(xy[:count]), points(xy[:count]), VerifyConfig(model=model, estimator=estimator))
+            expected = ("verified", count) if count >= enough else ("too_few_matches", 0)
+            assert (found.status, found.inliers, found.matches) == (*expected, count)
+            value = dict(zip(FEATURE_NAMES, map(float, found.features), strict=True))
+            assert (value["matches"], value["inliers"]) == (count, expected[1])
+            assert math.isnan(value["h11"]) == (found.H is None) == (count < enough)
+    gate = VerifyConfig(model=model, min_matches=10)
+    assert [verify(points(xy[:n]), points(xy[:n]), gate).status for n in (9, 10)] == ["too_few_matches", "verified"]
+
+
 def test_a_mirror_image_is_found_where_it_is_asked_for_and_said(crop, features):
     turned, both = describe(np.ascontiguousarray(crop[:, ::-1])), VerifyConfig(mirrored=True)
     plain, found = verify(turned, features), verify(turned, features, both)
@@ -217,12 +239,17 @@ def test_matches_from_elsewhere_are_verified_too(features):
 @pytest.mark.parametrize(
     "fields",
     [
-        {"mirrored": True, "learned": LearnedConfig("xfeat")},
+        {"mirrored": True, "matcher": "xfeat", "learned": LearnedConfig("xfeat")},
+        {"learned": LearnedConfig("xfeat")},
+        {"matcher": "xfeat"},
+        {"matcher": "disk", "learned": LearnedConfig("xfeat")},
         {"model": "cubic"},
         {"matcher": "x"},
         {"estimator": "y"},
         {"ratio": 0.0},
         {"threshold": -1.0},
+        {"iterations": 0},
+        {"min_matches": -1},
     ],
 )
 def test_unknown_settings_are_refused(fields):
@@ -230,11 +257,16 @@ def test_unknown_settings_are_refused(fields):
         VerifyConfig(**fields)
 
 
+def test_every_matcher_can_be_named_in_the_settings_and_every_network_is_a_matcher():
+    assert tuple(MATCHERS) == get_args(LocalMatcher)
+    assert set(NETWORKS) < set(MATCHERS)
+
+
 # --- the parts, against loops
 
 
 @pytest.mark.parametrize("ratio", [0.7, 0.9, 1.0])
-@pytest.mark.parametrize("matcher", sorted(MATCHERS))
+@pytest.mark.parametrize("matcher", ["sift", "sift_mutual"])
 def test_matching_equals_a_loop(matcher, ratio):
     random = np.random.default_rng(4)
     a = random.integers(0, 256, (40, 128)).astype(np.uint8)
@@ -247,9 +279,10 @@ def test_matching_equals_a_loop(matcher, ratio):
     for i in range(len(a)):
         order = sorted(range(len(b)), key=lambda j, i=i: distances[i, j])
         share = distances[i, order[0]] / distances[i, order[1]]
-        if share < ratio and (matcher == "ratio" or distances[:, order[0]].argmin() == i):
+        if share < ratio and (matcher == "sift" or distances[:, order[0]].argmin() == i):
             expected.append((i, order[0], 1 - share))
-    found = MATCHERS[matcher](extended(a, query_side=True), extended(b), ratio)
+    left, right = (replace(points(np.zeros((len(rows), 2))), descriptors=rows) for rows in (a, b))
+    found = matching_of(left, VerifyConfig(matcher=matcher, ratio=ratio))(right)
     assert list(zip(found.query.tolist(), found.candidate.tolist(), strict=True)) == [(i, j) for i, j, _ in expected]
     assert found.weight == pytest.approx([weight for *_, weight in expected], abs=1e-5)
 
