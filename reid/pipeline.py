@@ -155,7 +155,7 @@ class Identifier:
         for one in asked:
             answers.append(self._answer(one, found[at : at + _boxes(one)], cut))
             at += _boxes(one)
-            if noted is not None and answers[-1].labels:
+            if noted is not None and answers[-1].labels and _boxes(one) == 1:  # as the left-out photos were asked
                 note = Note.of(answers[-1], one.prepared[0].facts)
                 noted.extend([note] if note else [])
         clock["decide"] = time.perf_counter() - start
@@ -201,6 +201,9 @@ class Identifier:
         if policy is not None:
             status = policy.verdict(float(ranking.scores[0]))
             base = replace(base, promise=_promised(policy))
+            if status == "new" and self._doubted(found, policy):
+                status = "review"
+                trouble = "; ".join([*([trouble] if trouble else []), "one photo by itself would not be called new"])
         elif status == "match" and base.basis == "default":
             status = "match" if decide.clearly_beyond(float(ranking.scores[0]), self.threshold) else "review"
         if failed and status == "new":  # its low scores may be owed to that: nobody has looked everywhere
@@ -219,16 +222,22 @@ class Identifier:
 
     def _ranking(self, one: _Asked, found: Sequence[Found]) -> Ranking:
         """Animals best first over all photos of the sighting."""
-        method = self.store.config.decision.aggregate
-        rankings = [
-            aggregate.identity_scores(
-                each.candidates.scores, [self.search.code(i) for i in each.candidates.ids], method
-            )
-            for each in found
-        ]
+        rankings = [self._alone(each) for each in found]
         hashes = [photo.facts.phash or 0 for photo in one.prepared for _ in photo.boxes]
         one_list = rankings[0] if len(rankings) == 1 else aggregate.fuse_photos(rankings, _bursts(hashes))
         return self.search.weighed(one_list, found)
+
+    def _alone(self, found: Found) -> Ranking:
+        """Animals best first by one photo."""
+        codes = [self.search.code(i) for i in found.candidates.ids]
+        return aggregate.identity_scores(found.candidates.scores, codes, self.store.config.decision.aggregate)
+
+    def _doubted(self, found: Sequence[Found], policy: Policy) -> bool:
+        """Whether a photo of several, asked alone, as rates are measured, would not be called new: their mean may lie
+        below what blurred frames bring down.
+        """
+        alone = [self.search.weighed(self._alone(one), [one]) for one in found] if len(found) > 1 else []
+        return any(len(one.codes) and policy.verdict(float(one.scores[0])) != "new" for one in alone)
 
     def _compared(self, one: _Asked) -> Compared:
         filters = {"species": one.query.species} if one.query.species else {}

@@ -31,6 +31,7 @@ from promised_store import (
 from rendered_store import reid, reid_json
 
 from reid import fit
+from reid.embed import unit_rows
 from reid.store import CALIBRATION, Store
 
 __all__ = ["many", "measured", "scripted"]
@@ -78,6 +79,23 @@ def test_certainty_and_nonsense_are_refused(measured: Path, scripted: Scripted, 
 
 
 # In force ------------------------------------------------------------------------------------------
+
+
+def test_a_sighting_is_new_only_if_each_of_its_photos_would_be(many: Path, scripted: Scripted) -> None:
+    """Rates are measured on single photos; the mean over a sighting could hide a sharp one among blurred ones."""
+    calibrated(many, *RATES)
+    rows, _ = vectors()
+    strangers = unit_rows(np.random.default_rng(77).normal(size=(40, DIM)).astype(np.float32))
+    new = [one for one in strangers if ask(many, scripted, one)["status"] == "new"][:6]
+    assert len(new) == 6 and ask(many, scripted, rows[0])["status"] == "match"
+    noted = len((many / "recent.jsonl").read_text().splitlines())
+    photos = [paint(many.parent / f"q{n}.png", n) for n in range(7)]
+    for sees, status in (([*new, new[0]], "new"), ([*new, unit_rows(rows[:1])[0]], "review")):
+        scripted.sees = np.stack(sees)
+        answer = reid_json("query", *photos, "--encounter", store=many)
+        assert answer["status"] == status
+        assert ("one photo by itself" in answer["message"]) == (status == "review")
+    assert len((many / "recent.jsonl").read_text().splitlines()) == noted  # means are not compared with single photos
 
 
 def share(values: NDArray[np.bool_]) -> float:
