@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from reid import decide, fit, whiten, withheld
 from reid.embed import unit_rows
-from reid.errors import StoreError
+from reid.errors import InputError, StoreError
 from reid.store import CALIBRATION, Store
 
 
@@ -301,3 +301,22 @@ def test_opposite_flanks_are_struck_out_of_the_measurement(tmp_path: Path) -> No
     every = np.arange(3)
     struck = withheld._sided(store, labels, np.zeros((3, 3), np.float32), every, every)
     np.testing.assert_array_equal(np.isneginf(struck), [[0, 1, 0], [1, 0, 0], [0, 0, 0]])
+
+
+@pytest.mark.parametrize(
+    ("animals", "photos", "why"),
+    [(9, 50, "450 photos of 9 named animals"), (120, 1, "120 named animals has one sighting")],
+)
+def test_nothing_is_promised_where_no_left_out_photo_speaks_for_served_scores(
+    tmp_path: Path, animals: int, photos: int, why: str
+) -> None:
+    store = fake_store(tmp_path / "s")
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(animals, DIM))
+    rows = np.repeat(centres, photos, axis=0) + 0.4 * rng.normal(size=(animals * photos, DIM))
+    with_vectors(store, rows.astype(np.float32), [f"w{n // photos}" for n in range(animals * photos)])
+    made = fit.fit(store)
+    assert made.basis != "measured" and not made.cases["known_score"]
+    with pytest.raises(InputError, match=why) as caught:
+        fit.calibrate_rates(store, false_match=0.3, false_new=0.3, confidence=0.9)
+    assert "second sighting" in caught.value.next_step or "two sightings" in caught.value.next_step
