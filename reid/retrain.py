@@ -12,6 +12,7 @@ Needs the extra `train`. Knows stores; how anything is trained is the business o
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from reid import ensemble, models, steps, teaching, whole, withheld
+from reid import dealt, ensemble, models, steps, teaching, whole, withheld
 from reid.adopt import adopt, decision
 from reid.enrol import Progress, quiet
 from reid.errors import MissingExtra, ModelError, ReidError, TrainError
@@ -73,7 +74,7 @@ def train(store: Store, options: Options, progress: Progress = quiet) -> Candida
 
     Raises:
         TrainError: too few photos or animals, no animal with a second sighting, a loss that is no number, a full disk,
-            nothing to resume.
+            nothing to resume, or a store that cannot deal the same photos again.
         ConfigError: no such recipe, or its teacher is no model.
         MissingExtra: torch is not installed.
     """
@@ -96,16 +97,17 @@ def train(store: Store, options: Options, progress: Progress = quiet) -> Candida
     plan = planned(options, store)
     base = _base(store)
     before = learnt_before(store, options, plan)
-    pool = pool_of(store, seen=before)
-    if not options.resume:
+    if options.resume:
+        _check(run, store, options, plan, base)
+        pool = dealt.again(store, run, before)
+    else:
+        pool = pool_of(store, seen=before)
         unnamed = options.name == Options().name
         stem = plan.recipe.name if plan.recipe is not None and unnamed else options.name
         run = runs.begin(parent, stem, _config(store, options, plan, base, pool))
-    elif run.config["base_fingerprint"] != models.read_card(base).fingerprint:
-        raise TrainError(
-            "that training was begun on another model", source=str(run.folder), next_step="leave out --resume"
-        )
     with runs.recorded(run):
+        if not options.resume:
+            dealt.write(store, run, pool)
         run.log(f"{len(pool.sources)} photos of {len(set(pool.names))} animals; {len(pool.judges)} judge")
         epochs: list[tuple[float, float]] = []
 
@@ -138,6 +140,7 @@ def train(store: Store, options: Options, progress: Progress = quiet) -> Candida
         models.write_learnt(done.model, withheld.photos_of(store, learnt))
         _put(done.model, store.models_folder)
         teaching.swept(run, options.folds)
+        dealt.forget(run)
         shutil.rmtree(_white_of(run), ignore_errors=True)
     return Candidate(report, store.models_folder / run.name, pool.labels.annotations[there], vectors[there])
 
@@ -167,7 +170,7 @@ def _taught(
         lesson = teaching.with_pseudo_labels(store, teach, pool, run, options.pseudo_rounds, options.seed, progress)
     if options.folds:
         return teaching.in_folds(store, lesson, pool, run, options.folds, options.fold_by, options.seed, progress)
-    return lesson(Lesson(pool.chosen, pool.names, run.folder, run.name))
+    return teaching.learnt(lesson, Lesson(pool.chosen, pool.names, run.folder, run.name))
 
 
 def _whitened(store: Store, options: Options, base: Path, pool: Pool, run: Run, progress: Progress) -> Path:
@@ -200,7 +203,8 @@ def _head(
         epochs=tell,
     )  # fmt: skip
     line = f"mirrored photos are {'other animals' if done.chosen.mirror_as_class else 'of the same animal'}"
-    return Made(done.model, done.photos, done.failures, done.seconds, {"tried": done.tried}, line)
+    notes = {"tried": done.tried, "losses": [one.loss for one in done.head.history]}
+    return Made(done.model, done.photos, done.failures, done.seconds, notes, line)
 
 
 def _training_modules() -> Any:
@@ -235,14 +239,13 @@ def _quick_config(store: Store, options: Options) -> Any:
 def _config(store: Store, options: Options, plan: Plan, base: Path, pool: Pool) -> dict[str, Any]:
     """What `config.json` says."""
     card = models.read_card(base)
-    training = asdict(_quick_config(store, options)) if plan.recipe is None else plan.recipe.to_dict()
-    fixed: dict[str, str] = {}
+    fixed: dict[str, str] = {"mode": plan.mode}
     if plan.recipe is not None:
-        fixed = {"mode": "full", "recipe": options.recipe or plan.recipe.name, "scale": plan.recipe.scale}
+        fixed |= {"recipe": options.recipe or plan.recipe.name, "scale": plan.recipe.scale}
     return {
         "options": asdict(options) | fixed,
         "seed": options.seed,
-        "training": training,
+        "training": _rules(store, options, plan),
         "base": card.name,
         "base_fingerprint": card.fingerprint,
         "present": store.embedder.card.name,
@@ -251,6 +254,28 @@ def _config(store: Store, options: Options, plan: Plan, base: Path, pool: Pool) 
         "judges": len(pool.judges),
         "catalogue_revision": store.catalogue.revision,
     }
+
+
+def _rules(store: Store, options: Options, plan: Plan) -> dict[str, Any]:
+    """How is trained, as JSON has it."""
+    rules = asdict(_quick_config(store, options)) if plan.recipe is None else plan.recipe.to_dict()
+    found: dict[str, Any] = json.loads(json.dumps(rules, default=str))
+    return found
+
+
+def _check(run: Run, store: Store, options: Options, plan: Plan, base: Path) -> None:
+    """Raises TrainError where the run was begun on another model or by other rules than there are now."""
+    said = ""
+    if run.config["base_fingerprint"] != models.read_card(base).fingerprint:
+        said = "on another model"
+    elif run.config["training"] != _rules(store, options, plan):
+        said = "with other settings, or by a recipe that has changed since"
+    if said:
+        raise TrainError(
+            f"that training was begun {said}",
+            source=str(run.folder),
+            next_step="leave out --resume: `reid train` begins anew",
+        )
 
 
 def _options_of(run: Run) -> Options:
