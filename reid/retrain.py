@@ -90,7 +90,7 @@ def train(store: Store, options: Options, progress: Progress = quiet) -> Candida
     runs = _training_modules()
     parent = store.root / TRAINING
     if options.resume:
-        run = runs.resume(parent, "" if options.name == Options().name else options.name)
+        run = runs.resume(parent, "network", "" if options.name == Options().name else options.name)
         options = _options_of(run)
     else:
         options = as_settled(options, store)
@@ -104,7 +104,7 @@ def train(store: Store, options: Options, progress: Progress = quiet) -> Candida
         pool = pool_of(store, seen=before)
         unnamed = options.name == Options().name
         stem = plan.recipe.name if plan.recipe is not None and unnamed else options.name
-        run = runs.begin(parent, stem, _config(store, options, plan, base, pool))
+        run = runs.begin(parent, stem, "network", _config(store, options, plan, base, pool))
     with runs.recorded(run):
         if not options.resume:
             dealt.write(store, run, pool)
