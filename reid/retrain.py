@@ -16,7 +16,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ import numpy as np
 
 from reid import dealt, ensemble, models, steps, teaching, whole, withheld
 from reid.adopt import adopt, decision
+from reid.catalogue import Labels
 from reid.enrol import Progress, quiet
 from reid.errors import MissingExtra, ModelError, ReidError, TrainError
 from reid.judge import Candidate, Pool, advice, embedded, judge, pool_of, sources_of
@@ -36,7 +37,6 @@ from reid.teaching import Lesson, Made, Seen
 from reid.withheld import TRAINED_ON, TRAINING
 
 if TYPE_CHECKING:
-    from reid.train.features import Source
     from reid.train.runs import Run
 
 KEPT = "kept"  # below `TRAINING`: vectors of photos' views
@@ -157,8 +157,7 @@ def _taught(
 
     def teach(lesson: Lesson) -> Made:
         if plan.recipe is None:
-            sources = sources_of(store, pool.labels, lesson.rows)
-            return _head(store, options, base, lesson, sources, run, shared, progress, tell)
+            return _head(store, options, base, lesson, pool.labels, run, shared, progress, tell)
         return whole.teach(
             store, plan.recipe, base.name, pool, lesson, progress, tell, seed=options.seed, resume=options.resume,
             seconds=60 * options.minutes / teaching.lessons(options.folds, options.pseudo_rounds),
@@ -191,16 +190,17 @@ def _white_of(run: Run) -> Path:
 
 
 def _head(
-    store: Store, options: Options, base: Path, lesson: Lesson, sources: Sequence[Source], run: Run,
+    store: Store, options: Options, base: Path, lesson: Lesson, labels: Labels, run: Run,
     white: Path | None, progress: Progress, tell: Told,
 ) -> Made:  # fmt: skip
     """A projection on kept vectors."""
     from reid.train import quick
 
+    sightings = withheld.sightings_of(store.catalogue, labels)[lesson.rows]
     done = quick.train(
-        sources, lesson.names, base, lesson.folder, lesson.name,
-        keep=run.folder.parent / KEPT, white=white, config=_quick_config(store, options), progress=progress,
-        epochs=tell,
+        sources_of(store, labels, lesson.rows), lesson.names, base, lesson.folder, lesson.name,
+        keep=run.folder.parent / KEPT, white=white, sightings=sightings, config=_quick_config(store, options),
+        progress=progress, epochs=tell,
     )  # fmt: skip
     line = f"mirrored photos are {'other animals' if done.chosen.mirror_as_class else 'of the same animal'}"
     notes = {"tried": done.tried, "losses": [one.loss for one in done.head.history]}

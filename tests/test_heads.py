@@ -229,16 +229,14 @@ def test_one_animal_or_vectors_that_are_not_finite_are_errors() -> None:
     assert caught.value.next_step
 
 
-def test_a_split_keeps_near_duplicates_apart() -> None:
+def test_a_split_keeps_sightings_apart() -> None:
     labels = ["a", "a", "b", "b", "c", "d", "d", "d"]
-    duplicates = [[0, 1], [5, 6]]
+    sightings = np.array([0, 0, 1, 2, 3, 4, 5, 5])
     for seed in range(20):
-        held = holdout.split(labels, duplicates=duplicates, seed=seed)
+        held = holdout.split(labels, sightings=sightings, seed=seed)
         names = [labels[i] for i in held.queries]
         assert "a" not in names and "c" not in names and "b" in names and "d" in names
-        assert not set(held.queries) & set(held.gallery)
-        for i, j in duplicates:
-            assert not ({i, j} & set(held.queries) and {i, j} & set(held.gallery))
+        assert not set(sightings[held.queries]) & set(sightings[held.gallery])
         assert all(labels[i] in [labels[j] for j in held.gallery] for i in held.queries)
     assert len(holdout.split(labels, least=3).queries) == 1
 

@@ -72,6 +72,20 @@ def test_judges_and_their_sightings_are_not_trained_on(store: Store) -> None:
     assert not set(groups[np.isin(labels.annotations, seen)]) & set(groups[judges])
 
 
+def test_a_head_is_chosen_with_sightings_apart(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Any] = []
+    plain = quick.train
+    monkeypatch.setattr(
+        quick, "train", lambda *some, **more: (given.append(more["sightings"]), plain(*some, **more))[1]
+    )
+    labels = store.catalogue.labels()
+    together = np.arange(len(labels.annotations)) // 2
+    monkeypatch.setattr(withheld, "sightings_of", lambda catalogue, labels: together)
+    report = retrain.train(store, Options()).report
+    seen = json.loads((Path(report.run) / TRAINED_ON).read_text())["annotations"]
+    assert given[0].tolist() == together[np.isin(labels.annotations, seen)].tolist()
+
+
 def test_once_in_force_a_model_is_measured_on_photos_that_it_has_not_learnt(store: Store) -> None:
     labels = store.catalogue.labels()
     groups = withheld.sightings_of(store.catalogue, labels)
