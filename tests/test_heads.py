@@ -24,8 +24,9 @@ from reid.train.graphs import Layer, Tap
 
 torch = pytest.importorskip("torch")
 
-from reid.train import heads  # noqa: E402
+from reid.train import heads, losses  # noqa: E402
 from reid.train.heads import HeadConfig  # noqa: E402
+from reid.train.network import Embedded  # noqa: E402
 
 SIZE = (24, 48)
 FAST: Any = {"dim": 12, "epochs": 14, "batch": 32, "learning_rate": 2e-2, "dropout": 0.1, "scale": 12.0}
@@ -189,6 +190,30 @@ def test_training_a_projection_finds_the_numbers_that_tell_animals_apart(hidden:
     start = head.history[0].map_at_5 if hidden else before  # a layer before the projection does not begin as the cosine
     assert after > start + 0.1
     assert head.history[-1].loss < head.history[0].loss
+
+
+@pytest.mark.parametrize("mirror_as_class", [True, False])
+def test_a_photo_does_not_compete_with_its_mirror_image(mirror_as_class: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors, labels = animals(n_identities=8, photos=3)
+    seen: list[tuple[list[int], list[int], torch.Tensor]] = []
+    forward = losses.MarginSoftmax.forward
+
+    def spy(self: losses.MarginSoftmax, x: Any, targets: losses.Targets) -> torch.Tensor:
+        one = losses.Targets(targets.classes[:1], targets.twins[:1])
+        first = Embedded(x.whole[:1].detach(), ())
+        (gradient,) = torch.autograd.grad(forward(self, first, one), self.centres)
+        seen.append((targets.classes.tolist(), targets.twins.tolist(), gradient.abs().sum(1)))
+        return forward(self, x, targets)
+
+    monkeypatch.setattr(losses.MarginSoftmax, "forward", spy)
+    heads.train_head(vectors, labels, HeadConfig(dim=4, epochs=2, mirror_as_class=mirror_as_class))
+    assert len(seen) == 2
+    for classes, twins, pull in seen:
+        if mirror_as_class:
+            assert [abs(one - other) for one, other in zip(classes, twins, strict=True)] == [8] * 24
+            assert len(pull) == 16 and pull[twins[0]] == 0 and int((pull > 0).sum()) == 15
+        else:
+            assert max(classes) == 7 and set(twins) == {-1} and len(pull) == 8 and bool((pull > 0).all())
 
 
 def test_plain_layers_give_the_trained_networks_vectors() -> None:
