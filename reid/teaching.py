@@ -132,7 +132,8 @@ def _read(lesson: Lesson) -> Made | None:
 
 
 def in_folds(store: Store, teach: Teach, pool: Pool, run: Run, k: int, by: By, seed: int, progress: Progress) -> Made:
-    """Teach each fold's complement; the models together are `run.model`.
+    """Teach each fold's complement; the models together are `run.model`, all of one weight: a photo is scored out of fold
+    by one model alone, so nothing that all of them have not seen says which is better but the judges, who judge it.
 
     Raises:
         TrainError: fewer sightings or animals than folds, or what a lesson raises.
