@@ -39,6 +39,7 @@ from reid.errors import ReidError, TrainError
 CONFIG, LOG, METRICS, CURVES, STATE = "config.json", "log.txt", "metrics.json", "curves.png", "state.txt"
 Kind = Literal["network", "cropper", "siamese", "ensemble"]
 RUNNING, FINISHED, INTERRUPTED = "running", "finished", "interrupted"
+RESUMED, ANEW = "the same command with --resume", "the same command again"
 _LIBRARIES = ("numpy", "openvino", "torch", "pytorch-metric-learning")
 _INK, _PAPER, _FAINT, _LOSS, _SCORE = (24, 32, 38), (255, 255, 255), (214, 218, 220), (0, 114, 178), (213, 94, 0)
 
@@ -100,7 +101,7 @@ def begin(parent: Path, name: str, kind: Kind, config: dict[str, Any], *, today:
             f"'{name}' cannot be a model's name", next_step="use letters, digits, '-', '_' and '.', a letter first"
         )
     stem = f"{(today or date.today()).isoformat()}-{name}"
-    with written(parent):
+    with written(parent, then=ANEW):
         parent.mkdir(parents=True, exist_ok=True)
         for number in range(1, 10_000):
             folder = parent / (stem if number == 1 else f"{stem}-{number}")
@@ -148,9 +149,9 @@ def resume(parent: Path, kind: Kind, name: str = "") -> Run:
 
 
 @contextmanager
-def recorded(run: Run) -> Iterator[None]:
-    """Write down how the work inside ends. What the disk refuses becomes a TrainError."""
-    with written(run.folder):
+def recorded(run: Run, then: str = RESUMED) -> Iterator[None]:
+    """Write down how the work inside ends. What the disk refuses becomes a TrainError, which says what to do `then`."""
+    with written(run.folder, then):
         try:
             _write(run.folder / STATE, RUNNING + "\n")
             yield
@@ -166,8 +167,8 @@ def recorded(run: Run) -> Iterator[None]:
 
 
 @contextmanager
-def written(folder: Path) -> Iterator[None]:
-    """A disk that is full or forbids writing, as a TrainError that names the folder."""
+def written(folder: Path, then: str = RESUMED) -> Iterator[None]:
+    """A disk that is full or forbids writing, as a TrainError that names the folder and what to do `then`."""
     try:
         yield
     except ReidError:
@@ -176,7 +177,7 @@ def written(folder: Path) -> Iterator[None]:
         raise TrainError(
             f"cannot be written ({error.strerror or error})",
             source=str(folder),
-            next_step="free some space there, then the same command with --resume",
+            next_step=f"free some space there, then {then}",
         ) from error
 
 
