@@ -99,7 +99,8 @@ def train(store: Store, options: Options, progress: Progress = quiet) -> Candida
     before = learnt_before(store, options, plan)
     if options.resume:
         _check(run, store, options, plan, base)
-        pool = dealt.again(store, run, before)
+        with runs.written(run.folder):
+            pool = dealt.again(store, run, before)
     else:
         pool = pool_of(store, seen=before)
         unnamed = options.name == Options().name
@@ -266,7 +267,7 @@ def _rules(store: Store, options: Options, plan: Plan) -> dict[str, Any]:
 def _check(run: Run, store: Store, options: Options, plan: Plan, base: Path) -> None:
     """Raises TrainError where the run was begun on another model or by other rules than there are now."""
     said = ""
-    if run.config["base_fingerprint"] != models.read_card(base).fingerprint:
+    if run.config.get("base_fingerprint") != models.read_card(base).fingerprint:
         said = "on another model"
     elif run.config["training"] != _rules(store, options, plan):
         said = "with other settings, or by a recipe that has changed since"

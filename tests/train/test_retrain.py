@@ -49,6 +49,7 @@ def test_a_training_is_judged_on_photos_apart_and_changes_nothing_that_serves(st
     run = store.root / "training" / report.model
     names = {runs.CONFIG, runs.LOG, runs.METRICS, runs.CURVES, runs.STATE, TRAINED_ON, report.model}
     assert {p.name for p in run.iterdir()} == names and runs.read_state(run) == "finished"
+    assert json.loads((run / runs.CONFIG).read_text())["options"]["mode"] == "head"  # not "auto", were it to go on
     card = models.read_card(store.models_folder / report.model)
     assert card.fingerprint == models.read_card(run / report.model).fingerprint
     metrics = json.loads((run / runs.METRICS).read_text())
