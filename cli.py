@@ -21,7 +21,7 @@ from reid.commands_ensemble import ensemble
 from reid.commands_query import explain, query
 from reid.commands_remove import remove
 from reid.commands_siamese import train_siamese
-from reid.commands_train import mine, train
+from reid.commands_train import Train, mine, train
 from reid.invocation import LEFT_OUT, Json, Who, errors_said, opened, user
 
 app = typer.Typer(
@@ -298,7 +298,7 @@ COMMANDS = (  # in the order of --help
     remove, train_cropper, train_siamese, ensemble,
 )  # fmt: skip
 for command in COMMANDS:
-    app.command()(command)
+    app.command(cls=Train if command is train else None)(command)
 app.add_typer(commands_individuals.people, name="individuals")
 app.add_typer(commands_models.networks, name="models")
 

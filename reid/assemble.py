@@ -82,8 +82,8 @@ def assembled(
     paths = [models.ensure(store.models_folder, one) for one in members]
     pool = pool_of(store)
     trained_on = np.unique(np.concatenate([withheld.trained_on_by(store, one.partition("/")[0]) for one in members]))
-    run = runs.begin(store.root / TRAINING, name, {"members": list(members), "seed": seed})
-    with runs.recorded(run):
+    run = runs.begin(store.root / TRAINING, name, "ensemble", {"members": list(members), "seed": seed})
+    with runs.recorded(run, then=runs.ANEW):
         opened = ensemble.joined(paths, threads=store.config.embedder.threads)
         rows, there, failures = embedded(store, opened, pool.labels, progress)
         parts = ensemble.blocks(rows, [models.read_card(path).dim for path in paths])

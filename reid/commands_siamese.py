@@ -76,7 +76,7 @@ def trained(report: Report) -> None:
 
     gain = report.map_at_5
     shown = report.photos - report.lonely
-    print(f"trained on {shown} photos of animals with two or more ({report.seconds['train']:.0f} s)")
+    print(f"trained on {shown} photos of animals with two or more ({report.seconds['train']:.0f} s); run: {report.run}")
     print(
         f"negatives: {report.negatives}; {report.varied} photos in {report.views} views; {report.lonely} photos left out: "
         "the only ones of their animals"

@@ -4,11 +4,25 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
+from reid import steps
 from reid.invocation import LEFT_OUT, Json, opened
+
+OTHERS = ("cropper", "siamese")  # trained by commands of their own
+
+
+class Train(TyperCommand):
+    """`reid train`, which tells whoever writes `reid train cropper` what that is called."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Click's, but for one of `OTHERS` in the first place."""
+        if args and args[0] in OTHERS:
+            ctx.fail(steps.pasted(f"that is a command of its own: run reid train-{args[0]}"))
+        return super().parse_args(ctx, args)
 
 
 class TrainMode(StrEnum):

@@ -113,15 +113,15 @@ class Pool:
     judges: IntArray
 
 
-def pool_of(store: Store, *, seen: ArrayLike = ()) -> Pool:
+def pool_of(store: Store, *, seen: ArrayLike = (), among: Labels | None = None) -> Pool:
     """What of a store is trained on, and what judges; `seen` are annotations that may not judge, besides those that the
     present model has learnt. Where that model has learnt all, its own photos judge, which flatters it alone; `seen` ones
-    never do, since the new model learns on from them.
+    never do, since the new model learns on from them. `among` are the labels to deal, else the store's own.
 
     Raises:
         TrainError: fewer than two animals, or none with a second sighting to judge by.
     """
-    labels, vectors = withheld.gathered(store.catalogue, store.fingerprint)
+    labels, vectors = withheld.gathered(store.catalogue, store.fingerprint, among=among)
     named = labels.individuals >= 0
     if len(np.unique(labels.individuals[named])) < 2:
         raise TrainError(

@@ -105,8 +105,9 @@ def planned(options: Options, store: Store) -> Plan:
     from reid.train import recipe
 
     cuda = torch.cuda.is_available()
-    photos = store.catalogue.counts().annotations
-    machine = f"{'a' if cuda else 'no'} CUDA device, {photos} animals in photos"
+    counts = store.catalogue.counts()
+    photos = counts.annotations - counts.unnamed
+    machine = f"{'a' if cuda else 'no'} CUDA device, {photos} animals with a name in photos"
     asked = options.mode == "full" or bool(options.recipe or options.begin_with)
     if options.mode == "head" or not (asked or (cuda and photos >= LEAST_FULL)):
         hint = "" if cuda else "; --mode full --minutes 60 trains all of it on a CPU"

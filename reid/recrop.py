@@ -135,11 +135,16 @@ def _run(store: Store, options: Options) -> tuple[runs.Run, Options]:
     """A new run, or the newest unfinished one with the options it was begun with."""
     parent = store.root / "training"
     if not options.resume:
-        return runs.begin(parent, options.name, {"cropper": asdict(options)}), options
-    run = runs.resume(parent, options.name)
-    if "cropper" not in run.config:
-        raise TrainError("that training is not a cropper's", source=str(run.folder), next_step="reid train --resume")
-    return run, replace(Options(**run.config["cropper"]), resume=True)
+        return runs.begin(parent, options.name, "cropper", {"cropper": asdict(options)}), options
+    run = runs.resume(parent, "cropper", options.name)
+    try:
+        return run, replace(Options(**run.config["cropper"]), resume=True)
+    except (KeyError, TypeError) as error:
+        raise TrainError(
+            f"its settings are those of another version ({error})",
+            source=str(run.folder),
+            next_step="leave out --resume: `reid train-cropper` begins anew",
+        ) from error
 
 
 def _sets(store: Store, options: Options, progress: Progress) -> _Sets:

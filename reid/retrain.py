@@ -12,18 +12,20 @@ Needs the extra `train`. Knows stores; how anything is trained is the business o
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from reid import ensemble, models, steps, teaching, whole, withheld
+from reid import dealt, ensemble, models, steps, teaching, whole, withheld
 from reid.adopt import adopt, decision
+from reid.catalogue import Labels
 from reid.enrol import Progress, quiet
 from reid.errors import MissingExtra, ModelError, ReidError, TrainError
 from reid.judge import Candidate, Pool, advice, embedded, judge, pool_of, sources_of
@@ -35,7 +37,6 @@ from reid.teaching import Lesson, Made, Seen
 from reid.withheld import TRAINED_ON, TRAINING
 
 if TYPE_CHECKING:
-    from reid.train.features import Source
     from reid.train.runs import Run
 
 KEPT = "kept"  # below `TRAINING`: vectors of photos' views
@@ -73,7 +74,7 @@ def train(store: Store, options: Options, progress: Progress = quiet) -> Candida
 
     Raises:
         TrainError: too few photos or animals, no animal with a second sighting, a loss that is no number, a full disk,
-            nothing to resume.
+            nothing to resume, or a store that cannot deal the same photos again.
         ConfigError: no such recipe, or its teacher is no model.
         MissingExtra: torch is not installed.
     """
@@ -89,23 +90,25 @@ def train(store: Store, options: Options, progress: Progress = quiet) -> Candida
     runs = _training_modules()
     parent = store.root / TRAINING
     if options.resume:
-        run = runs.resume(parent, "" if options.name == Options().name else options.name)
+        run = runs.resume(parent, "network", "" if options.name == Options().name else options.name)
         options = _options_of(run)
     else:
         options = as_settled(options, store)
     plan = planned(options, store)
     base = _base(store)
     before = learnt_before(store, options, plan)
-    pool = pool_of(store, seen=before)
-    if not options.resume:
+    if options.resume:
+        _check(run, store, options, plan, base)
+        with runs.written(run.folder):
+            pool = dealt.again(store, run, before)
+    else:
+        pool = pool_of(store, seen=before)
         unnamed = options.name == Options().name
         stem = plan.recipe.name if plan.recipe is not None and unnamed else options.name
-        run = runs.begin(parent, stem, _config(store, options, plan, base, pool))
-    elif run.config["base_fingerprint"] != models.read_card(base).fingerprint:
-        raise TrainError(
-            "that training was begun on another model", source=str(run.folder), next_step="leave out --resume"
-        )
+        run = runs.begin(parent, stem, "network", _config(store, options, plan, base, pool))
     with runs.recorded(run):
+        if not options.resume:
+            dealt.write(store, run, pool)
         run.log(f"{len(pool.sources)} photos of {len(set(pool.names))} animals; {len(pool.judges)} judge")
         epochs: list[tuple[float, float]] = []
 
@@ -138,6 +141,7 @@ def train(store: Store, options: Options, progress: Progress = quiet) -> Candida
         models.write_learnt(done.model, withheld.photos_of(store, learnt))
         _put(done.model, store.models_folder)
         teaching.swept(run, options.folds)
+        dealt.forget(run)
         shutil.rmtree(_white_of(run), ignore_errors=True)
     return Candidate(report, store.models_folder / run.name, pool.labels.annotations[there], vectors[there])
 
@@ -154,8 +158,7 @@ def _taught(
 
     def teach(lesson: Lesson) -> Made:
         if plan.recipe is None:
-            sources = sources_of(store, pool.labels, lesson.rows)
-            return _head(store, options, base, lesson, sources, run, shared, progress, tell)
+            return _head(store, options, base, lesson, pool.labels, run, shared, progress, tell)
         return whole.teach(
             store, plan.recipe, base.name, pool, lesson, progress, tell, seed=options.seed, resume=options.resume,
             seconds=60 * options.minutes / teaching.lessons(options.folds, options.pseudo_rounds),
@@ -167,7 +170,7 @@ def _taught(
         lesson = teaching.with_pseudo_labels(store, teach, pool, run, options.pseudo_rounds, options.seed, progress)
     if options.folds:
         return teaching.in_folds(store, lesson, pool, run, options.folds, options.fold_by, options.seed, progress)
-    return lesson(Lesson(pool.chosen, pool.names, run.folder, run.name))
+    return teaching.learnt(lesson, Lesson(pool.chosen, pool.names, run.folder, run.name))
 
 
 def _whitened(store: Store, options: Options, base: Path, pool: Pool, run: Run, progress: Progress) -> Path:
@@ -188,19 +191,21 @@ def _white_of(run: Run) -> Path:
 
 
 def _head(
-    store: Store, options: Options, base: Path, lesson: Lesson, sources: Sequence[Source], run: Run,
+    store: Store, options: Options, base: Path, lesson: Lesson, labels: Labels, run: Run,
     white: Path | None, progress: Progress, tell: Told,
 ) -> Made:  # fmt: skip
     """A projection on kept vectors."""
     from reid.train import quick
 
+    sightings = withheld.sightings_of(store.catalogue, labels)[lesson.rows]
     done = quick.train(
-        sources, lesson.names, base, lesson.folder, lesson.name,
-        keep=run.folder.parent / KEPT, white=white, config=_quick_config(store, options), progress=progress,
-        epochs=tell,
+        sources_of(store, labels, lesson.rows), lesson.names, base, lesson.folder, lesson.name,
+        keep=run.folder.parent / KEPT, white=white, sightings=sightings, config=_quick_config(store, options),
+        progress=progress, epochs=tell,
     )  # fmt: skip
     line = f"mirrored photos are {'other animals' if done.chosen.mirror_as_class else 'of the same animal'}"
-    return Made(done.model, done.photos, done.failures, done.seconds, {"tried": done.tried}, line)
+    notes = {"tried": done.tried, "losses": [one.loss for one in done.head.history]}
+    return Made(done.model, done.photos, done.failures, done.seconds, notes, line)
 
 
 def _training_modules() -> Any:
@@ -235,14 +240,13 @@ def _quick_config(store: Store, options: Options) -> Any:
 def _config(store: Store, options: Options, plan: Plan, base: Path, pool: Pool) -> dict[str, Any]:
     """What `config.json` says."""
     card = models.read_card(base)
-    training = asdict(_quick_config(store, options)) if plan.recipe is None else plan.recipe.to_dict()
-    fixed: dict[str, str] = {}
+    fixed: dict[str, str] = {"mode": plan.mode}
     if plan.recipe is not None:
-        fixed = {"mode": "full", "recipe": options.recipe or plan.recipe.name, "scale": plan.recipe.scale}
+        fixed |= {"recipe": options.recipe or plan.recipe.name, "scale": plan.recipe.scale}
     return {
         "options": asdict(options) | fixed,
         "seed": options.seed,
-        "training": training,
+        "training": _rules(store, options, plan),
         "base": card.name,
         "base_fingerprint": card.fingerprint,
         "present": store.embedder.card.name,
@@ -251,6 +255,28 @@ def _config(store: Store, options: Options, plan: Plan, base: Path, pool: Pool) 
         "judges": len(pool.judges),
         "catalogue_revision": store.catalogue.revision,
     }
+
+
+def _rules(store: Store, options: Options, plan: Plan) -> dict[str, Any]:
+    """How is trained, as JSON has it."""
+    rules = asdict(_quick_config(store, options)) if plan.recipe is None else plan.recipe.to_dict()
+    found: dict[str, Any] = json.loads(json.dumps(rules, default=str))
+    return found
+
+
+def _check(run: Run, store: Store, options: Options, plan: Plan, base: Path) -> None:
+    """Raises TrainError where the run was begun on another model or by other rules than there are now."""
+    said = ""
+    if run.config.get("base_fingerprint") != models.read_card(base).fingerprint:
+        said = "on another model"
+    elif run.config["training"] != _rules(store, options, plan):
+        said = "with other settings, or by a recipe that has changed since"
+    if said:
+        raise TrainError(
+            f"that training was begun {said}",
+            source=str(run.folder),
+            next_step="leave out --resume: `reid train` begins anew",
+        )
 
 
 def _options_of(run: Run) -> Options:

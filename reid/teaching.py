@@ -3,15 +3,17 @@
 A *lesson* is one training of the recipe: rows of the pool, their names, and where its model goes. `in_folds` gives K of
 them, keeps what every photo scored by the model that had not seen it (`out-of-fold.npz` in the run's folder), and makes
 the K models one (`reid.ensemble`). `with_pseudo_labels` puts rounds before a lesson. Both give what one lesson gives, so
-they can be put together: each fold then has rounds of its own, and no name reaches a fold from outside. A model that is
-there already is not trained again: an interrupted run goes on with the next lesson.
+they can be put together: each fold then has rounds of its own, and no name reaches a fold from outside. What was learnt
+already is not learnt again: an interrupted run goes on with the next lesson.
 
 Knows stores and lessons; how a lesson is learnt is the business of whoever hands it in.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
     from reid.train.runs import Run
 
 SCORES = "out-of-fold.npz"
-ALSO = "also.json"  # in a lesson's folder, once it is done: rows beyond its own that it learnt from
+DONE = "lesson.json"  # in a lesson's folder, once it is learnt: which lesson it was, and what came of it
 
 IntArray = NDArray[np.int64]
 Vectors = NDArray[np.float32]
@@ -51,6 +53,12 @@ class Lesson:
     folder: Path
     name: str
     trial: bool = False
+
+    @property
+    def digest(self) -> str:
+        """Of what is taught: the same for the same photos under the same names."""
+        text = json.dumps([self.rows.tolist(), self.names, self.trial])
+        return hashlib.sha256(text.encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -89,24 +97,43 @@ def lessons(folds: int, pseudo_rounds: int) -> int:
 
 
 def learnt(teach: Teach, lesson: Lesson) -> Made:
-    """What the lesson gives; its model where that is there already, with what it was noted to have learnt beyond its
-    rows.
-    """
-    model, noted = lesson.folder / lesson.name, lesson.folder / ALSO
-    if (model / models.CARD).is_file() and noted.is_file():
-        also = tuple(json.loads(noted.read_text(encoding="utf-8")))
-        return Made(model, len(lesson.rows), (), {}, {}, f"{lesson.name} was there", also)
+    """What the lesson gives; what it gave, where this very lesson was learnt already and its model is there."""
+    done = _read(lesson)
+    if done is not None:
+        return done
     lesson.folder.mkdir(parents=True, exist_ok=True)
+    (lesson.folder / DONE).unlink(missing_ok=True)
     made = teach(lesson)
-    noted.write_text(json.dumps(made.also), encoding="utf-8")
+    noted = {name: value for name, value in asdict(made).items() if name not in ("model", "seen")}
+    aside = lesson.folder / f".{DONE}"
+    aside.write_text(json.dumps({"lesson": lesson.digest, "made": noted}), encoding="utf-8")
+    os.replace(aside, lesson.folder / DONE)
     return made
+
+
+def _read(lesson: Lesson) -> Made | None:
+    """What was noted of this lesson; None where there is no model, or it is another lesson's."""
+    model = lesson.folder / lesson.name
+    try:
+        found = json.loads((lesson.folder / DONE).read_text(encoding="utf-8"))
+        if found["lesson"] != lesson.digest or not (model / models.CARD).is_file():
+            return None
+        made = found["made"]
+        made["failures"] = tuple(Failure(**one) for one in made["failures"])
+        made["suspects"] = tuple(
+            Suspected(**one | {"annotations": tuple(one["annotations"])}) for one in made["suspects"]
+        )
+        return Made(model, **made | {"also": tuple(made["also"]), "line": f"{lesson.name} was there: {made['line']}"})
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 # Folds ----------------------------------------------------------------------------------------------------------------
 
 
 def in_folds(store: Store, teach: Teach, pool: Pool, run: Run, k: int, by: By, seed: int, progress: Progress) -> Made:
-    """Teach each fold's complement; the models together are `run.model`.
+    """Teach each fold's complement; the models together are `run.model`, all of one weight: a photo is scored out of fold
+    by one model alone, so nothing that all of them have not seen says which is better but the judges, who judge it.
 
     Raises:
         TrainError: fewer sightings or animals than folds, or what a lesson raises.
@@ -148,7 +175,10 @@ def in_folds(store: Store, teach: Teach, pool: Pool, run: Run, k: int, by: By, s
 
 
 def swept(run: Run, k: int) -> None:
-    """Delete the folds' own folders of a run that is done: their models live on as members."""
+    """Delete what only a resumed run would look for: the note of the lesson, and the folds' own folders, whose models
+    live on as members.
+    """
+    (run.folder / DONE).unlink(missing_ok=True)
     for fold in range(k):
         shutil.rmtree(run.folder / f"fold-{fold + 1}", ignore_errors=True)
 
@@ -192,7 +222,7 @@ def with_pseudo_labels(
             )
         last = found[-1]
         rows, names = np.array(last.rows, np.int64), tuple(str(code) for code in last.codes)
-        made = learnt(teach, replace(lesson, rows=np.concatenate([lesson.rows, rows]), names=(*lesson.names, *names)))
+        made = teach(replace(lesson, rows=np.concatenate([lesson.rows, rows]), names=(*lesson.names, *names)))
         for number in range(n):
             shutil.rmtree(lesson.folder / f"round-{number + 1}", ignore_errors=True)
         notes = {"pseudo_rounds": [_said(pool, each) for each in found]}

@@ -6,7 +6,8 @@
 Three heads: one for queries on all named animals, and one on each half of the animals, by which the other half is
 judged and the store's fusion measured (`reid.rescore` says why). They replace the store's heads all at once, and the
 gallery is measured anew; nothing else changes. Photos whose names may be one animal's are never set against each other,
-and are told (`[training] suspect` in reid.toml). Knows stores and `reid.train`; prints nothing.
+and are told (`[training] suspect` in reid.toml). What was done is on record below `training/`, as of any training; there is
+nothing to resume. Knows stores and `reid.train`; prints nothing.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -32,6 +33,8 @@ from reid.metrics import reciprocal_ranks
 from reid.rescore import FOLDER, HALVES, WHOLE, half_of
 from reid.siamese import Siamese
 from reid.store import Store
+from reid.train import runs
+from reid.train.runs import Run
 
 if TYPE_CHECKING:
     from reid.train.siamese import Negatives, Trained
@@ -75,7 +78,7 @@ class Report:
     """What was trained, on what, and how the heads rank photos of animals that they have not seen: MAP@5 of known
     animals alone, one photo an animal as the query. `lonely` photos have no second one of their animal and were not
     shown; `varied` ones were shown in `views` views, the others (not readable now) plain alone. `negatives` is how the
-    head for queries found them; `suspects` are names that were not taught as two animals.
+    head for queries found them; `suspects` are names that were not taught as two animals; `run` is the record's folder.
     """
 
     photos: int
@@ -89,32 +92,69 @@ class Report:
     map_at_5: Gain
     fusion: str
     folder: str
+    run: str
     seconds: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Photos:
+    """Those with a name: their `labels`, vectors `rows (n, D)`, sightings `(n,)` and halves of the gallery `(n,)`."""
+
+    labels: Labels
+    rows: NDArray[np.float32]
+    sightings: IntArray
+    halves: IntArray
 
 
 def train(store: Store, options: Options, progress: Progress) -> Report:
     """Train the heads of a store and put them in force.
 
     Raises:
-        TrainError: too few named animals. MissingExtra: there is no torch.
+        TrainError: too few named animals, or a full disk: the heads are those of before then. MissingExtra: there is no
+            torch.
     """
     try:
-        from reid.train import siamese as training
+        from reid.train import siamese as training  # noqa: F401
     except ImportError as error:
         raise MissingExtra(f"training needs {error.name}", next_step=steps.install("train")) from error
-    begun = time.perf_counter()
+    photos = _named(store)
+    _check(store, photos)
+    run = runs.begin(store.root / withheld.TRAINING, "siamese", "siamese", {
+        "options": asdict(options), "seed": options.seed, "present": store.embedder.card.name,
+        "present_fingerprint": store.fingerprint, "photos": len(photos.rows),
+        "animals": len(np.unique(photos.labels.individuals)), "catalogue_revision": store.catalogue.revision,
+    })  # fmt: skip
+    with runs.recorded(run, then=runs.ANEW):
+        report, heads = _trained(store, options, photos, run, progress)
+        curves = {name: [asdict(one) for one in head.history] for name, head in heads.items()}
+        run.write_curves([one.loss for one in heads[WHOLE].history], [one.map_at_5 for one in heads[WHOLE].history])
+        run.write_json(runs.METRICS, asdict(report) | {"epochs": curves})
+    return report
+
+
+def _named(store: Store) -> _Photos:
+    """The photos with a name."""
     gathered, rows = withheld.gathered(store.catalogue, store.fingerprint)
     sightings = withheld.sightings_of(store.catalogue, gathered)
     named = np.flatnonzero(gathered.individuals >= 0)
-    labels, rows, sightings = _of(gathered, named), rows[named], sightings[named]
-    codes = labels.individuals
-    halves = np.array([half_of(int(code)) for code in codes], np.int64)
-    _check(store, codes, sightings, halves)
+    labels = _of(gathered, named)
+    halves = np.array([half_of(int(code)) for code in labels.individuals], np.int64)
+    return _Photos(labels, rows[named], sightings[named], halves)
+
+
+def _trained(
+    store: Store, options: Options, photos: _Photos, run: Run, progress: Progress
+) -> tuple[Report, dict[str, Trained]]:
+    """The heads, in force, and what they are worth."""
+    from reid.train import siamese as training
+
+    begun = time.perf_counter()
+    labels, codes, halves = photos.labels, photos.labels.individuals, photos.halves
+    run.log(f"{len(codes)} photos of {len(np.unique(codes))} animals")
     parts = {WHOLE: np.arange(len(codes)), **{HALVES[h]: np.flatnonzero(halves != h) for h in (0, 1)}}
     views = options.views or store.config.training.views
-    shown, varied = _shown(store, labels, rows, views, options.seed, progress)
+    shown, varied = _shown(store, labels, photos.rows, views, options.seed, progress)
     near, groups, suspects = _looked_at(store, labels, progress)
-    heads: dict[str, Siamese] = {}
     done: dict[str, Trained] = {}
     config = training.SiameseConfig(
         epochs=options.epochs, seed=options.seed, negatives=options.negatives, hard_positives=options.hard_positives,
@@ -122,28 +162,32 @@ def train(store: Store, options: Options, progress: Progress) -> Report:
     )  # fmt: skip
     for number, (name, part) in enumerate(parts.items()):
 
-        def told(epoch: int, loss: float, score: float, number: int = number) -> None:
+        def told(epoch: int, loss: float, score: float, number: int = number, name: str = name) -> None:
+            run.log(f"{name}, epoch {epoch + 1}, loss {loss:.4f}")
             progress("train", number * options.epochs + epoch + 1, 3 * options.epochs)
 
         done[name] = training.train(
             shown[part], codes[part], config,
             groups=groups[part], near=training.listed_inside(near, part), progress=told,
         )  # fmt: skip
-        heads[name] = done[name].head
+    heads = {name: one.head for name, one in done.items()}
     trained = time.perf_counter()
-    gain, queries = _judged(rows, codes, sightings, halves, (heads[HALVES[0]], heads[HALVES[1]]))
+    gain, queries = _judged(photos, (heads[HALVES[0]], heads[HALVES[1]]))
+    run.log(f"MAP@5 of {queries} photos of animals not seen: {gain.before:.4f} by cosine, {gain.after:.4f} by the head")
     whole = done[WHOLE]
     about = {
         "photos": len(codes), "map_at_5": gain.after, "map_at_5_cosine": gain.before, "views": views,
-        "negatives": whole.negatives, "suspects": [[one.first, one.second] for one in suspects],
+        "negatives": whole.negatives, "suspects": [[one.first, one.second] for one in suspects], "run": run.name,
     }  # fmt: skip
     folder = _saved(store, heads, options, about)
     found = fit.fit(store, progress=progress)
-    return Report(
+    report = Report(
         photos=len(codes), animals=len(np.unique(codes)), lonely=whole.lonely, views=views, varied=varied,
         negatives=whole.negatives, suspects=suspects, queries=queries, map_at_5=gain, fusion=found.fusion.kind,
-        folder=str(folder), seconds={"train": trained - begun, "fit": time.perf_counter() - trained},
+        folder=str(folder), run=str(run.folder),
+        seconds={"train": trained - begun, "fit": time.perf_counter() - trained},
     )  # fmt: skip
+    return report, done
 
 
 def _of(labels: Labels, rows: IntArray) -> Labels:
@@ -201,11 +245,11 @@ def _looked_at(store: Store, labels: Labels, progress: Progress) -> tuple[IntArr
     return near, suspects.merged(labels.individuals, pairs, share=LARGEST), said
 
 
-def _check(store: Store, codes: IntArray, sightings: IntArray, halves: IntArray) -> None:
+def _check(store: Store, photos: _Photos) -> None:
     """Whether each half has animals enough with photos of several sightings."""
     for half in (0, 1):
-        mine = halves == half
-        pairs = np.unique(np.stack([codes[mine], sightings[mine]], axis=1), axis=0)
+        mine = photos.halves == half
+        pairs = np.unique(np.stack([photos.labels.individuals[mine], photos.sightings[mine]], axis=1), axis=0)
         several = int((np.bincount(np.unique(pairs[:, 0], return_inverse=True)[1]) >= 2).sum()) if len(pairs) else 0
         if several < FEWEST:
             raise TrainError(
@@ -215,12 +259,11 @@ def _check(store: Store, codes: IntArray, sightings: IntArray, halves: IntArray)
             )
 
 
-def _judged(
-    rows: NDArray[np.float32], codes: IntArray, sightings: IntArray, halves: IntArray, heads: tuple[Siamese, Siamese]
-) -> tuple[Gain, int]:
+def _judged(photos: _Photos, heads: tuple[Siamese, Siamese]) -> tuple[Gain, int]:
     """One photo of each animal with several sightings against all photos but its sighting's, by cosine and by the head
     that has not seen the animal.
     """
+    rows, codes, sightings, halves = photos.rows, photos.labels.individuals, photos.sightings, photos.halves
     _, first = np.unique(codes, return_index=True)
     before: list[int] = []
     after: list[int] = []

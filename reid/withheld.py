@@ -39,13 +39,14 @@ Sides = Literal["separate", "together"]
 
 
 def gathered(
-    catalogue: Catalogue, fingerprint: str, *, most: int = MOST_GALLERY, seed: int = 0
+    catalogue: Catalogue, fingerprint: str, *, most: int = MOST_GALLERY, seed: int = 0, among: Labels | None = None
 ) -> tuple[Labels, NDArray[np.float32]]:
     """Labels and raw unit vectors `(N, D) float32` of the annotations in service that have one; a random sample of
-    `most` where there are more.
+    `most` where there are more. With `among` those of its annotations, all of them, and with its labels.
     """
-    labels = catalogue.labels()
-    share = min(1.0, most / max(1, len(labels.annotations)))
+    serving = catalogue.labels()
+    labels = serving if among is None else among
+    share = 1.0 if among is not None else min(1.0, most / max(1, len(labels.annotations)))
     rng = np.random.default_rng(seed)
     ids, parts = [], []
     for chunk in catalogue.embeddings(fingerprint):
@@ -57,7 +58,7 @@ def gathered(
         return Labels(nothing, nothing, nothing, nothing), np.empty((0, 1), np.float32)
     kept = np.concatenate(ids)
     at = np.searchsorted(labels.annotations, kept)
-    some = Labels(kept, labels.individuals[at], labels.encounters[at], labels.photos[at], labels.names)
+    some = Labels(kept, labels.individuals[at], labels.encounters[at], labels.photos[at], serving.names)
     return some, unit_rows(np.concatenate(parts))
 
 

@@ -72,6 +72,12 @@ def test_wrong_usage_exits_2(enrolled: Path, words: list[str]) -> None:
     assert reid(*words, store=enrolled).exit_code == 2
 
 
+@pytest.mark.parametrize("what", ["cropper", "siamese"])
+def test_a_training_that_is_a_command_of_its_own_is_named(enrolled: Path, what: str) -> None:
+    found = reid("train", what, "--from-store", store=enrolled)
+    assert found.exit_code == 2 and f"run reid --store {enrolled} train-{what}" in found.stderr
+
+
 def test_the_store_may_come_from_the_environment(enrolled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REID_STORE", str(enrolled))
     assert reid_json("status")["photos"] == PHOTOS

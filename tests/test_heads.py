@@ -24,8 +24,9 @@ from reid.train.graphs import Layer, Tap
 
 torch = pytest.importorskip("torch")
 
-from reid.train import heads  # noqa: E402
+from reid.train import heads, losses  # noqa: E402
 from reid.train.heads import HeadConfig  # noqa: E402
+from reid.train.network import Embedded  # noqa: E402
 
 SIZE = (24, 48)
 FAST: Any = {"dim": 12, "epochs": 14, "batch": 32, "learning_rate": 2e-2, "dropout": 0.1, "scale": 12.0}
@@ -191,6 +192,30 @@ def test_training_a_projection_finds_the_numbers_that_tell_animals_apart(hidden:
     assert head.history[-1].loss < head.history[0].loss
 
 
+@pytest.mark.parametrize("mirror_as_class", [True, False])
+def test_a_photo_does_not_compete_with_its_mirror_image(mirror_as_class: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors, labels = animals(n_identities=8, photos=3)
+    seen: list[tuple[list[int], list[int], torch.Tensor]] = []
+    forward = losses.MarginSoftmax.forward
+
+    def spy(self: losses.MarginSoftmax, x: Any, targets: losses.Targets) -> torch.Tensor:
+        one = losses.Targets(targets.classes[:1], targets.twins[:1])
+        first = Embedded(x.whole[:1].detach(), ())
+        (gradient,) = torch.autograd.grad(forward(self, first, one), self.centres)
+        seen.append((targets.classes.tolist(), targets.twins.tolist(), gradient.abs().sum(1)))
+        return forward(self, x, targets)
+
+    monkeypatch.setattr(losses.MarginSoftmax, "forward", spy)
+    heads.train_head(vectors, labels, HeadConfig(dim=4, epochs=2, mirror_as_class=mirror_as_class))
+    assert len(seen) == 2
+    for classes, twins, pull in seen:
+        if mirror_as_class:
+            assert [abs(one - other) for one, other in zip(classes, twins, strict=True)] == [8] * 24
+            assert len(pull) == 16 and pull[twins[0]] == 0 and int((pull > 0).sum()) == 15
+        else:
+            assert max(classes) == 7 and set(twins) == {-1} and len(pull) == 8 and bool((pull > 0).all())
+
+
 def test_plain_layers_give_the_trained_networks_vectors() -> None:
     config = HeadConfig(dim=6, hidden=9)
     network = heads._network(10, config)
@@ -229,16 +254,14 @@ def test_one_animal_or_vectors_that_are_not_finite_are_errors() -> None:
     assert caught.value.next_step
 
 
-def test_a_split_keeps_near_duplicates_apart() -> None:
+def test_a_split_keeps_sightings_apart() -> None:
     labels = ["a", "a", "b", "b", "c", "d", "d", "d"]
-    duplicates = [[0, 1], [5, 6]]
+    sightings = np.array([0, 0, 1, 2, 3, 4, 5, 5])
     for seed in range(20):
-        held = holdout.split(labels, duplicates=duplicates, seed=seed)
+        held = holdout.split(labels, sightings=sightings, seed=seed)
         names = [labels[i] for i in held.queries]
         assert "a" not in names and "c" not in names and "b" in names and "d" in names
-        assert not set(held.queries) & set(held.gallery)
-        for i, j in duplicates:
-            assert not ({i, j} & set(held.queries) and {i, j} & set(held.gallery))
+        assert not set(sightings[held.queries]) & set(sightings[held.gallery])
         assert all(labels[i] in [labels[j] for j in held.gallery] for i in held.queries)
     assert len(holdout.split(labels, least=3).queries) == 1
 

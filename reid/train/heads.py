@@ -1,9 +1,10 @@
 """The fast way to train: linear maps on kept vectors, minutes on two cores for ten thousand photos.
 
 `whitening` needs no labels: it turns off what all photos of a gallery share. `train_head` needs them: a projection with
-a batch-norm neck under an ArcFace loss (Deng et al. 2019, arXiv 1801.07698; from pytorch-metric-learning) over the
-identities, where the mirror image of a photo may count as another animal (first place, Humpback Whale Identification
-2019). Both come out as plain matrices, which `write_model` makes part of a model directory: no query needs torch.
+a batch-norm neck under an ArcFace loss (Deng et al. 2019, arXiv 1801.07698; `reid.train.losses`) over the identities,
+where the mirror image of a photo may count as another animal (first place, Humpback Whale Identification 2019), with
+which the photo itself does not compete. Both come out as plain matrices, which `write_model` makes part of a model
+directory: no query needs torch.
 
 Vectors are those of `reid.train.features`: `(n, V, 2, D)` unit rows. Knows vectors, labels and model directories; no
 photos.
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -26,10 +28,13 @@ from numpy.typing import ArrayLike, NDArray
 from reid import models
 from reid.embed import unit_rows
 from reid.errors import ModelError, TrainError
-from reid.train import graphs, holdout
+from reid.train import graphs, holdout, losses
 from reid.train.assignment import codes_of
 from reid.train.graphs import Layer, Tap
 from reid.train.holdout import Split
+from reid.train.losses import MarginSoftmax, Space
+from reid.train.network import Embedded
+from reid.train.recipe import Margin
 
 Floats = NDArray[np.floating[Any]]
 Progress = Callable[[int, float, float], None]  # epoch, loss, MAP@5 of the held-out photos (NaN without any)
@@ -40,9 +45,9 @@ class HeadConfig:
     """How a projection is trained.
 
     `dim` numbers in the new vector; `hidden` units of a layer before it, 0 for none; `margin` in degrees and `scale` of
-    ArcFace; `dropout` share of the inputs, 0 for none; `mirror_as_class` makes mirrored photos another animal,
-    otherwise they are more views of the same; `patience` epochs without a better MAP@5 on the held-out photos end the
-    run, 0 never.
+    ArcFace; `dropout` share of the inputs, 0 for none; `mirror_as_class` makes mirrored photos another animal, with
+    which the photos that they mirror do not compete, otherwise they are more views of the same; `patience` epochs
+    without a better MAP@5 on the held-out photos end the run, 0 never.
     """
 
     dim: int = 512
@@ -157,7 +162,7 @@ def _run(
     rng = np.random.default_rng(config.seed)
     n_classes = int(classes.max()) + 1
     network = _network(vectors.shape[3], config)
-    loss_of = _arcface(n_classes * (2 if config.mirror_as_class else 1), config)
+    loss_of = _arcface(n_classes, config)
     _centre(loss_of, network, vectors, rows, classes, n_classes, config)
     steps = -(-len(rows) // config.batch)
     optimiser = torch.optim.AdamW(
@@ -188,7 +193,7 @@ def _run(
 
 def _epoch(
     network: torch.nn.Sequential,
-    loss_of: Any,
+    loss_of: MarginSoftmax,
     optimiser: torch.optim.Optimizer,
     rate: Any,
     vectors: NDArray[np.float16],
@@ -205,9 +210,9 @@ def _epoch(
     for batch in batches:
         view = rng.integers(0, vectors.shape[1], len(batch))
         mirrored = rng.integers(0, 2, len(batch))
-        target = classes[batch] + (n_classes * mirrored if config.mirror_as_class else 0)
         x = torch.from_numpy(vectors[rows[batch], view, mirrored] * _scale(vectors.shape[3]))
-        loss = loss_of(network(x), torch.from_numpy(target))
+        found = network(x)
+        loss = loss_of(Embedded(found, (found,)), _targets(classes[batch], mirrored, n_classes, config))
         if not torch.isfinite(loss):
             raise TrainError(
                 "the loss is no number any more",
@@ -237,14 +242,24 @@ def _network(width: int, config: HeadConfig) -> torch.nn.Sequential:
     return torch.nn.Sequential(*parts, projection, neck)
 
 
-def _arcface(n_classes: int, config: HeadConfig) -> Any:
-    from pytorch_metric_learning.losses import ArcFaceLoss
+def _arcface(n_classes: int, config: HeadConfig) -> MarginSoftmax:
+    """Over the identities and, where they are others, their mirror images."""
+    counts = np.ones(n_classes * (2 if config.mirror_as_class else 1), np.int64)
+    return MarginSoftmax(Margin(scale=config.scale, m2=math.radians(config.margin)), Space(config.dim, 1, counts))
 
-    return ArcFaceLoss(n_classes, config.dim, margin=config.margin, scale=config.scale)
+
+def _targets(
+    classes: NDArray[np.int64], mirrored: NDArray[np.int64], n_classes: int, config: HeadConfig
+) -> losses.Targets:
+    """Class c + C is the mirror image of class c, where mirrored photos are other animals: each is the other's twin."""
+    if not config.mirror_as_class:
+        return losses.Targets(torch.from_numpy(classes), torch.full((len(classes),), -1))
+    own, twin = classes + n_classes * mirrored, classes + n_classes * (1 - mirrored)
+    return losses.Targets(torch.from_numpy(own), torch.from_numpy(twin))
 
 
 def _centre(
-    loss_of: Any,
+    loss_of: MarginSoftmax,
     network: torch.nn.Sequential,
     vectors: NDArray[np.float16],
     rows: NDArray[np.int64],
@@ -254,15 +269,15 @@ def _centre(
 ) -> None:
     """Begin with each class's centre where its photos are now, not anywhere: most of the first epochs' work is saved."""
     network.eval()
-    centres = torch.zeros_like(loss_of.W.data)
+    centres = torch.zeros_like(loss_of.centres.data)
     with torch.inference_mode():
         for mirrored in (0, 1):
             for start in range(0, len(rows), 4096):
                 part = slice(start, start + 4096)
                 x = torch.from_numpy(vectors[rows[part], 0, mirrored] * _scale(vectors.shape[3]))
                 target = torch.from_numpy(classes[part] + (n_classes * mirrored if config.mirror_as_class else 0))
-                centres.index_add_(1, target, torch.nn.functional.normalize(network(x)).T)
-        loss_of.W.data.copy_(torch.nn.functional.normalize(centres, dim=0))
+                centres.index_add_(0, target, torch.nn.functional.normalize(network(x)))
+        loss_of.centres.data.copy_(torch.nn.functional.normalize(centres))
 
 
 def _layers(network: torch.nn.Sequential) -> list[Layer]:

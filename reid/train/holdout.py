@@ -1,4 +1,4 @@
-"""What a training run is judged by while it goes: photos held out of known animals, near-duplicates apart.
+"""What a training run is judged by while it goes: photos held out of known animals, sightings apart.
 
 Codes are identities as numbers. Knows arrays only.
 """
@@ -23,22 +23,20 @@ Floats = NDArray[np.floating[Any]]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Split:
-    """Photo numbers: `queries` have their identity among `gallery`, and no near-duplicate there; the two share no
-    photo.
-    """
+    """Photo numbers: `queries` have their identity among `gallery`, and no photo of their sighting there."""
 
     queries: IntArray
     gallery: IntArray
 
 
 def split(
-    labels: ArrayLike, *, least: int = 2, duplicates: ArrayLike | None = None, share: float = 1.0, seed: int = 0
+    labels: ArrayLike, *, least: int = 2, sightings: ArrayLike | None = None, share: float = 1.0, seed: int = 0
 ) -> Split:
     """One random photo of each identity with `least` photos or more against all the others.
 
-    `duplicates (P, 2)` are pairs of photos that show the same moment: a gallery photo that forms a pair with a query is
-    left out, and a query that thereby loses its identity is left out too. `share` of the identities give a query (a
-    small inner fold for early stopping).
+    `sightings (N,)` are numbers that photos of one sighting share (near-duplicates, frames of one encounter): a gallery
+    photo of a query's sighting is left out, and a query that thereby loses its identity is left out too. `share` of the
+    identities give a query (a small inner fold for early stopping).
     """
     codes = codes_of(labels)
     rng = np.random.default_rng(seed)
@@ -47,13 +45,8 @@ def split(
     order = np.argsort(codes, kind="stable")
     first = np.searchsorted(codes[order], asked)
     queries = order[first + (rng.random(len(asked)) * counts[asked]).astype(np.int64)]
-    is_query = np.zeros(len(codes), np.bool_)
-    is_query[queries] = True
-    out = is_query.copy()
-    pairs = np.asarray([] if duplicates is None else duplicates, np.int64).reshape(-1, 2)
-    for one, other in ((0, 1), (1, 0)):
-        out[pairs[is_query[pairs[:, one]], other]] = True
-    gallery = np.flatnonzero(~out)
+    groups = np.arange(len(codes)) if sightings is None else np.asarray(sightings)
+    gallery = np.flatnonzero(~np.isin(groups, groups[queries]))
     return Split(queries[np.isin(codes[queries], codes[gallery])], gallery)
 
 

@@ -82,7 +82,7 @@ def train(
     *,
     keep: Path,
     white: Path | None = None,
-    duplicates: ArrayLike | None = None,
+    sightings: ArrayLike | None = None,
     config: QuickConfig = QuickConfig(),
     progress: Progress | None = None,
     epochs: heads.Progress | None = None,
@@ -91,14 +91,16 @@ def train(
     below `keep`.
 
     `white` is what `whiten` made of `base`, for several trainings that share it; without it these photos make one.
-    `duplicates (P, 2)` are pairs of sources that show the same moment (`reid.duplicates`): the inner fold keeps them
-    apart. `epochs` hears of every epoch of the final head, which is trained on all photos.
+    `sightings (N,)` are numbers that sources of one sighting share: the inner fold leaves out what is of a query's
+    sighting. `epochs` hears of every epoch of the final head, which is trained on all photos.
 
     Raises:
         TrainError: fewer than two animals, no photo can be read, or what `heads.train_head` raises.
     """
     if len(sources) != len(labels):
         raise ValueError(f"{len(sources)} sources and {len(labels)} labels")
+    if sightings is not None and np.shape(sightings) != (len(sources),):
+        raise ValueError(f"sightings {np.shape(sightings)} of {len(sources)} sources: expected one each")
     seconds: dict[str, float] = {}
     clock = time.perf_counter()
     own = white is None
@@ -109,8 +111,8 @@ def train(
     kept = _cached(sources, white, keep, config.views, config, "views", progress)
     seconds["embed"], clock = time.perf_counter() - clock, time.perf_counter()
     names = np.asarray(labels)[kept.rows]
-    pairs = _renumbered(duplicates, kept.rows, len(sources))
-    chosen, tried = _choose(kept.vectors, names, pairs, config, progress)
+    groups = np.arange(len(sources)) if sightings is None else np.asarray(sightings, np.int64)
+    chosen, tried = _choose(kept.vectors, names, groups[kept.rows], config, progress)
 
     def tell(epoch: int, loss: float, score: float) -> None:
         if epochs is not None:
@@ -157,16 +159,16 @@ def whiten(
 def _choose(
     vectors: NDArray[np.float16],
     names: NDArray[np.str_],
-    duplicates: NDArray[np.int64],
+    sightings: NDArray[np.int64],
     config: QuickConfig,
     progress: Progress | None,
 ) -> tuple[HeadConfig, tuple[float, ...]]:
     """The way to train that finds most photos of an inner fold (one photo of each animal with three), and the MAP@5 of
-    each; the first of them where there is no such fold.
+    each; the first of them where there is no such fold, or nothing left of it to tell apart.
     """
     ways = [replace(one, seed=config.seed) for one in config.heads]
-    held = holdout.split(names, least=3, duplicates=duplicates, seed=config.seed)
-    if len(ways) == 1 or not len(held.queries):
+    held = holdout.split(names, least=3, sightings=sightings, seed=config.seed)
+    if len(ways) == 1 or not len(held.queries) or len(np.unique(names[held.gallery])) < 2:
         return ways[0], (float("nan"),) * len(ways)
     scores = []
     for number, way in enumerate(ways):
@@ -201,11 +203,3 @@ def _cached(
     if not len(kept.rows):
         raise TrainError("not one of the photos can be read", next_step="see the failures of `reid check` on the table")
     return kept
-
-
-def _renumbered(pairs: ArrayLike | None, rows: NDArray[np.int64], n: int) -> NDArray[np.int64]:
-    """Pairs of sources as pairs of the photos that could be read."""
-    place = np.full(n, -1, np.int64)
-    place[rows] = np.arange(len(rows))
-    inside: NDArray[np.int64] = place[np.asarray([] if pairs is None else pairs, np.int64).reshape(-1, 2)]
-    return inside[(inside >= 0).all(axis=1)]

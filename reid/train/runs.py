@@ -1,7 +1,7 @@
 """What a training leaves behind: a directory that says what was done, with what, and what came of it.
 
     <parent>/<date>-<name>/
-      config.json    settings, seed, base model, numbers of photos, code revision, versions of the libraries
+      config.json    what kind of training, settings, seed, base model, numbers of photos, code revision, versions of the libraries
       log.txt        a line a stage and an epoch, with the time
       metrics.json   what was measured, and every epoch
       curves.png     loss and MAP@5 by epoch
@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from datetime import date
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +37,9 @@ from PIL import Image, ImageDraw, ImageFont
 from reid.errors import ReidError, TrainError
 
 CONFIG, LOG, METRICS, CURVES, STATE = "config.json", "log.txt", "metrics.json", "curves.png", "state.txt"
+Kind = Literal["network", "cropper", "siamese", "ensemble"]
 RUNNING, FINISHED, INTERRUPTED = "running", "finished", "interrupted"
+RESUMED, ANEW = "the same command with --resume", "the same command again"
 _LIBRARIES = ("numpy", "openvino", "torch", "pytorch-metric-learning")
 _INK, _PAPER, _FAINT, _LOSS, _SCORE = (24, 32, 38), (255, 255, 255), (214, 218, 220), (0, 114, 178), (213, 94, 0)
 
@@ -87,8 +89,9 @@ class Run:
         os.replace(file.name, self.folder / CURVES)
 
 
-def begin(parent: Path, name: str, config: dict[str, Any], *, today: date | None = None) -> Run:
+def begin(parent: Path, name: str, kind: Kind, config: dict[str, Any], *, today: date | None = None) -> Run:
     """A new directory `<date>-<name>` below `parent` (with a number behind it where that exists), with its config.
+    Only a training of the same `kind` will go on with it.
 
     Raises:
         TrainError: it cannot be written, or the name is none for a directory.
@@ -98,7 +101,7 @@ def begin(parent: Path, name: str, config: dict[str, Any], *, today: date | None
             f"'{name}' cannot be a model's name", next_step="use letters, digits, '-', '_' and '.', a letter first"
         )
     stem = f"{(today or date.today()).isoformat()}-{name}"
-    with written(parent):
+    with written(parent, then=ANEW):
         parent.mkdir(parents=True, exist_ok=True)
         for number in range(1, 10_000):
             folder = parent / (stem if number == 1 else f"{stem}-{number}")
@@ -107,17 +110,18 @@ def begin(parent: Path, name: str, config: dict[str, Any], *, today: date | None
                 break
             except FileExistsError:
                 continue
-        run = Run(folder, {**config, "code": revision(), "versions": _versions()})
+        run = Run(folder, {"kind": kind, **config, "code": revision(), "versions": _versions()})
         run.write_json(CONFIG, run.config)
         _write(folder / STATE, RUNNING + "\n")
     return run
 
 
-def resume(parent: Path, name: str = "") -> Run:
-    """The newest run below `parent` that is not finished; of that name (with or without its date) where one is given.
+def resume(parent: Path, kind: Kind, name: str = "") -> Run:
+    """The newest run of that kind below `parent` that is not finished; of that name (with or without its date) where one
+    is given.
 
     Raises:
-        TrainError: there is none, or its config cannot be read.
+        TrainError: there is none, or none whose config can be read.
     """
     named = re.compile(r"\d{4}-\d{2}-\d{2}-" + re.escape(name) + r"(-\d+)?")
     found = [
@@ -127,26 +131,27 @@ def resume(parent: Path, name: str = "") -> Run:
         and read_state(folder) != FINISHED
         and (not name or folder.name == name or named.fullmatch(folder.name))
     ]
-    if not found:
-        raise TrainError(
-            f"no unfinished training{f' called {name!r}' if name else ''} there",
-            source=str(parent),
-            next_step="leave out --resume to begin one",
-        )
-    folder = max(found, key=lambda one: (one.stat().st_mtime_ns, one.name))
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise TrainError(
-            f"its settings cannot be read ({error})", source=str(folder / CONFIG), next_step="begin a new training"
-        ) from error
-    return Run(folder, config)
+    unread: TrainError | None = None
+    for folder in sorted(found, key=lambda one: (one.stat().st_mtime_ns, one.name), reverse=True):
+        try:
+            config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+            if config.get("kind") == kind:
+                return Run(folder, config)
+        except (OSError, ValueError, AttributeError) as error:
+            unread = unread or TrainError(
+                f"its settings cannot be read ({error})", source=str(folder / CONFIG), next_step="begin a new training"
+            )
+    raise unread or TrainError(
+        f"no unfinished training{f' called {name!r}' if name else ''} there",
+        source=str(parent),
+        next_step="leave out --resume to begin one",
+    )
 
 
 @contextmanager
-def recorded(run: Run) -> Iterator[None]:
-    """Write down how the work inside ends. What the disk refuses becomes a TrainError."""
-    with written(run.folder):
+def recorded(run: Run, then: str = RESUMED) -> Iterator[None]:
+    """Write down how the work inside ends. What the disk refuses becomes a TrainError, which says what to do `then`."""
+    with written(run.folder, then):
         try:
             _write(run.folder / STATE, RUNNING + "\n")
             yield
@@ -162,8 +167,8 @@ def recorded(run: Run) -> Iterator[None]:
 
 
 @contextmanager
-def written(folder: Path) -> Iterator[None]:
-    """A disk that is full or forbids writing, as a TrainError that names the folder."""
+def written(folder: Path, then: str = RESUMED) -> Iterator[None]:
+    """A disk that is full or forbids writing, as a TrainError that names the folder and what to do `then`."""
     try:
         yield
     except ReidError:
@@ -172,7 +177,7 @@ def written(folder: Path) -> Iterator[None]:
         raise TrainError(
             f"cannot be written ({error.strerror or error})",
             source=str(folder),
-            next_step="free some space there, then the same command with --resume",
+            next_step=f"free some space there, then {then}",
         ) from error
 
 

@@ -19,7 +19,7 @@ from fake_stores import fake_store, paint, seen, taken_in
 from reid import locate, recrop
 from reid.errors import TrainError
 from reid.records import Box
-from reid.train import cropper, cropper_data, cropper_network, cropper_rendered, cropper_views
+from reid.train import cropper, cropper_data, cropper_network, cropper_rendered, cropper_views, runs
 from reid.train.cropper import CropperConfig
 from reid.train.cropper_data import STORED, Photos
 from reid.train.cropper_network import Network
@@ -299,3 +299,15 @@ def test_a_store_without_boxes_is_told_so_and_its_run_says_why(tmp_path: Path) -
         [run] = (store.root / "training").iterdir()
         assert (run / "state.txt").read_text().startswith("failed: there is no photo with a box")
         assert not store.models_folder.exists() or not list(store.models_folder.glob("*/cropper.json"))
+
+
+def test_settings_of_another_version_and_other_trainings_are_not_resumed(tmp_path: Path) -> None:
+    with fake_store(tmp_path / "store") as store:
+        parent = store.root / "training"
+        run = runs.begin(parent, "cropper", "cropper", {"cropper": {"epochs": 3, "wheels": 4}})
+        with pytest.raises(TrainError, match="settings are those of another version") as caught:
+            recrop.train(store, recrop.Options(resume=True), lambda *_: None)
+        assert caught.value.source == str(run.folder) and "`reid train-cropper`" in caught.value.next_step
+        runs.begin(parent, "other", "network", {"options": {}})
+        with pytest.raises(TrainError, match="no unfinished training called 'other'"):
+            recrop.train(store, recrop.Options(resume=True, name="other"), lambda *_: None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -115,6 +116,35 @@ def test_of_several_ways_to_train_the_one_is_used_that_finds_most_of_an_inner_fo
     alone = quick.train(sources, labels, base, tmp_path / "one", "m", keep=tmp_path / "keep", config=QUICK)
     assert np.isnan(alone.tried).all()
     assert models.read_card(alone.model).fingerprint == models.read_card(done.model).fingerprint
+
+
+def test_the_inner_fold_has_no_photo_of_a_querys_sighting(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources, labels = sources_of(herd(tmp_path / "photos", 8, 4))
+    sources[1].path.write_bytes(b"no photo")
+    sightings = np.arange(32) // 2  # an animal's photos are of two sightings
+    readable = np.delete(np.arange(32), 1)
+    asked: list[holdout.Split] = []
+    train_head = heads.train_head
+
+    def spy(*some: Any, held: holdout.Split | None = None, **more: Any) -> heads.Head:
+        asked.extend([held] if held is not None else [])
+        return train_head(*some, held=held, **more)
+
+    monkeypatch.setattr(heads, "train_head", spy)
+    config = replace(QUICK, heads=(HEAD, replace(HEAD, scale=9.0)))
+    more = {"keep": tmp_path / "keep", "config": config}
+    quick.train(sources, labels, base, tmp_path / "out", "m", sightings=sightings, **more)
+    assert len(asked) == 2
+    for held in asked:
+        queries, gallery = (sightings[readable[rows]] for rows in (held.queries, held.gallery))
+        assert len(queries) >= 7 and not set(queries.tolist()) & set(gallery.tolist())
+    one = np.where(np.arange(32) < 4, sightings, 99)  # all other animals were seen together: one is left
+    done = quick.train(sources, labels, base, tmp_path / "out", "n", sightings=one, **more)
+    assert done.chosen == HEAD and np.isnan(done.tried).all()
+    with pytest.raises(ValueError, match="expected one each"):
+        quick.train(sources, labels, base, tmp_path / "out", "o", sightings=one[:3], **more)
 
 
 def test_without_a_third_photo_of_any_animal_the_first_way_is_used(base: Path, tmp_path: Path) -> None:

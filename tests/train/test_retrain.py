@@ -49,6 +49,7 @@ def test_a_training_is_judged_on_photos_apart_and_changes_nothing_that_serves(st
     run = store.root / "training" / report.model
     names = {runs.CONFIG, runs.LOG, runs.METRICS, runs.CURVES, runs.STATE, TRAINED_ON, report.model}
     assert {p.name for p in run.iterdir()} == names and runs.read_state(run) == "finished"
+    assert json.loads((run / runs.CONFIG).read_text())["options"]["mode"] == "head"  # not "auto", were it to go on
     card = models.read_card(store.models_folder / report.model)
     assert card.fingerprint == models.read_card(run / report.model).fingerprint
     metrics = json.loads((run / runs.METRICS).read_text())
@@ -70,6 +71,20 @@ def test_judges_and_their_sightings_are_not_trained_on(store: Store) -> None:
     seen = json.loads((Path(report.run) / TRAINED_ON).read_text())["annotations"]
     assert len(judges) == 24 and len(seen) == report.photos
     assert not set(groups[np.isin(labels.annotations, seen)]) & set(groups[judges])
+
+
+def test_a_head_is_chosen_with_sightings_apart(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Any] = []
+    plain = quick.train
+    monkeypatch.setattr(
+        quick, "train", lambda *some, **more: (given.append(more["sightings"]), plain(*some, **more))[1]
+    )
+    labels = store.catalogue.labels()
+    together = np.arange(len(labels.annotations)) // 2
+    monkeypatch.setattr(withheld, "sightings_of", lambda catalogue, labels: together)
+    report = retrain.train(store, Options()).report
+    seen = json.loads((Path(report.run) / TRAINED_ON).read_text())["annotations"]
+    assert given[0].tolist() == together[np.isin(labels.annotations, seen)].tolist()
 
 
 def test_once_in_force_a_model_is_measured_on_photos_that_it_has_not_learnt(store: Store) -> None:

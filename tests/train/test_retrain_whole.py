@@ -129,6 +129,21 @@ def test_an_interrupted_training_of_a_whole_network_goes_on_from_its_last_epoch(
     assert len(prints) == 1
 
 
+def test_an_interrupted_network_goes_on_with_the_names_it_was_taught(store: Store, tiny: str) -> None:
+    whole = retrain.train(store, Options(recipe=tiny, name="whole"))
+    with pytest.raises(KeyboardInterrupt):
+        retrain.train(store, Options(recipe=tiny), stopped_at("epoch 2 of 2"))
+    labels = store.catalogue.labels()
+    first, second = np.unique(labels.individuals)[:2].tolist()
+    for one, other in ((first, second), (second, first)):  # as many photos and animals as before
+        taken = labels.annotations[labels.individuals == one].tolist()[:1]
+        store.catalogue.assign(taken, labels.names[other], who="t")
+    assert not np.array_equal(store.catalogue.labels().individuals, labels.individuals)
+    done = retrain.train(store, Options(resume=True))
+    prints = {models.read_card(store.models_folder / one.report.model).fingerprint for one in (done, whole)}
+    assert len(prints) == 1 and done.report.verdict == whole.report.verdict
+
+
 def test_a_training_goes_on_from_an_earlier_network_and_spares_what_that_has_seen(store: Store, tiny: str) -> None:
     first = retrain.train(store, Options(recipe=tiny)).report
     after = retrain.train(store, Options(recipe=tiny, begin_with=first.model)).report
@@ -181,6 +196,9 @@ def test_what_is_trained_unasked_depends_on_machine_and_photos(store: Store, mon
     monkeypatch.setattr(planning, "LEAST_FULL", 50)
     plan = planning.planned(Options(), store)
     assert plan.recipe is not None and plan.recipe.scale == "gpu" and plan.why.startswith("full, chosen: a CUDA device")
+    store.catalogue.unassign(store.catalogue.labels().annotations.tolist()[:47], who="t")
+    plan = planning.planned(Options(), store)
+    assert plan.recipe is None and "49 animals with a name" in plan.why
     assert planning.planned(Options(mode="head"), store).recipe is None
     named = planning.planned(Options(recipe="ninth_cosface", scale="laptop", epochs=3), store).recipe
     assert named is not None and (named.name, named.scale, named.schedule.epochs) == ("ninth_cosface", "laptop", 3)

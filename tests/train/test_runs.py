@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import math
+import os
 from datetime import date
 from pathlib import Path
 
@@ -19,7 +20,7 @@ DAY = date(2026, 11, 21)
 
 
 def test_a_run_leaves_its_settings_log_metrics_curves_and_state(tmp_path: Path) -> None:
-    run = runs.begin(tmp_path / "training", "night", {"seed": 3}, today=DAY)
+    run = runs.begin(tmp_path / "training", "night", "network", {"seed": 3}, today=DAY)
     assert run.name == "2026-11-21-night" and run.state == "running"
     with runs.recorded(run):
         run.log("embedding")
@@ -39,11 +40,11 @@ def test_a_run_leaves_its_settings_log_metrics_curves_and_state(tmp_path: Path) 
 
 
 def test_a_second_run_of_the_day_gets_a_number_and_a_name_must_be_one(tmp_path: Path) -> None:
-    names = [runs.begin(tmp_path, "night", {}, today=DAY).name for _ in range(3)]
+    names = [runs.begin(tmp_path, "night", "network", {}, today=DAY).name for _ in range(3)]
     assert names == ["2026-11-21-night", "2026-11-21-night-2", "2026-11-21-night-3"]
     for name in ("", "../up", "a b", ".hidden"):
         with pytest.raises(TrainError, match="cannot be a model's name"):
-            runs.begin(tmp_path, name, {}, today=DAY)
+            runs.begin(tmp_path, name, "network", {}, today=DAY)
 
 
 def test_curves_rise_and_fall_with_their_values_and_have_gaps_where_there_are_none() -> None:
@@ -69,7 +70,7 @@ def test_curves_rise_and_fall_with_their_values_and_have_gaps_where_there_are_no
 def test_how_a_run_ended_is_written_down(
     tmp_path: Path, raised: BaseException, seen: type[BaseException], state: str
 ) -> None:
-    run = runs.begin(tmp_path, "night", {}, today=DAY)
+    run = runs.begin(tmp_path, "night", "network", {}, today=DAY)
     with pytest.raises(seen) as caught, runs.recorded(run):
         raise raised
     assert run.state == state
@@ -81,28 +82,41 @@ def test_how_a_run_ended_is_written_down(
 
 
 def test_the_newest_unfinished_run_is_resumed_with_its_own_settings(tmp_path: Path) -> None:
-    import os
-
-    made = [runs.begin(tmp_path, name, {"seed": seed}, today=DAY) for seed, name in enumerate("abac")]
+    made = [runs.begin(tmp_path, name, "network", {"seed": seed}, today=DAY) for seed, name in enumerate("abac")]
     with runs.recorded(made[3]):
         pass
     for age, run in enumerate(reversed(made)):
         os.utime(run.folder, (1e9 - age, 1e9 - age))
-    assert runs.resume(tmp_path).name == "2026-11-21-a-2"
-    assert runs.resume(tmp_path).config["seed"] == 2
-    assert runs.resume(tmp_path, "b").name == "2026-11-21-b"
-    assert runs.resume(tmp_path, "2026-11-21-a").config["seed"] == 0
+    assert runs.resume(tmp_path, "network").name == "2026-11-21-a-2"
+    assert runs.resume(tmp_path, "network").config["seed"] == 2
+    assert runs.resume(tmp_path, "network", "b").name == "2026-11-21-b"
+    assert runs.resume(tmp_path, "network", "2026-11-21-a").config["seed"] == 0
     for name in ("c", "d"):
         with pytest.raises(TrainError, match="no unfinished training called"):
-            runs.resume(tmp_path, name)
+            runs.resume(tmp_path, "network", name)
     with pytest.raises(TrainError, match="no unfinished training there"):
-        runs.resume(tmp_path / "nowhere")
+        runs.resume(tmp_path / "nowhere", "network")
     (made[1].folder / runs.CONFIG).write_text("{")
     with pytest.raises(TrainError, match="its settings cannot be read"):
-        runs.resume(tmp_path, "b")
+        runs.resume(tmp_path, "network", "b")
+
+
+def test_only_a_run_of_the_same_kind_is_resumed(tmp_path: Path) -> None:
+    mine = runs.begin(tmp_path, "night", "network", {}, today=DAY)
+    for age, kind in enumerate(("cropper", "ensemble", "siamese")):
+        other = runs.begin(tmp_path, "night", kind, {}, today=DAY)
+        os.utime(other.folder, (2e9 + age, 2e9 + age))
+    broken = runs.begin(tmp_path, "night", "cropper", {}, today=DAY)
+    (broken.folder / runs.CONFIG).write_text("[]")
+    assert runs.resume(tmp_path, "network") == mine == runs.resume(tmp_path, "network", "night")
+    with runs.recorded(mine):
+        pass
+    with pytest.raises(TrainError, match="its settings cannot be read") as caught:
+        runs.resume(tmp_path, "network")
+    assert caught.value.source == str(broken.folder / runs.CONFIG)
 
 
 def test_a_place_that_cannot_be_written_is_a_typed_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(TrainError, match="cannot be written"):
-        runs.begin(tmp_path / "file", "night", {}, today=DAY)
+        runs.begin(tmp_path / "file", "night", "network", {}, today=DAY)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -14,16 +15,19 @@ import pytest
 
 pytest.importorskip("torch")
 
-from fake_stores import assert_index_is_the_catalogue, labels  # noqa: E402
+from fake_stores import assert_index_is_the_catalogue, labels, taken_in  # noqa: E402
+from named_store import stopped_at  # noqa: E402
 from painted_store import animal, herd, one_thread, painted_store, small_head, with_rules  # noqa: E402
 from PIL import Image  # noqa: E402
 from typer.testing import CliRunner  # noqa: E402
 
-from reid import assemble, ensemble, models, retrain, teaching, withheld  # noqa: E402
+from reid import assemble, dealt, ensemble, models, retrain, teaching, withheld  # noqa: E402
+from reid.alike import Suspected  # noqa: E402
 from reid.cli import app  # noqa: E402
 from reid.embed import unit_rows  # noqa: E402
 from reid.errors import InputError, TrainError  # noqa: E402
 from reid.pipeline import identify, query_of  # noqa: E402
+from reid.records import Failure  # noqa: E402
 from reid.reindex import reindex  # noqa: E402
 from reid.retrain import Options  # noqa: E402
 from reid.store import Store  # noqa: E402
@@ -134,6 +138,135 @@ def test_an_interrupted_run_goes_on_with_the_next_fold(store: Store, monkeypatch
     assert taught == ["fold-1", "fold-2", "fold-2"]
     first, second = (models.read_card(one.folder) for one in (whole, done))
     assert first.fingerprint == second.fingerprint
+
+
+def cut_after(monkeypatch: pytest.MonkeyPatch, lessons: int, **options: Any) -> Callable[[Store], list[str]]:
+    """A training that is interrupted after so many lessons; returns the lessons that were taught, then and later."""
+    teach, taught = retrain._head, list[str]()
+
+    def broken(*some: Any, **more: Any) -> Any:
+        taught.append(some[3].name)
+        if len(taught) == lessons + 1:
+            raise KeyboardInterrupt
+        return teach(*some, **more)
+
+    def cut(store: Store) -> list[str]:
+        monkeypatch.setattr(retrain, "_head", broken)
+        with pytest.raises(KeyboardInterrupt):
+            retrain.train(store, Options(mode="head", name="cut", **options))
+        return taught
+
+    return cut
+
+
+def test_a_resumed_run_keeps_to_the_photos_names_and_judges_that_it_began_with(
+    store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    whole = retrain.train(store, Options(mode="head", folds=3, name="whole"))
+    taught = cut_after(monkeypatch, 1, folds=3)(store)
+    found = store.catalogue.labels()
+    unnamed = found.annotations[found.individuals < 0].tolist()
+    store.catalogue.assign(unnamed[:4], "somebody", who="t")
+    store.catalogue.merge("a000", "a001", who="t")
+    taken_in(store, herd(tmp_path / "later", 24, SHOTS + 1)[2 * (SHOTS + 1) + SHOTS :: SHOTS + 1])
+    done = retrain.train(store, Options(name="cut", resume=True))
+    assert taught == ["fold-1", "fold-2", "fold-2", "fold-3"]
+    first, second = (models.read_card(one.folder) for one in (whole, done))
+    assert first.fingerprint == second.fingerprint
+    scores = [folds.read(Path(one.report.run) / teaching.SCORES) for one in (whole, done)]
+    for one in ("annotations", "identities", "folds", "truth", "scores"):
+        np.testing.assert_array_equal(*(getattr(each, one) for each in scores))
+    assert whole.report.verdict == done.report.verdict and done.report.photos == whole.report.photos
+    log = (Path(done.report.run) / runs.LOG).read_text()
+    assert "8 photos that have another name now keep theirs, 22 photos that have come since" in log
+    assert not (Path(done.report.run) / dealt.DEALT).exists()
+
+
+def test_a_run_whose_photos_are_gone_or_would_be_judged_otherwise_is_not_resumed(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut_after(monkeypatch, 1, folds=3)(store)
+    resume = Options(name="cut", resume=True)
+    (run,) = (store.root / "training").glob("*-cut")
+    record = store.root / "training" / "colours" / TRAINED_ON
+    record.parent.mkdir()
+    record.write_text(json.dumps({"annotations": store.catalogue.labels().annotations.tolist()[:40]}))
+    with pytest.raises(TrainError, match="other photos would judge it now") as caught:
+        retrain.train(store, resume)
+    assert "begins anew" in caught.value.next_step and caught.value.source == str(run)
+    record.unlink()
+    settings = json.loads((run / runs.CONFIG).read_text())
+    (run / runs.CONFIG).write_text(json.dumps(settings | {"training": settings["training"] | {"white": 3}}))
+    with pytest.raises(TrainError, match="with other settings"):
+        retrain.train(store, resume)
+    (run / runs.CONFIG).write_text(json.dumps(settings))
+    kept = (run / dealt.DEALT).read_bytes()
+    (run / dealt.DEALT).write_bytes(kept[:99])
+    with pytest.raises(TrainError, match="cannot be read"):
+        retrain.train(store, resume)
+    (run / dealt.DEALT).write_bytes(kept)
+    some = store.catalogue.labels().photos[:2].tolist()
+    store.catalogue.remove(some, who="t")
+    with pytest.raises(TrainError, match=r"2 of its \d+ photos are gone"):
+        retrain.train(store, resume)
+
+
+def test_photos_that_come_to_link_two_sightings_end_a_run(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    cut_after(monkeypatch, 1, folds=3)(store)
+    plain = withheld.sightings_of
+    monkeypatch.setattr(withheld, "sightings_of", lambda *some: np.minimum(plain(*some), 100))
+    with pytest.raises(TrainError, match="other sightings"):
+        retrain.train(store, Options(name="cut", resume=True))
+
+
+def test_a_fold_that_was_done_before_keeps_its_failures_and_suspects(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teach = retrain._head
+    failure = Failure("gone.jpg", "bad_photo", "not there", "look for it")
+    suspect = Suspected("a000", "a001", (1, 2), 0.97, "reid individuals merge a000 a001")
+
+    def telling(*some: Any, **more: Any) -> teaching.Made:
+        made = teach(*some, **more)
+        told = some[3].name == "fold-1"
+        return replace(made, failures=(failure,), suspects=(suspect,)) if told else made
+
+    monkeypatch.setattr(retrain, "_head", telling)
+    cut_after(monkeypatch, 1, folds=2)(store)
+    report = retrain.train(store, Options(name="cut", resume=True)).report
+    assert report.failures == (failure,) and report.suspects == (suspect,)
+    metrics = json.loads((Path(report.run) / runs.METRICS).read_text())
+    assert [len(one["losses"]) for one in metrics["folds"]] == [8, 8]
+
+
+def test_a_lesson_is_learnt_again_only_where_it_is_another(tmp_path: Path) -> None:
+    taught = []
+
+    def teach(lesson: teaching.Lesson) -> teaching.Made:
+        taught.append(lesson.names)
+        (lesson.folder / lesson.name).mkdir(exist_ok=True)
+        (lesson.folder / lesson.name / models.CARD).touch()
+        return teaching.Made(lesson.folder / lesson.name, 2, (), {"head": 1.5}, {"tried": (0.5,)}, "well", also=(7,))
+
+    lesson = teaching.Lesson(np.array([3, 4]), ("1", "2"), tmp_path / "fold-1", "fold-1")
+    first, second = (teaching.learnt(teach, lesson) for _ in range(2))
+    assert (first.line, second.line) == ("well", "fold-1 was there: well") and len(taught) == 1
+    assert replace(second, line="well", notes={}) == replace(first, notes={})
+    for other in (replace(lesson, names=("1", "3")), replace(lesson, rows=np.array([3, 5])), lesson):
+        teaching.learnt(teach, other)
+    assert taught == [("1", "2"), ("1", "3"), ("1", "2"), ("1", "2")]
+
+
+def test_a_run_that_was_interrupted_while_it_was_judged_is_not_taught_again(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        retrain.train(store, Options(mode="head", name="cut"), stopped_at("judge"))
+    monkeypatch.setattr(retrain, "_head", lambda *some, **more: pytest.fail("taught again"))
+    report = retrain.train(store, Options(name="cut", resume=True)).report
+    run = Path(report.run)
+    assert len(json.loads((run / runs.METRICS).read_text())["losses"]) == 8
+    assert not (run / teaching.DONE).exists() and report.verdict.photos == ANIMALS
 
 
 def test_rounds_learn_from_photos_without_a_name_and_leave_the_catalogue_alone(store: Store) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,10 @@ from fake_stores import DIM, fake_store, herd, reopened, taken_in, with_vectors
 
 torch = pytest.importorskip("torch")
 
-from reid import commands_siamese, train_siamese  # noqa: E402
-from reid.errors import ConfigError  # noqa: E402
+from reid import commands_siamese, rescore, siamese, train_siamese  # noqa: E402
+from reid.errors import ConfigError, TrainError  # noqa: E402
 from reid.store import Store  # noqa: E402
+from reid.train import runs  # noqa: E402
 from reid.train import siamese as training  # noqa: E402
 from reid.train_siamese import Options  # noqa: E402
 
@@ -112,6 +115,39 @@ def test_nobody_is_suspected_where_the_store_says_so(taken: Path) -> None:
     finally:
         text = (taken / "reid.toml").read_text().replace("suspect = 0.2", "suspect = 0.9")
         (taken / "reid.toml").write_text(text)
+
+
+def test_a_training_leaves_its_record(taken: Path) -> None:
+    store = reopened(taken)
+    report = train_siamese.train(store, Options(epochs=2, seed=5, views=1), quiet)
+    run = Path(report.run)
+    assert run.parent == taken / "training" and runs.read_state(run) == "finished"
+    settings = json.loads((run / runs.CONFIG).read_text())
+    assert (settings["kind"], settings["seed"], settings["options"]["epochs"]) == ("siamese", 5, 2)
+    assert settings["code"] == runs.revision() and settings["present_fingerprint"] == store.fingerprint
+    metrics = json.loads((run / runs.METRICS).read_text())
+    assert metrics["map_at_5"]["after"] == report.map_at_5.after and metrics["run"] == str(run)
+    heads = (rescore.WHOLE, *rescore.HALVES)
+    assert {name: len(found) for name, found in metrics["epochs"].items()} == dict.fromkeys(heads, 2)
+    assert (run / runs.CURVES).is_file() and "by the head" in (run / runs.LOG).read_text()
+    assert siamese.load(taken / siamese.FOLDER / rescore.WHOLE).about["run"] == run.name
+
+
+def test_a_full_disk_is_said_and_the_heads_of_before_stay(taken: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = reopened(taken)
+    train_siamese.train(store, Options(epochs=1, views=1), quiet)
+    before = {path: path.read_bytes() for path in (taken / siamese.FOLDER).rglob("*") if path.is_file()}
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(siamese, "save", full)
+    with pytest.raises(TrainError, match="No space left on device") as caught:
+        train_siamese.train(store, Options(epochs=1, views=1, seed=1), quiet)
+    assert caught.value.next_step == "free some space there, then the same command again"
+    assert runs.read_state(Path(caught.value.source)).startswith("failed: ")
+    assert before == {path: path.read_bytes() for path in (taken / siamese.FOLDER).rglob("*") if path.is_file()}
+    assert not list(taken.glob(f".{siamese.FOLDER}-*"))
 
 
 def changed(store: Store, old: str, new: str) -> None:
