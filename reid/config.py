@@ -44,6 +44,7 @@ class GalleryConfig:
     opposite_sides: OppositeSides = (
         "auto"  # auto: compared only where this gallery's left-out photos show that it helps
     )
+    opposite_sides_of: dict[str, str] = field(default_factory=dict)  # never or always, for a species by its name
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +169,8 @@ url = ""                 # empty: catalogue.sqlite here; or postgresql+psycopg:/
 backend = "flat"         # flat (exact, up to about a million photos), hnsw, ivf, gpu
 neighbours = 200         # gallery photos fetched for each query photo
 opposite_sides = "auto"  # left against right flanks: auto (where left-out photos show that it helps), never, always
+
+[gallery.opposite_sides_of]  # never or always, for a species: "Tragelaphus angasii" = "never"
 
 [embedder]
 model = "auto"           # auto: settled at the first enrolment; `reid models list` shows what there is
@@ -296,6 +299,10 @@ def _check(config: Config, source: str) -> None:
         (
             config.gallery.opposite_sides in get_args(OppositeSides),
             f"gallery.opposite_sides must be one of {', '.join(get_args(OppositeSides))}",
+        ),
+        (
+            set(config.gallery.opposite_sides_of.values()) <= {"never", "always"},
+            "each of gallery.opposite_sides_of must be never or always",
         ),
         (config.local.keypoints >= 50, "local.keypoints must be 50 or more"),
         (config.local.long_side >= 64, "local.long_side must be 64 or more"),

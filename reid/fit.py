@@ -35,6 +35,7 @@ from reid import (
 from reid.calibrate import Calibration
 from reid.catalogue import Labels
 from reid.errors import InputError
+from reid.flanks import Sides
 from reid.fusion import Fusion
 from reid.intervals import bootstrap_interval
 from reid.known import Known
@@ -44,7 +45,6 @@ from reid.risk import Cases, RiskTable, risk_table
 from reid.store import CALIBRATION, Store
 from reid.thresholds import NewThreshold
 from reid.ways import Way
-from reid.withheld import Sides
 
 CURVES = ("curve", "curve_new")
 GROWTH = 1.5  # times the photos of the last fit, at which a new one is due

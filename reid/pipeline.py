@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from reid import aggregate, caveats, decide, intake, learned, local, recent, stages
+from reid import aggregate, caveats, decide, flanks, intake, learned, local, recent, stages
 from reid.aggregate import Ranking
 from reid.embed import prepare_aside
 from reid.errors import IndexStale, ReidError, SnapshotCorrupt
@@ -29,7 +29,7 @@ from reid.keypoints import KeypointConfig, LocalFeatures
 from reid.promise import Policy
 from reid.recent import Note
 from reid.records import Answer, Box, Compared, Failure, IdentityScore, Mask, Side, Sighting, Status
-from reid.search import OPPOSITE, Found, Probe, Searcher
+from reid.search import Found, Probe, Searcher
 from reid.store import Store
 from reid.vectors import embed_views, views_of
 
@@ -241,9 +241,10 @@ class Identifier:
 
     def _compared(self, one: _Asked) -> Compared:
         filters = {"species": one.query.species} if one.query.species else {}
-        sides = {s.side for s in one.query.sightings} & set(OPPOSITE)
-        if sides and self.fit is not None and self.fit.sides == "separate":
-            filters["side"] = f"not {', '.join(sorted(OPPOSITE[s] for s in sides))}"
+        apart = self.fit.sides if self.fit else "separate"
+        sides = {s.side for s in one.query.sightings if flanks.barred(self.store, s.side, apart)}
+        if sides:
+            filters["side"] = f"not {', '.join(sorted(flanks.OPPOSITE[s] for s in sides))}"
         return Compared(self.photos, self.search.identities, filters)
 
     def _labels(self, ranking: Ranking, found: Sequence[Found]) -> tuple[IdentityScore, ...]:

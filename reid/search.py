@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from reid import fit, fusion, local, rescore, shortlist, stages
+from reid import fit, flanks, fusion, local, rescore, shortlist, stages
 from reid.aggregate import Ranking
 from reid.catalogue import AnnotationInfo
 from reid.crowding import Crowds
@@ -32,7 +32,6 @@ from reid.stages import Outcome, Running
 from reid.store import CALIBRATION, Store
 from reid.verify import Verification
 
-OPPOSITE: dict[Side, Side] = {"left": "right", "right": "left"}
 DEEPER = 4  # times as many neighbours, where the nearest show too few animals
 
 
@@ -200,8 +199,7 @@ class Searcher:
         """The annotations a query of this flank and species is compared with (None: all), and those it is not."""
         catalogue = self.store.catalogue
         allow = {str(a) for a in catalogue.annotations_of(species=[species])} if species else None
-        apart = side in OPPOSITE and (self.fit is None or self.fit.sides == "separate")
-        exclude = {str(a) for a in catalogue.annotations_of(sides=[OPPOSITE[side]])} if apart else set()
+        exclude = {str(a) for a in flanks.barred(self.store, side, self.fit.sides if self.fit else "separate")}
         return allow, exclude
 
     def _nearest(self, probes: Sequence[Probe], allow: set[str] | None, exclude: set[str]) -> list[Candidates]:

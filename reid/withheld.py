@@ -10,15 +10,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from reid import crowding, duplicates, leaving_out, local, measure, models, rescore, thresholds, whiten
+from reid import crowding, duplicates, flanks, leaving_out, local, measure, models, rescore, thresholds, whiten
 from reid.catalogue import Catalogue, Labels
 from reid.crowding import Crowd, Crowding
 from reid.embed import unit_rows
+from reid.flanks import Sides
 from reid.keypoints import LocalFeatures
 from reid.leaving_out import LeftOut, Neighbours
 from reid.measure import Asked
@@ -35,7 +35,6 @@ LEAST_ANIMALS = thresholds.MIN_CASES  # an animal may give one photo only; with 
 
 IntArray = NDArray[np.int64]
 Progress = Callable[[str, int, int], None]
-Sides = Literal["separate", "together"]
 
 
 def gathered(
@@ -199,8 +198,7 @@ def left_out(
     for at in range(0, len(queries), 256):
         part = queries[at : at + 256]
         matrix = rows[part] @ rows[rest].T
-        if sides == "separate":
-            matrix = _sided(store, labels, matrix, part, rest)
+        matrix = _sided(store, labels, matrix, part, rest, sides)
         if k:
             found = leaving_out.nearest(matrix, k)
             near[at : at + 256], scores[at : at + 256] = rest[found.rows], found.scores
@@ -272,15 +270,15 @@ def kinds_of(store: Store, labels: Labels) -> IntArray:
 
 
 def _sided(
-    store: Store, labels: Labels, scores: NDArray[np.float32], queries: IntArray, gallery: IntArray
+    store: Store, labels: Labels, scores: NDArray[np.float32], queries: IntArray, gallery: IntArray, sides: Sides
 ) -> NDArray[np.float32]:
     """Scores with opposite flanks struck out, as a query does."""
     infos = store.catalogue.annotations(labels.annotations[queries].tolist())
-    sides = [infos[int(a)].side for a in labels.annotations[queries]]
-    for side, opposite in (("left", "right"), ("right", "left")):
-        mine = [i for i, s in enumerate(sides) if s == side]
+    shown = [infos[int(a)].side for a in labels.annotations[queries]]
+    for side in flanks.OPPOSITE:
+        mine = [i for i, s in enumerate(shown) if s == side]
         if mine:
-            other = np.isin(labels.annotations[gallery], store.catalogue.annotations_of(sides=[opposite]))  # type: ignore[list-item]
+            other = np.isin(labels.annotations[gallery], flanks.barred(store, side, sides))
             scores[np.ix_(np.array(mine), np.flatnonzero(other))] = -np.inf
     return scores
 
@@ -305,7 +303,7 @@ def ask_left_out(
     ids = tuple(map(str, labels.annotations.tolist()))
     crowded = crowding_among(store, rows, labels, rest, teach)
     gallery = measure.Gallery(ids, rows, labels.individuals, groups, crowded)
-    opposite = _opposite(store, labels) if sides == "separate" else lambda row: frozenset[int]()
+    opposite = _opposite(store, labels, sides)
     near = store.config.gallery.neighbours
     return gallery, measure.ask(gallery, queries, opposite, source, neighbours=near, progress=progress)
 
@@ -342,12 +340,13 @@ def local_of(store: Store, labels: Labels) -> measure.Local | None:
     )
 
 
-def _opposite(store: Store, labels: Labels) -> Callable[[int], frozenset[int]]:
-    """Row → the rows that show the other flank."""
-    flank: dict[int, str] = {}
+def _opposite(store: Store, labels: Labels, sides: Sides) -> Callable[[int], frozenset[int]]:
+    """Row → the rows of the other flank that it is not compared with."""
+    shown: dict[int, str] = {}
     rows: dict[str, frozenset[int]] = {"": frozenset()}
-    for side, other in (("left", "right"), ("right", "left")):
-        mine = np.isin(labels.annotations, store.catalogue.annotations_of(sides=[side]))  # type: ignore[list-item]
-        rows[side] = frozenset(np.flatnonzero(mine).tolist())
-        flank |= dict.fromkeys(rows[side], other)
-    return lambda row: rows[flank.get(row, "")]
+    for side in flanks.OPPOSITE:
+        mine = np.isin(labels.annotations, store.catalogue.annotations_of(sides=[side]))
+        shown |= dict.fromkeys(np.flatnonzero(mine).tolist(), side)
+        away = np.isin(labels.annotations, flanks.barred(store, side, sides))
+        rows[side] = frozenset(np.flatnonzero(away).tolist())
+    return lambda row: rows[shown.get(row, "")]

@@ -19,7 +19,7 @@ from reid.catalogue import NewAnnotation, NewPhoto
 from reid.embed import unit_rows
 from reid.enrol import EnrolReport, enrol
 from reid.models import ModelCard, Preprocessing
-from reid.records import Answer, Box, PhotoFacts, Sighting
+from reid.records import Answer, Box, PhotoFacts, Side, Sighting
 from reid.store import Store
 
 GRID = 4
@@ -147,6 +147,7 @@ def with_vectors(
     *,
     encounters: Sequence[str | None] | None = None,
     species: Sequence[str] | None = None,
+    sides: Sequence[Side] | None = None,
     phashes: Sequence[int] | None = None,
     box: Callable[[int], Box] = lambda n: Box(0, 0, 10, 10),
 ) -> list[int]:
@@ -160,7 +161,11 @@ def with_vectors(
         new.append(
             NewPhoto(
                 facts,
-                (NewAnnotation(box(n), who, species=species[n] if species else None, vector=row),),
+                (
+                    NewAnnotation(
+                        box(n), who, sides[n] if sides else "unknown", species[n] if species else None, vector=row
+                    ),
+                ),
                 encounter=key,
                 mtime_ns=n,
             )
