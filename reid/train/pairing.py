@@ -98,9 +98,10 @@ class Pairing(torch.nn.Module):  # type: ignore[misc]
         return np.stack([first, first, third])
 
     def loss(self, unit: torch.Tensor) -> torch.Tensor:
-        """Binary cross entropy of the pairs in `unit (3·b, D)`, as `batches` has them."""
-        first, same, other = unit.chunk(3)
-        logits = self.head(torch.cat([first, first]), torch.cat([same, other]))
+        """Binary cross entropy of the pairs in `unit (3·b, D)`, as `batches` has them; in float32, as `losses.Sum`."""
+        first, same, other = unit.float().chunk(3)
+        with torch.autocast(unit.device.type, enabled=False):
+            logits = self.head(torch.cat([first, first]), torch.cat([same, other]))
         truth = torch.cat([torch.ones(len(first)), torch.zeros(len(first))]).to(logits.device)
         found: torch.Tensor = torch.nn.functional.binary_cross_entropy_with_logits(logits, truth)
         return self.weight * found

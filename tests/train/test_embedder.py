@@ -127,21 +127,26 @@ def test_an_interrupted_training_goes_on_to_the_same_model(fluke_sources: Source
     assert rest.steps == whole.steps
 
 
-def test_a_loss_that_is_no_number_ends_the_training_and_the_checkpoint_before_it_is_whole(
-    fluke_sources: Sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("what", "clip"), [("loss", 5), ("gradient", 5), ("gradient", 0)])
+def test_a_loss_or_gradient_that_is_no_number_ends_the_training_and_the_checkpoint_before_it_is_whole(
+    fluke_sources: Sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, clip: int
 ) -> None:
+    how = tiny(f"[laptop.schedule]\nclip = {clip}\n")
     with monkeypatch.context() as patched:
         forward, count = losses.Sum.forward, [0]
 
-        def spoilt(self: Any, *some: Any) -> Any:
+        def spoilt(self: Any, x: Any, *some: Any) -> Any:
             count[0] += 1
-            return forward(self, *some) * (float("nan") if count[0] > 4 else 1.0)
+            loss = forward(self, x, *some)
+            if count[0] <= 4:
+                return loss
+            return loss * float("nan") if what == "loss" else loss + (x.whole - x.whole.detach()).sum().sqrt()
 
         patched.setattr(losses.Sum, "forward", spoilt)
-        with pytest.raises(TrainError, match="no number any more, in epoch 2"):
-            train(fluke_sources, tmp_path / "cut")
-    rest = train(fluke_sources, tmp_path / "cut", resume=True)
-    assert same(rest.model, train(fluke_sources, tmp_path / "whole").model)
+        with pytest.raises(TrainError, match=f"the {what} is no number any more, in epoch 2"):
+            train(fluke_sources, tmp_path / "cut", how)
+    rest = train(fluke_sources, tmp_path / "cut", how, resume=True)
+    assert same(rest.model, train(fluke_sources, tmp_path / "whole", how).model)
 
 
 def test_a_full_disk_leaves_the_checkpoint_before_it(

@@ -114,3 +114,10 @@ def test_auto_is_settled_by_the_photos_there_are(monkeypatch: pytest.MonkeyPatch
     assert pairing().config.negatives == "exact"
     monkeypatch.setattr(heads, "EXACT", 100)
     assert pairing().config.negatives == "sparse"
+
+
+def test_half_precision_of_the_network_does_not_reach_the_head() -> None:
+    pairs, rows = pairing(), torch.from_numpy(vectors()[:12])
+    plain = pairs.loss(rows)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert pairs.loss(rows).item() == plain.item()
