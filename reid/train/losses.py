@@ -43,14 +43,15 @@ _LENGTH = 4.0  # of a class centre at first: only its direction counts, and the 
 @dataclass(frozen=True, slots=True, eq=False)
 class Targets:
     """`classes (B,) int64`, −1 for none; `twins (B,) int64` the class of the mirror image, −1 where it competes or there
-    is none; `done` the share of the training that is over; `part` which part of a divided vector this batch trains.
-    `soft (K, C)` is what each of the K photos of no class is to be taken for, in their order; None: all classes alike.
+    is none; `done` the share of the training that is over; `part` (p, k): this batch trains the p-th, from 0, of k parts
+    of the vector; None: the whole. `soft (K, C)` is what each of the K photos of no class is to be taken for, in their
+    order; None: all classes alike.
     """
 
     classes: torch.Tensor
     twins: torch.Tensor
     done: float = 0.0
-    part: int | None = None
+    part: tuple[int, int] | None = None
     soft: torch.Tensor | None = None
 
 
@@ -280,11 +281,10 @@ class DividedMargin(torch.nn.Module):  # type: ignore[misc]
 
     def forward(self, x: Embedded, targets: Targets) -> torch.Tensor:
         """See the class."""
-        part = targets.part
-        slices = x.whole.chunk(self.config.clusters, 1)
+        part, of = targets.part or (0, 1)
         own = _own_classes(targets.classes)
-        unit = functional.normalize(x.whole if part is None else slices[part])
-        found: torch.Tensor = self.losses[part or 0](unit, own, self.mine(unit, own))
+        unit = functional.normalize(x.whole.tensor_split(of, 1)[part])
+        found: torch.Tensor = self.losses[part](unit, own, self.mine(unit, own))
         return found
 
 

@@ -224,7 +224,7 @@ def test_margin_loss_trains_the_part_of_its_cluster_and_learns_beta() -> None:
     config = Divided(clusters=2)
     loss, whole = losses.DividedMargin(config, space()), embedded().whole.requires_grad_()
     classes = torch.tensor([0, 0, 1, 1, 2, 2, 2])
-    found = loss(Embedded(whole, (whole,)), Targets(classes, torch.full((B,), -1), 0.0, 1))
+    found = loss(Embedded(whole, (whole,)), Targets(classes, torch.full((B,), -1), 0.0, (1, 2)))
     found.backward()
     assert whole.grad is not None and float(whole.grad[:, :3].abs().sum()) == 0 < float(whole.grad[:, 3:].abs().sum())
     grads = [one.beta.grad for one in loss.losses]
