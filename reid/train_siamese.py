@@ -96,9 +96,10 @@ def train(store: Store, options: Options, progress: Progress) -> Report:
     """Train the heads of a store and put them in force.
 
     Raises:
-        TrainError: too few named animals. MissingExtra: there is no torch.
+        TrainError: too few named animals, or one with more than half of the photos. MissingExtra: there is no torch.
     """
     try:
+        from reid.train import mining
         from reid.train import siamese as training
     except ImportError as error:
         raise MissingExtra(f"training needs {error.name}", next_step=steps.install("train")) from error
@@ -111,6 +112,9 @@ def train(store: Store, options: Options, progress: Progress) -> Report:
     halves = np.array([half_of(int(code)) for code in codes], np.int64)
     _check(store, codes, sightings, halves)
     parts = {WHOLE: np.arange(len(codes)), **{HALVES[h]: np.flatnonzero(halves != h) for h in (0, 1)}}
+    for part in parts.values():
+        several = part[np.bincount(codes[part])[codes[part]] >= 2]
+        mining.check_sizes([labels.names[int(code)] for code in codes[several]])
     views = options.views or store.config.training.views
     shown, varied = _shown(store, labels, rows, views, options.seed, progress)
     near, groups, suspects = _looked_at(store, labels, progress)

@@ -200,6 +200,16 @@ def test_labels_from_which_nothing_can_be_learned_are_an_error_that_says_so(labe
     assert caught.value.next_step
 
 
+@pytest.mark.parametrize("sizes", [[2] * 8, [5] * 2, [4] * 3, [6, 2, 2, 2]])
+def test_few_photos_meet_again_where_no_new_pairs_are_left(sizes: list[int]) -> None:
+    vectors, _ = animals(n_identities=12)
+    labels = np.repeat(np.arange(len(sizes)), sizes)
+    for negatives in ("exact", "sparse", "random"):
+        config = SiameseConfig(features=8, epochs=40, negatives=negatives)  # type: ignore[arg-type]
+        done = training.train(vectors[: len(labels)], labels, config)
+        assert len(done.history) == 40 and all(np.isfinite(one.loss) for one in done.history)
+
+
 def test_vectors_that_are_not_finite_stop_training_with_an_error() -> None:
     vectors, labels = animals(n_identities=10)
     vectors[3, 1] = np.nan

@@ -206,6 +206,7 @@ def train(
             "only one identity has two photos: there are no pairs of two animals",
             next_step="add photos of other animals",
         )
+    mining.check_sizes(np.asarray(labels)[rows])
     task = _Task(
         vectors, codes, rows, codes_of(codes if groups is None else groups)[rows], _inside(forbidden, rows, len(codes)),
         None if near is None else listed_inside(near, rows), replace(config, negatives=settled(config, len(rows))),
@@ -261,7 +262,7 @@ def _run(task: _Task, held: Split | None, progress: Progress | None, lonely: int
     if len(rows) >= _WHITENED_FROM:
         network.start_whitened(np.asarray(vectors[rows, 0, 0], np.float32))
     optimiser = torch.optim.Adam(network.trained())
-    used = task.never
+    used = task.never[:0]
     history: list[Epoch] = []
     best, head = -1, network.plain()
     for epoch in range(config.epochs):
@@ -272,9 +273,8 @@ def _run(task: _Task, held: Split | None, progress: Progress | None, lonely: int
             scores = PairScores(
                 network.plain(), np.asarray(vectors[rows, 0, 0], np.float32), config.negatives, task.near
             )
-            used = task.never
-        negative = scores.assign(task.groups, config, step.noise, used, rng)
-        used = mining.forbid(used, negative)
+            used = used[:0]
+        negative, used = scores.fresh(task.groups, config, step.noise, task.never, used, rng)
         positive = positives(scores, codes[rows], config, step.noise, rng)
         loss = _epoch(network, optimiser, vectors, rows, positive, negative, config, rng)
         hardness = float(scores.of(np.arange(len(rows)), negative).mean())
@@ -326,6 +326,23 @@ class PairScores:
                 self.listed[part] = np.matmul(self.right[self.near[part]], self.left[part, :, None])[:, :, 0]
             self.listed += self.bias
         return self.near, self.listed
+
+    def fresh(
+        self, labels: IntArray, config: SiameseConfig, noise: float, never: IntArray, used: IntArray,
+        rng: np.random.Generator,
+    ) -> tuple[IntArray, IntArray]:  # fmt: skip
+        """A partner of another identity for every photo, and the pairs used by now: no pair of `never (P, 2)`, nor of
+        those `used (Q, 2)` since scores were last found. Where these leave none (few photos have few partners), they are
+        forgotten.
+        """
+        try:
+            partner = self.assign(labels, config, noise, np.concatenate([never, used]), rng)
+        except TrainError:
+            if not len(used):
+                raise
+            used = used[:0]
+            partner = self.assign(labels, config, noise, never, rng)
+        return partner, mining.forbid(used, partner)
 
     def assign(
         self, labels: IntArray, config: SiameseConfig, noise: float, used: IntArray, rng: np.random.Generator

@@ -192,6 +192,10 @@ def test_what_cannot_be_trained_on_is_said(fluke_sources: Sources, tmp_path: Pat
     with pytest.raises(TrainError, match="no two animals have two photos"):
         how = tiny('[laptop.sampling]\nkind = "pairs"\n[[laptop.loss]]\nkind = "pair"\n')
         train((sources, [str(i) for i in range(PHOTOS)]), tmp_path, how)
+        names = ["Ana"] * 20 + [f"w{i // 2}" for i in range(PHOTOS - 21)] + ["alone"]
+        with pytest.raises(TrainError, match="'Ana' has 20 of 34 photos, more than half") as caught:
+            train((sources, names), tmp_path, how)
+        assert "other animals" in caught.value.next_step
     some = [*sources, Source(tmp_path / "gone.jpg")]
     done = train((some, [*labels, "w"]), tmp_path / "run")
     assert [f.code for f in done.failures] == ["bad_photo"] and (done.photos, done.animals) == (PHOTOS, WHALES)
