@@ -185,7 +185,8 @@ def train(
     `held` are photos by which the best epoch is chosen (`holdout.split`): only its gallery is then trained on.
     `forbidden (P, 2)` are pairs never to be used as negatives; nor are photos of one of `groups (n,)`, in which animals
     that may be one are joined (`suspects.merged`; the labels where left out). `near (n, k)` lists, for "sparse", photos
-    that look like each (from the gallery index, −1 where a list has ended); without it all are compared.
+    that look like each (from the gallery index, −1 where a list has ended); without it those of other animals that the
+    head itself finds most alike, among all.
 
     Raises:
         TrainError: fewer than two identities with two photos, an identity with more than half of the photos, or a loss
@@ -315,10 +316,10 @@ class PairScores:
             out[part] = np.einsum("pf,pf->p", self.left[first[part]], self.right[second[part]])
         return out + self.bias
 
-    def _lists(self, k: int) -> tuple[IntArray, NDArray[np.float32]]:
-        """Each photo's neighbours and their logits, `(N, k)` both; found once."""
+    def _lists(self, labels: IntArray, k: int) -> tuple[IntArray, NDArray[np.float32]]:
+        """Each photo's neighbours of other identities and their logits, `(N, k)` both; found once."""
         if self.near is None:
-            self.near = nearest(self.left, self.right, k)
+            self.near = nearest(self.left, self.right, labels, k)
         if self.listed is None:
             self.listed = np.empty(self.near.shape, np.float32)
             for start in range(0, len(self.near), _ROWS):
@@ -358,7 +359,7 @@ class PairScores:
             )
         if noise >= 10:  # the ladder's random part: neighbours alone would never be random
             return mining.random_negatives(labels, rng, forbidden=used)
-        near, listed = self._lists(config.neighbours)
+        near, listed = self._lists(labels, config.neighbours)
         return mining.assign_sparse(
             near,
             _squashed(listed),
@@ -375,17 +376,19 @@ def _squashed(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.asarray(1 / (1 + np.exp(-np.clip(logits, -30, 30))), np.float32)
 
 
-def nearest(left: NDArray[np.float32], right: NDArray[np.float32], k: int) -> IntArray:
-    """The places of the k highest products `left (N, E) @ right.T` of each row but its own, `(N, k) int64`."""
+def nearest(left: NDArray[np.float32], right: NDArray[np.float32], labels: IntArray, k: int) -> IntArray:
+    """The places of the k highest products `left (N, E) @ right.T` of each row with those of other `labels (N,)`, `(N, k)
+    int64`, −1 where there are no more.
+    """
     n = len(left)
     k = min(k, n - 1)
     near = np.empty((n, k), np.int64)
     step = max(1, 4_000_000 // max(1, n))
     for start in range(0, n, step):
         part = left[start : start + step] @ right.T
-        own = np.arange(len(part))
-        part[own, own + start] = -np.inf
-        near[start : start + step] = np.argpartition(-part, k - 1, axis=1)[:, :k]
+        part[labels[start : start + step, None] == labels] = -np.inf
+        found = np.argpartition(-part, k - 1, axis=1)[:, :k]
+        near[start : start + step] = np.where(np.take_along_axis(part, found, 1) > -np.inf, found, -1)
     return near
 
 
