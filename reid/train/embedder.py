@@ -62,6 +62,7 @@ class Trained:
     suspects: tuple[tuple[int, int, float], ...] = ()
 
 
+@allocator.bounded("lower schedule.batch, or height and width under [input], or end other programs")
 def train(
     sources: Sequence[Source],
     labels: Sequence[str],
@@ -92,7 +93,7 @@ def train(
 
     Raises:
         TrainError: fewer than two animals, with pairs one that has more than half of the photos, no photo can be read,
-            the loss is no number, or the checkpoint is of another recipe.
+            the loss is no number, the checkpoint is of another recipe, or memory runs out.
         ModelError: the backbone cannot be had, gives no maps or no graph, or `begin_with` is of another shape.
         ConfigError: the recipe's teacher is no model directory.
     """

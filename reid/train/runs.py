@@ -163,7 +163,7 @@ def recorded(run: Run) -> Iterator[None]:
 
 @contextmanager
 def written(folder: Path) -> Iterator[None]:
-    """A disk that is full or forbids writing, as a TrainError that names the folder."""
+    """A disk that is full or forbids writing, as a TrainError that names the file, or the folder."""
     try:
         yield
     except ReidError:
@@ -171,7 +171,7 @@ def written(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise TrainError(
             f"cannot be written ({error.strerror or error})",
-            source=str(folder),
+            source=str(error.filename or folder),
             next_step="free some space there, then the same command with --resume",
         ) from error
 

@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 from reid.errors import TrainError
 from reid.metrics import reciprocal_ranks
 from reid.siamese import Siamese
-from reid.train import heads, holdout, ladder, mining
+from reid.train import allocator, heads, holdout, ladder, mining
 from reid.train.assignment import codes_of
 from reid.train.holdout import Split
 
@@ -169,6 +169,7 @@ class PairNetwork(torch.nn.Module):  # type: ignore[misc]
         )
 
 
+@allocator.bounded('choose negatives "sparse", or fewer views, or end other programs')
 def train(
     vectors: NDArray[np.float16],
     labels: ArrayLike,

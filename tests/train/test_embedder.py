@@ -169,6 +169,15 @@ def test_a_full_disk_leaves_the_checkpoint_before_it(
     assert len(train(fluke_sources, tmp_path, resume=True).history) == 3
 
 
+def test_a_training_that_asks_for_too_much_memory_says_what_to_lower(
+    fluke_sources: Sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop.Loop, "epoch", lambda *some: torch.empty(2**48))
+    with pytest.raises(TrainError, match="not enough memory") as caught:
+        train(fluke_sources, tmp_path)
+    assert "schedule.batch" in caught.value.next_step
+
+
 def test_a_checkpoint_of_another_training_or_none_at_all_is_refused(fluke_sources: Sources, tmp_path: Path) -> None:
     def interrupt(*line: object) -> None:
         raise KeyboardInterrupt
