@@ -134,6 +134,27 @@ def test_a_training_whose_disk_is_full_ends_with_a_typed_error_and_a_whole_check
     assert len(kept["history"]) == 1 and not [one for one in run.iterdir() if one.name.startswith(".")]
 
 
+NIGHT = """
+from dataclasses import replace
+from painted_store import QUICK, herd, painted_store
+from reid import retrain
+retrain._quick_config = lambda store, options: replace(QUICK, seed=options.seed)
+store = painted_store(folder / "store", herd(folder / "photos", 12, 3))
+before = sorted((store.root / "models").rglob("*"))
+full(4000)
+done = retrain.night(store)
+print(done.code, done.source)
+print(done.next_step)
+print(sorted((store.root / "models").rglob("*")) == before)
+"""
+
+
+def test_a_night_whose_disk_is_full_goes_on_without_the_training(tmp_path: Path) -> None:
+    error, advice, same = after(NIGHT, tmp_path).splitlines()
+    assert error.startswith(f"bad_training {tmp_path / 'store' / 'training'}") and error.endswith("graph.xml")
+    assert "free some space there" in advice and same == "True"
+
+
 def test_faults_that_are_not_the_disks_stay_what_they_are(tmp_path: Path) -> None:
     for fault in (ValueError("a"), NotImplementedError("b"), MemoryError("c"), np.linalg.LinAlgError("d")):
         with pytest.raises(type(fault)), refusals(tmp_path / "file"):

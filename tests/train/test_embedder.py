@@ -111,7 +111,10 @@ def test_the_same_seed_gives_the_same_model_and_another_another(fluke_sources: S
 SWA = '[laptop.schedule]\naverage = "swa"\naverage_of = 0.7\noptimiser = "sgd"\n'
 
 
-@pytest.mark.parametrize("more", ["", '[laptop.schedule]\naverage = "ema"\n', SWA])
+DIVIDED = '[laptop.sampling]\nkind = "identities"\n[[laptop.loss]]\nkind = "divided"\nclusters = 4\nrenew = 1\n'
+
+
+@pytest.mark.parametrize("more", ["", '[laptop.schedule]\naverage = "ema"\n', SWA, DIVIDED])
 def test_an_interrupted_training_goes_on_to_the_same_model(fluke_sources: Sources, tmp_path: Path, more: str) -> None:
     how = tiny(more)
     whole = train(fluke_sources, tmp_path / "whole", how)
