@@ -35,6 +35,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reid import lite0, weights
+from reid.disk import refusals
 from reid.errors import ModelError
 
 CARD = "model.json"
@@ -128,16 +129,19 @@ def hash_tensors(tensors: Iterable[tuple[str, NDArray[Any]]]) -> str:
 def write(folder: Path, card: ModelCard, graph: Any, tensors: dict[str, NDArray[Any]] | None = None) -> Path:
     """Write a model directory `folder/<card.name>`, replacing one of that name; returns its path.
 
-    `graph` is an `openvino.Model`; `tensors` the same weights by timm's names, for the torch runtime.
+    `graph` is an `openvino.Model`; `tensors` the same weights by timm's names, for the torch runtime. OSError where the
+    disk refuses; one of that name is then whole.
     """
     import openvino
 
     with whole_or_absent(folder, card.name) as aside:
-        openvino.save_model(graph, aside / "graph.xml", compress_to_fp16=False)
+        with refusals(folder / card.name / "graph.xml"):
+            openvino.save_model(graph, aside / "graph.xml", compress_to_fp16=False)
         if tensors is not None:
             from safetensors.numpy import save_file
 
-            save_file(tensors, aside / "weights.safetensors")
+            with refusals(folder / card.name / "weights.safetensors"):
+                save_file(tensors, aside / "weights.safetensors")
         write_card(aside, card)
     return folder / card.name
 

@@ -110,8 +110,8 @@ def train(store: Store, options: Options, progress: Progress) -> Report:
     """Train the heads of a store and put them in force.
 
     Raises:
-        TrainError: too few named animals, or a full disk: the heads are those of before then. MissingExtra: there is no
-            torch.
+        TrainError: too few named animals, one with more than half of the photos, or a full disk: the heads are those of
+            before then. MissingExtra: there is no torch.
     """
     try:
         from reid.train import siamese as training  # noqa: F401
@@ -146,12 +146,16 @@ def _trained(
     store: Store, options: Options, photos: _Photos, run: Run, progress: Progress
 ) -> tuple[Report, dict[str, Trained]]:
     """The heads, in force, and what they are worth."""
+    from reid.train import mining
     from reid.train import siamese as training
 
     begun = time.perf_counter()
     labels, codes, halves = photos.labels, photos.labels.individuals, photos.halves
     run.log(f"{len(codes)} photos of {len(np.unique(codes))} animals")
     parts = {WHOLE: np.arange(len(codes)), **{HALVES[h]: np.flatnonzero(halves != h) for h in (0, 1)}}
+    for part in parts.values():
+        several = part[np.bincount(codes[part])[codes[part]] >= 2]
+        mining.check_sizes([labels.names[int(code)] for code in codes[several]])
     views = options.views or store.config.training.views
     shown, varied = _shown(store, labels, photos.rows, views, options.seed, progress)
     near, groups, suspects = _looked_at(store, labels, progress)

@@ -200,6 +200,16 @@ def test_labels_from_which_nothing_can_be_learned_are_an_error_that_says_so(labe
     assert caught.value.next_step
 
 
+@pytest.mark.parametrize("sizes", [[2] * 8, [5] * 2, [4] * 3, [6, 2, 2, 2]])
+def test_few_photos_meet_again_where_no_new_pairs_are_left(sizes: list[int]) -> None:
+    vectors, _ = animals(n_identities=12)
+    labels = np.repeat(np.arange(len(sizes)), sizes)
+    for negatives in ("exact", "sparse", "random"):
+        config = SiameseConfig(features=8, epochs=40, negatives=negatives)  # type: ignore[arg-type]
+        done = training.train(vectors[: len(labels)], labels, config)
+        assert len(done.history) == 40 and all(np.isfinite(one.loss) for one in done.history)
+
+
 def test_vectors_that_are_not_finite_stop_training_with_an_error() -> None:
     vectors, labels = animals(n_identities=10)
     vectors[3, 1] = np.nan
@@ -303,8 +313,21 @@ def test_mined_scores_are_the_heads_bias_and_all() -> None:
     for found in (scores.of(first, second), scores.matrix[first, second], scores.block(first)[first, second]):
         assert np.abs(found - exact).max() < 0.03 * np.ptp(exact)
     near = nearest_others(rows, labels, 5)
-    listed = PairScores(head, rows, "sparse", near)._lists(5)[1]
+    listed = PairScores(head, rows, "sparse", near)._lists(labels, 5)[1]
     np.testing.assert_allclose(listed, scores.matrix[first[:, None], near], atol=1e-3)
+
+
+def test_lists_without_an_index_are_of_other_animals_however_many_photos_one_has() -> None:
+    rng = np.random.default_rng(0)
+    left, right = rng.normal(size=(2, 40, 6)).astype(np.float32)
+    labels = np.array([0] * 30 + [1, 1, 2, 2, 3, 3, 4, 4, 5, 5])
+    left[:30] = left[0] + 0.01 * left[:30]  # one animal's photos are much alike, and more than a list is long
+    right[:30] = left[:30]
+    products = left @ right.T
+    for k in (5, 20):
+        for photo, listed in enumerate(training.nearest(left, right, labels, k).tolist()):
+            others = sorted((-products[photo, j], j) for j in range(40) if labels[j] != labels[photo])[:k]
+            assert sorted(listed) == sorted([j for _, j in others] + [-1] * (k - len(others)))
 
 
 def test_sparse_negatives_from_an_index_are_nearly_as_hard_as_exact_ones() -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from reid.disk import refusals
 from reid.errors import TrainError
 from reid.train.recipe import Recipe
 
@@ -36,7 +37,7 @@ def exists(folder: Path) -> bool:
 def write(folder: Path, state: dict[str, Any]) -> None:
     """Put `state` in the place of the one before. OSError where the disk refuses; the one before is then whole."""
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{FILE}-", delete=False) as file:
+    with refusals(folder / FILE), tempfile.NamedTemporaryFile(dir=folder, prefix=f".{FILE}-", delete=False) as file:
         try:
             torch.save(state, file)
             file.flush()

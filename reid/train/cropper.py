@@ -27,6 +27,7 @@ from torch.nn import functional
 
 from reid import locate
 from reid.errors import TrainError
+from reid.train import allocator
 from reid.train.cropper_data import Photos, box_of
 from reid.train.cropper_network import Network, predict
 from reid.train.cropper_views import Shown, Variation, varied
@@ -86,6 +87,7 @@ def loss_of(out: torch.Tensor, shown: Shown, group: NDArray[np.int64], folds: in
     return (total * learns).sum() / learns.sum()
 
 
+@allocator.bounded("lower --folds, or end other programs")
 def train(
     photos: Photos,
     config: CropperConfig = CropperConfig(),

@@ -19,6 +19,7 @@ from torch import nn
 from torch.nn import functional
 
 from reid import locate, models
+from reid.disk import refusals
 from reid.errors import TrainError
 from reid.locate import NUMBERS
 from reid.train.cropper_data import Photos
@@ -146,7 +147,8 @@ def export(network: Network, folder: Path, card: locate.CropperCard) -> Path:
         with tempfile.TemporaryDirectory(prefix=f".{card.name}-", dir=folder) as aside:
             target = Path(aside) / card.name
             target.mkdir()
-            openvino.save_model(graph, target / "graph.xml", compress_to_fp16=True)
+            with refusals(folder / card.name / "graph.xml"):
+                openvino.save_model(graph, target / "graph.xml", compress_to_fp16=True)
             card = replace(card, graph_sha256=locate.graph_sha256(target))
             (target / locate.CARD).write_text(locate.card_text(card), encoding="utf-8")
             theirs = locate.Locator(target).folds(sample.numpy())

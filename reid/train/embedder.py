@@ -28,7 +28,7 @@ from reid.errors import ModelError, TrainError
 from reid.models import ModelCard, Preprocessing
 from reid.records import Failure
 from reid.siamese import Siamese
-from reid.train import allocator, backbone, checkpoints, network, pictures, teacher
+from reid.train import allocator, backbone, checkpoints, network, pairing, pictures, teacher
 from reid.train.assignment import codes_of
 from reid.train.features import Source
 from reid.train.holdout import Split
@@ -62,6 +62,7 @@ class Trained:
     suspects: tuple[tuple[int, int, float], ...] = ()
 
 
+@allocator.bounded("lower schedule.batch, or height and width under [input], or end other programs")
 def train(
     sources: Sequence[Source],
     labels: Sequence[str],
@@ -91,8 +92,8 @@ def train(
     that learnt by pairs has its head in its directory's folder `siamese.FOLDER`.
 
     Raises:
-        TrainError: fewer than two animals, no photo can be read, the loss is no number, or the checkpoint is of another
-            recipe.
+        TrainError: fewer than two animals, with pairs one that has more than half of the photos, no photo can be read,
+            the loss is no number, the checkpoint is of another recipe, or memory runs out.
         ModelError: the backbone cannot be had, gives no maps or no graph, or `begin_with` is of another shape.
         ConfigError: the recipe's teacher is no model directory.
     """
@@ -121,6 +122,8 @@ def train(
         tell = (lambda done, of: progress("photos", done, of)) if progress else None
         kept = pictures.load(sources, seen, tell)
         codes = _codes(labels, kept, held)
+        if recipe.sampling.kind == "pairs":
+            pairing.check(codes, np.asarray(labels, np.str_)[kept.rows])
         taught = _taught_by(recipe, [sources[row] for row in kept.rows], codes, folder, tell)
         run = Loop(net, kept, codes, recipe, seed, chosen, seen, taught)
         try:

@@ -260,20 +260,23 @@ class Loop:
             loss = self.losses(out, self.shown.targets(views, done, self.device))
             if self.pairing is not None:
                 loss = loss + self.pairing.loss(torch.nn.functional.normalize(out.whole.float()))
-        if not bool(torch.isfinite(loss)):
-            raise TrainError(
-                f"the loss is no number any more, in epoch {len(self.history) + 1}",
-                next_step="lower schedule.rate; the checkpoint of the epoch before is whole (--resume)",
-            )
+        self._finite(loss, "loss")
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         self.lanes.backward()
-        if config.clip:
-            params = [p for group in self.optimiser.param_groups for p in group["params"]]
-            torch.nn.utils.clip_grad_norm_(params, config.clip)
+        params = [p for group in self.optimiser.param_groups for p in group["params"]]
+        self._finite(torch.nn.utils.clip_grad_norm_(params, config.clip or math.inf), "gradient")
         self.optimiser.step()
         self.steps += 1
         return float(loss.item())
+
+    def _finite(self, value: torch.Tensor, what: str) -> None:
+        """Raises TrainError where it is no number: before the weights are none."""
+        if not bool(torch.isfinite(value)):
+            raise TrainError(
+                f"the {what} is no number any more, in epoch {len(self.history) + 1}",
+                next_step="lower schedule.rate; the checkpoint of the epoch before is whole (--resume)",
+            )
 
     def _hold_still(self, done: float) -> None:
         """Training mode, but for stages and norms that the recipe holds still now."""

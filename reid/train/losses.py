@@ -43,14 +43,15 @@ _LENGTH = 4.0  # of a class centre at first: only its direction counts, and the 
 @dataclass(frozen=True, slots=True, eq=False)
 class Targets:
     """`classes (B,) int64`, −1 for none; `twins (B,) int64` the class of the mirror image, −1 where it competes or there
-    is none; `done` the share of the training that is over; `part` which part of a divided vector this batch trains.
-    `soft (K, C)` is what each of the K photos of no class is to be taken for, in their order; None: all classes alike.
+    is none; `done` the share of the training that is over; `part` (p, k): this batch trains the p-th, from 0, of k parts
+    of the vector; None: the whole. `soft (K, C)` is what each of the K photos of no class is to be taken for, in their
+    order; None: all classes alike.
     """
 
     classes: torch.Tensor
     twins: torch.Tensor
     done: float = 0.0
-    part: int | None = None
+    part: tuple[int, int] | None = None
     soft: torch.Tensor | None = None
 
 
@@ -92,7 +93,7 @@ class MarginSoftmax(torch.nn.Module):  # type: ignore[misc]
 
     def forward(self, x: Embedded, targets: Targets) -> torch.Tensor:
         """See the class."""
-        config, cosine = self.config, self.cosines(x.whole.float())
+        config, cosine = self.config, self.cosines(x.whole)
         known = targets.classes >= 0
         classes = targets.classes.clamp_min(0)
         true = cosine.gather(1, classes[:, None])[:, 0].clamp(-1 + 1e-6, 1 - 1e-6)
@@ -132,7 +133,7 @@ class SphereFace(torch.nn.Module):  # type: ignore[misc]
         if self.training:
             self.steps += 1
         blend = max(config.least, config.base / (1 + config.falls * float(self.steps)))
-        whole = x.whole.float()
+        whole = x.whole
         length = whole.norm(dim=1, keepdim=True)
         cosine = functional.normalize(whole) @ functional.normalize(self.centres).T
         known, classes = targets.classes >= 0, targets.classes.clamp_min(0)
@@ -164,7 +165,7 @@ class SoftmaxHeads(torch.nn.Module):  # type: ignore[misc]
         known, classes = targets.classes >= 0, targets.classes.clamp_min(0)
         total = x.whole.new_zeros(())
         for head, part in zip(self.heads, [x.whole, *(x.parts if len(self.heads) > 1 else ())], strict=True):
-            logits = head(part.float())
+            logits = head(part)
             total = total + _cross_entropy(without_twins(logits, targets), classes, known)
             if self.config.uniform and not bool(known.all()):
                 total = total + self.config.uniform * _to_soft(logits[~known], targets.soft)
@@ -192,7 +193,7 @@ class HardSigmoid(torch.nn.Module):  # type: ignore[misc]
     def forward(self, x: Embedded, targets: Targets) -> torch.Tensor:
         """See the class."""
         config = self.config
-        logits = functional.normalize(x.whole.float()) @ functional.normalize(self.centres).T * config.scale
+        logits = functional.normalize(x.whole) @ functional.normalize(self.centres).T * config.scale
         logits = without_twins(logits, targets)
         known, classes = targets.classes >= 0, targets.classes.clamp_min(0)
         truth = torch.zeros_like(logits).scatter(1, classes[:, None], known[:, None].to(logits.dtype))
@@ -231,11 +232,11 @@ class BatchHard(torch.nn.Module):  # type: ignore[misc]
         """See the class."""
         own = _own_classes(targets.classes)
         if not self.config.aligned:
-            unit = functional.normalize(x.whole.float())
+            unit = functional.normalize(x.whole)
             found: torch.Tensor = self.loss(unit, own, self.mine(unit, own))
             return found
         assert x.rows is not None  # the recipe says so
-        apart = aligned_distances(x.rows.float())
+        apart = aligned_distances(x.rows)
         same = own[:, None] == own[None]
         other = ~torch.eye(len(own), dtype=torch.bool, device=own.device)
         has = (same & other).any(1) & (~same).any(1)
@@ -280,11 +281,10 @@ class DividedMargin(torch.nn.Module):  # type: ignore[misc]
 
     def forward(self, x: Embedded, targets: Targets) -> torch.Tensor:
         """See the class."""
-        part = targets.part
-        slices = x.whole.float().chunk(self.config.clusters, 1)
+        part, of = targets.part or (0, 1)
         own = _own_classes(targets.classes)
-        unit = functional.normalize(x.whole.float() if part is None else slices[part])
-        found: torch.Tensor = self.losses[part or 0](unit, own, self.mine(unit, own))
+        unit = functional.normalize(x.whole.tensor_split(of, 1)[part])
+        found: torch.Tensor = self.losses[part](unit, own, self.mine(unit, own))
         return found
 
 
@@ -300,7 +300,7 @@ class CentreLoss(torch.nn.Module):  # type: ignore[misc]
         known = targets.classes >= 0
         if not bool(known.any()):
             return x.whole.sum() * 0
-        apart = x.whole.float()[known] - self.centres[targets.classes[known]]
+        apart = x.whole[known] - self.centres[targets.classes[known]]
         return 0.5 * apart.pow(2).sum(1).mean()
 
 
@@ -313,7 +313,7 @@ class RingLoss(torch.nn.Module):  # type: ignore[misc]
 
     def forward(self, x: Embedded, targets: Targets) -> torch.Tensor:
         """See the class."""
-        lengths = x.whole.float().norm(dim=1)
+        lengths = x.whole.norm(dim=1)
         if self.length.item() < 0:
             with torch.no_grad():
                 self.length.copy_(lengths.mean())
@@ -327,7 +327,9 @@ _BUILT: dict[type, Callable[[Any, Space], torch.nn.Module]] = {
 
 
 class Sum(torch.nn.Module):  # type: ignore[misc]
-    """A recipe's losses by their weights. Losses on pairs are the loop's own business and are passed over."""
+    """A recipe's losses by their weights, in float32 whatever the network computes in: in bfloat16 a cosine of .999 is 1,
+    where an angle's slope is endless. Losses on pairs are the loop's own business and are passed over.
+    """
 
     def __init__(self, configs: Sequence[LossConfig], space: Space) -> None:
         super().__init__()
@@ -337,9 +339,11 @@ class Sum(torch.nn.Module):  # type: ignore[misc]
 
     def forward(self, x: Embedded, targets: Targets) -> torch.Tensor:
         """See the class."""
-        total = x.whole.new_zeros((), dtype=torch.float32)
-        for weight, loss in zip(self.weights, self.losses, strict=True):
-            total = total + weight * loss(x, targets)
+        x = Embedded(x.whole.float(), tuple(p.float() for p in x.parts), None if x.rows is None else x.rows.float())
+        total = x.whole.new_zeros(())
+        with torch.autocast(x.whole.device.type, enabled=False):
+            for weight, loss in zip(self.weights, self.losses, strict=True):
+                total = total + weight * loss(x, targets)
         return total
 
     @property

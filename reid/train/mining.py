@@ -78,7 +78,7 @@ def assign_hard_negatives(
     codes = codes_of(labels)
     if scores.shape != (len(codes), len(codes)):
         raise ValueError(f"scores {scores.shape} for {len(codes)} labels")
-    _check_sizes(codes, labels)
+    check_sizes(labels)
     rng = rng or np.random.default_rng()
     costs = draw_costs(scores, codes, noise, _pairs(forbidden, len(codes)), rng)
     if solver == "priced" or (solver == "auto" and len(codes) >= _MANY):
@@ -110,15 +110,16 @@ def assign_in_blocks(
         TrainError: as above, for one block.
     """
     codes = codes_of(labels)
+    check_sizes(labels)
     rng = rng or np.random.default_rng()
     pairs = _pairs(forbidden, len(codes))
     partner = np.empty(len(codes), np.int64)
     for block in _blocks(codes, block_size, rng):
         inside = _renumber(pairs, block, len(codes))
+        names = np.asarray(labels)[block]
+        check_sizes(names, "photos of a block", "use larger blocks (`block` under [sampling] of the recipe)")
         part = scores(block) if callable(scores) else scores[np.ix_(block, block)]
-        within = assign_hard_negatives(
-            part, np.asarray(labels)[block], noise=noise, forbidden=inside, rng=rng, solver=solver
-        )
+        within = assign_hard_negatives(part, names, noise=noise, forbidden=inside, rng=rng, solver=solver)
         partner[block] = block[within]
     return partner
 
@@ -150,7 +151,7 @@ def assign_sparse(
     codes = codes_of(labels)
     if neighbours.shape != scores.shape or neighbours.ndim != 2 or len(neighbours) != len(codes):
         raise ValueError(f"neighbours {neighbours.shape} and scores {scores.shape} for {len(codes)} labels")
-    _check_sizes(codes, labels)
+    check_sizes(labels)
     if not len(codes):
         return np.empty(0, np.int64)
     rng = rng or np.random.default_rng()
@@ -176,7 +177,7 @@ def random_negatives(labels: ArrayLike, rng: np.random.Generator, *, forbidden: 
         TrainError: an identity has more than half of the photos, or `forbidden` leaves no assignment that is found.
     """
     codes = codes_of(labels)
-    _check_sizes(codes, labels)
+    check_sizes(labels)
     pairs = _pairs(forbidden, len(codes))
     if not len(pairs):
         return rotation(codes, rng)
@@ -185,6 +186,26 @@ def random_negatives(labels: ArrayLike, rng: np.random.Generator, *, forbidden: 
         if partner is not None:
             return partner
     raise _infeasible()
+
+
+def check_sizes(
+    labels: ArrayLike, of: str = "photos", remedy: str = "add photos of other animals, or take some of its photos out"
+) -> None:
+    """Raise TrainError unless every identity has at most half of the photos: with more, some must meet each other."""
+    codes = codes_of(labels)
+    if not len(codes):
+        return
+    counts = np.bincount(codes)
+    largest = int(counts.argmax())
+    if len(counts) == 1:
+        raise TrainError(f"all {of} are of one identity, so there are no negatives", next_step=remedy)
+    if 2 * counts[largest] > len(codes):
+        name = np.asarray(labels)[np.flatnonzero(codes == largest)[0]]
+        raise TrainError(
+            f"identity '{name}' has {counts[largest]} of {len(codes)} {of}, "
+            "more than half: they cannot all meet another animal",
+            next_step=remedy,
+        )
 
 
 def forbid(forbidden: ArrayLike | None, partner: IntArray) -> IntArray:
@@ -255,29 +276,10 @@ def _groups(labels: ArrayLike) -> list[IntArray]:
     return groups
 
 
-def _check_sizes(codes: IntArray, labels: ArrayLike) -> None:
-    """Raise unless every identity has at most half of the photos: with more, some of them must meet each other."""
-    if not len(codes):
-        return
-    counts = np.bincount(codes)
-    largest = int(counts.argmax())
-    if len(counts) == 1:
-        raise TrainError(
-            "all photos are of one identity, so there are no negatives", next_step="add photos of other animals"
-        )
-    if 2 * counts[largest] > len(codes):
-        name = np.asarray(labels)[np.flatnonzero(codes == largest)[0]]
-        raise TrainError(
-            f"identity '{name}' has {counts[largest]} of {len(codes)} photos, "
-            "more than half: they cannot all meet another animal",
-            next_step="use fewer of its photos, or larger blocks",
-        )
-
-
 def _infeasible() -> TrainError:
     return TrainError(
         "the forbidden pairs leave no assignment of every photo to another animal",
-        next_step="forget the pairs of earlier epochs, or suspect fewer animals of being one",
+        next_step="suspect fewer animals of being one (`suspect` nearer 1), or add photos of other animals",
     )
 
 

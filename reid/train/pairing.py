@@ -29,14 +29,26 @@ _WHITENED_NOISE = 1.0  # the most for a network that starts whitened: scores run
 _LARGEST = 0.25  # share of the photos that animals suspected of being one may have together
 
 
+def paired(codes: IntArray) -> IntArray:
+    """The photos of animals with two or more, by `codes (N,)` that are below 0 for none."""
+    counts = np.bincount(codes[codes >= 0])
+    return np.flatnonzero((codes >= 0) & (counts[codes.clip(0)] >= 2))
+
+
+def check(codes: IntArray, names: NDArray[np.str_]) -> None:
+    """Raises TrainError where an animal has so many photos that they cannot all meet another; `names (N,)`."""
+    rows = paired(codes)
+    if len(np.unique(codes[rows])) >= 2:
+        mining.check_sizes(names[rows])
+
+
 class Pairing(torch.nn.Module):  # type: ignore[misc]
     """The head, and the pairs of the present epoch: `rows (P,)` photos, each with `positive` and `negative (P,)`."""
 
     def __init__(self, recipe: Recipe, dim: int, codes: IntArray) -> None:
         """Raises TrainError where no two animals have two photos each."""
         super().__init__()
-        counts = np.bincount(codes[codes >= 0])
-        self.rows = np.flatnonzero((codes >= 0) & (counts[codes.clip(0)] >= 2))
+        self.rows = paired(codes)
         self.labels = codes[self.rows]
         if len(np.unique(self.labels)) < 2:
             raise TrainError(
@@ -76,11 +88,13 @@ class Pairing(torch.nn.Module):  # type: ignore[misc]
         self.used = np.empty((0, 2), np.int64)
 
     def assign(self, done: float, rng: np.random.Generator) -> None:
-        """The pairs of an epoch when a share `done` of the training is over: none that was used since the last scores."""
+        """The pairs of an epoch when a share `done` of the training is over: none that was used since the last scores,
+        while that can be.
+        """
         assert self.scores is not None
         noise = min(self.most_noise, ladder.noise_at(done))
-        self.negative = self.scores.assign(self.groups, self.config, noise, self.used, rng)
-        self.used = mining.forbid(self.used, self.negative)
+        none = self.used[:0]
+        self.negative, self.used = self.scores.fresh(self.groups, self.config, noise, none, self.used, rng)
         self.positive = positives(self.scores, self.labels, self.config, noise, rng)
 
     def batches(self, size: int, rng: np.random.Generator) -> list[IntArray]:
@@ -98,9 +112,10 @@ class Pairing(torch.nn.Module):  # type: ignore[misc]
         return np.stack([first, first, third])
 
     def loss(self, unit: torch.Tensor) -> torch.Tensor:
-        """Binary cross entropy of the pairs in `unit (3·b, D)`, as `batches` has them."""
-        first, same, other = unit.chunk(3)
-        logits = self.head(torch.cat([first, first]), torch.cat([same, other]))
+        """Binary cross entropy of the pairs in `unit (3·b, D)`, as `batches` has them; in float32, as `losses.Sum`."""
+        first, same, other = unit.float().chunk(3)
+        with torch.autocast(unit.device.type, enabled=False):
+            logits = self.head(torch.cat([first, first]), torch.cat([same, other]))
         truth = torch.cat([torch.ones(len(first)), torch.zeros(len(first))]).to(logits.device)
         found: torch.Tensor = torch.nn.functional.binary_cross_entropy_with_logits(logits, truth)
         return self.weight * found

@@ -25,7 +25,7 @@ from reid import models
 from reid.embed import OpenVinoEmbedder
 from reid.errors import TrainError
 from reid.records import Failure
-from reid.train import features, graphs, heads, holdout
+from reid.train import allocator, features, graphs, heads, holdout
 from reid.train.features import Augmentation, Features, Source
 from reid.train.graphs import Tap
 from reid.train.heads import Head, HeadConfig
@@ -73,6 +73,7 @@ class Quick:
     seconds: dict[str, float]
 
 
+@allocator.bounded("lower `views` under [training] in reid.toml, or end other programs")
 def train(
     sources: Sequence[Source],
     labels: Sequence[str],

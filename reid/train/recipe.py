@@ -131,7 +131,8 @@ class Triplet:
 @dataclass(frozen=True, slots=True)
 class Divided:
     """Margin loss [d_ap − β + α]₊ + [β − d_an + α]₊ with learnable β, negatives weighted by distance; with `clusters`
-    above 1 the vector is divided, and each cluster of photos, found anew every `renew` epochs, trains its own part.
+    above 1 the vector is divided, and each cluster of animals, found anew every `renew` epochs, trains its own part; there
+    are as many parts as clusters, and fewer where there are fewer than two animals for each.
     """
 
     weight: float = 1.0

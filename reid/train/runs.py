@@ -168,7 +168,7 @@ def recorded(run: Run, then: str = RESUMED) -> Iterator[None]:
 
 @contextmanager
 def written(folder: Path, then: str = RESUMED) -> Iterator[None]:
-    """A disk that is full or forbids writing, as a TrainError that names the folder and what to do `then`."""
+    """A disk that is full or forbids writing, as a TrainError that names the file, or the folder, and what to do `then`."""
     try:
         yield
     except ReidError:
@@ -176,7 +176,7 @@ def written(folder: Path, then: str = RESUMED) -> Iterator[None]:
     except OSError as error:
         raise TrainError(
             f"cannot be written ({error.strerror or error})",
-            source=str(folder),
+            source=str(error.filename or folder),
             next_step=f"free some space there, then {then}",
         ) from error
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from reid import models
+from reid.disk import refusals
 from reid.train import backbone, network, recipe
 
 LICENCE = "Apache-2.0"
@@ -25,6 +26,7 @@ def halved(model: Path, folder: Path, name: str, *, source: str, by: str, licenc
 
     Raises:
         ModelError: there are no weights for torch, or the graph's vectors are not the network's.
+        OSError: the disk refuses.
     """
     import openvino
     from safetensors.numpy import load_file, save_file
@@ -48,8 +50,11 @@ def halved(model: Path, folder: Path, name: str, *, source: str, by: str, licenc
         halves = {
             key: value.astype(np.float16) if value.dtype == np.float32 else value for key, value in tensors.items()
         }
-        save_file(halves, whole / "weights.safetensors")
-        openvino.save_model(openvino.Core().read_model(whole / "graph.xml"), whole / "half.xml", compress_to_fp16=True)
+        with refusals(whole / "weights.safetensors"):
+            save_file(halves, whole / "weights.safetensors")
+        graph = openvino.Core().read_model(whole / "graph.xml")
+        with refusals(whole / "graph.xml"):
+            openvino.save_model(graph, whole / "half.xml", compress_to_fp16=True)
         for end in ("xml", "bin"):
             (whole / f"half.{end}").replace(whole / f"graph.{end}")
         with models.whole_or_absent(folder, name) as beside:

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from reid.embed import unit_rows
-from reid.train import augment, losses, sampling
+from reid.train import augment, dividing, losses, sampling
 from reid.train.pairing import Pairing
 from reid.train.pictures import Pictures
 from reid.train.recipe import Divided, Recipe
@@ -31,13 +31,13 @@ IntArray = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Views:
-    """What one step sees: photos `rows (B,)`, whether each is mirrored, the part of a divided vector that they train,
-    and `pixels (B, 3, h, w)`, 0–255.
+    """What one step sees: photos `rows (B,)`, whether each is mirrored, the part of a divided vector that they train (as
+    `losses.Targets`), and `pixels (B, 3, h, w)`, 0–255.
     """
 
     rows: IntArray
     turned: NDArray[np.bool_]
-    part: int | None
+    part: tuple[int, int] | None
     pixels: torch.Tensor
 
 
@@ -71,17 +71,13 @@ class Showing:
             self.pairing.assign(done, rng)
         divided = next((one for one in self.recipe.losses if isinstance(one, Divided) and one.clusters > 1), None)
         if divided is not None and (self.clusters is None or number % divided.renew == 0):
-            from sklearn.cluster import KMeans
-
             known = np.flatnonzero(self.codes >= 0)
             k = min(divided.clusters, self.n // 2)
             if k > 1:
-                seed = int(rng.integers(2**31))
-                found = KMeans(k, n_init=1, random_state=seed).fit_predict(unit_rows(self._vectors(known)))
-                # An animal trains one part: that of most of its photos.
-                votes = np.zeros((self.n, k), np.int64)
-                np.add.at(votes, (self.codes[known], found), 1)
-                self.clusters = np.where(self.codes >= 0, votes.argmax(1)[self.codes.clip(0)], -1)
+                before = None if self.clusters is None else self.clusters[known]
+                rows, seed = unit_rows(self._vectors(known)), int(rng.integers(2**31))
+                self.clusters = np.full(len(self.codes), -1, np.int64)
+                self.clusters[known] = dividing.clusters(rows, self.codes[known], k, seed, before)
 
     def batches(self, done: float, rng: np.random.Generator) -> list[Any]:
         """Of one epoch, in order, when a share `done` of the training is over."""
@@ -90,12 +86,12 @@ class Showing:
             return list(self.pairing.batches(size, rng))
         if self.clusters is None:
             return list(sampling.epoch(self.codes, self.recipe.sampling, size, done, rng))
-        parted: list[tuple[int, IntArray]] = []
-        for cluster in np.unique(self.clusters[self.codes >= 0]):
+        parted: list[tuple[tuple[int, int], IntArray]] = []
+        k = int(self.clusters.max()) + 1
+        for cluster in range(k):
             inside = np.where((self.clusters == cluster) | (self.codes == -1), self.codes, -2)
-            if len(np.unique(inside[inside >= 0])) >= 2:
-                some = sampling.epoch(inside, self.recipe.sampling, size, done, rng)
-                parted += [(int(cluster), one) for one in some]
+            some = sampling.epoch(inside, self.recipe.sampling, size, done, rng)
+            parted += [((cluster, k), one) for one in some]
         return [parted[i] for i in rng.permutation(len(parted))]
 
     def prepared(self, batches: list[Any], number: int, size: tuple[int, int], workers: int) -> Iterator[Views]:

@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 from reid.errors import TrainError
 from reid.metrics import reciprocal_ranks
 from reid.siamese import Siamese
-from reid.train import heads, holdout, ladder, mining
+from reid.train import allocator, heads, holdout, ladder, mining
 from reid.train.assignment import codes_of
 from reid.train.holdout import Split
 
@@ -169,6 +169,7 @@ class PairNetwork(torch.nn.Module):  # type: ignore[misc]
         )
 
 
+@allocator.bounded('choose negatives "sparse", or fewer views, or end other programs')
 def train(
     vectors: NDArray[np.float16],
     labels: ArrayLike,
@@ -185,7 +186,8 @@ def train(
     `held` are photos by which the best epoch is chosen (`holdout.split`): only its gallery is then trained on.
     `forbidden (P, 2)` are pairs never to be used as negatives; nor are photos of one of `groups (n,)`, in which animals
     that may be one are joined (`suspects.merged`; the labels where left out). `near (n, k)` lists, for "sparse", photos
-    that look like each (from the gallery index, −1 where a list has ended); without it all are compared.
+    that look like each (from the gallery index, −1 where a list has ended); without it those of other animals that the
+    head itself finds most alike, among all.
 
     Raises:
         TrainError: fewer than two identities with two photos, an identity with more than half of the photos, or a loss
@@ -206,6 +208,7 @@ def train(
             "only one identity has two photos: there are no pairs of two animals",
             next_step="add photos of other animals",
         )
+    mining.check_sizes(np.asarray(labels)[rows])
     task = _Task(
         vectors, codes, rows, codes_of(codes if groups is None else groups)[rows], _inside(forbidden, rows, len(codes)),
         None if near is None else listed_inside(near, rows), replace(config, negatives=settled(config, len(rows))),
@@ -261,7 +264,7 @@ def _run(task: _Task, held: Split | None, progress: Progress | None, lonely: int
     if len(rows) >= _WHITENED_FROM:
         network.start_whitened(np.asarray(vectors[rows, 0, 0], np.float32))
     optimiser = torch.optim.Adam(network.trained())
-    used = task.never
+    used = task.never[:0]
     history: list[Epoch] = []
     best, head = -1, network.plain()
     for epoch in range(config.epochs):
@@ -272,9 +275,8 @@ def _run(task: _Task, held: Split | None, progress: Progress | None, lonely: int
             scores = PairScores(
                 network.plain(), np.asarray(vectors[rows, 0, 0], np.float32), config.negatives, task.near
             )
-            used = task.never
-        negative = scores.assign(task.groups, config, step.noise, used, rng)
-        used = mining.forbid(used, negative)
+            used = used[:0]
+        negative, used = scores.fresh(task.groups, config, step.noise, task.never, used, rng)
         positive = positives(scores, codes[rows], config, step.noise, rng)
         loss = _epoch(network, optimiser, vectors, rows, positive, negative, config, rng)
         hardness = float(scores.of(np.arange(len(rows)), negative).mean())
@@ -315,10 +317,10 @@ class PairScores:
             out[part] = np.einsum("pf,pf->p", self.left[first[part]], self.right[second[part]])
         return out + self.bias
 
-    def _lists(self, k: int) -> tuple[IntArray, NDArray[np.float32]]:
-        """Each photo's neighbours and their logits, `(N, k)` both; found once."""
+    def _lists(self, labels: IntArray, k: int) -> tuple[IntArray, NDArray[np.float32]]:
+        """Each photo's neighbours of other identities and their logits, `(N, k)` both; found once."""
         if self.near is None:
-            self.near = nearest(self.left, self.right, k)
+            self.near = nearest(self.left, self.right, labels, k)
         if self.listed is None:
             self.listed = np.empty(self.near.shape, np.float32)
             for start in range(0, len(self.near), _ROWS):
@@ -326,6 +328,23 @@ class PairScores:
                 self.listed[part] = np.matmul(self.right[self.near[part]], self.left[part, :, None])[:, :, 0]
             self.listed += self.bias
         return self.near, self.listed
+
+    def fresh(
+        self, labels: IntArray, config: SiameseConfig, noise: float, never: IntArray, used: IntArray,
+        rng: np.random.Generator,
+    ) -> tuple[IntArray, IntArray]:  # fmt: skip
+        """A partner of another identity for every photo, and the pairs used by now: no pair of `never (P, 2)`, nor of
+        those `used (Q, 2)` since scores were last found. Where these leave none (few photos have few partners), they are
+        forgotten.
+        """
+        try:
+            partner = self.assign(labels, config, noise, np.concatenate([never, used]), rng)
+        except TrainError:
+            if not len(used):
+                raise
+            used = used[:0]
+            partner = self.assign(labels, config, noise, never, rng)
+        return partner, mining.forbid(used, partner)
 
     def assign(
         self, labels: IntArray, config: SiameseConfig, noise: float, used: IntArray, rng: np.random.Generator
@@ -341,7 +360,7 @@ class PairScores:
             )
         if noise >= 10:  # the ladder's random part: neighbours alone would never be random
             return mining.random_negatives(labels, rng, forbidden=used)
-        near, listed = self._lists(config.neighbours)
+        near, listed = self._lists(labels, config.neighbours)
         return mining.assign_sparse(
             near,
             _squashed(listed),
@@ -358,17 +377,19 @@ def _squashed(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.asarray(1 / (1 + np.exp(-np.clip(logits, -30, 30))), np.float32)
 
 
-def nearest(left: NDArray[np.float32], right: NDArray[np.float32], k: int) -> IntArray:
-    """The places of the k highest products `left (N, E) @ right.T` of each row but its own, `(N, k) int64`."""
+def nearest(left: NDArray[np.float32], right: NDArray[np.float32], labels: IntArray, k: int) -> IntArray:
+    """The places of the k highest products `left (N, E) @ right.T` of each row with those of other `labels (N,)`, `(N, k)
+    int64`, −1 where there are no more.
+    """
     n = len(left)
     k = min(k, n - 1)
     near = np.empty((n, k), np.int64)
     step = max(1, 4_000_000 // max(1, n))
     for start in range(0, n, step):
         part = left[start : start + step] @ right.T
-        own = np.arange(len(part))
-        part[own, own + start] = -np.inf
-        near[start : start + step] = np.argpartition(-part, k - 1, axis=1)[:, :k]
+        part[labels[start : start + step, None] == labels] = -np.inf
+        found = np.argpartition(-part, k - 1, axis=1)[:, :k]
+        near[start : start + step] = np.where(np.take_along_axis(part, found, 1) > -np.inf, found, -1)
     return near
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
+from reid.errors import TrainError
 from reid.train import allocator
 
 FAULTS = """
@@ -46,3 +48,19 @@ def test_large_blocks_are_used_again() -> None:
 def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(allocator.ctypes, "CDLL", lambda _: object())
     assert allocator.keep() is False
+
+
+def test_memory_that_runs_out_says_what_to_lower() -> None:
+    torch = pytest.importorskip("torch")
+
+    @allocator.bounded("take fewer")
+    def asks(what: str) -> None:
+        if what == "gpu":  # there may be none here: its error alone
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        np.empty(2**48) if what == "numpy" else torch.empty(2**48)
+
+    for what, where in (("numpy", "on this machine"), ("torch", "on this machine"), ("gpu", "on the GPU")):
+        with pytest.raises(TrainError, match=f"not enough memory {where}; take fewer"):
+            asks(what)
+    with pytest.raises(RuntimeError, match="another"), allocator.bounded("take fewer"):
+        raise RuntimeError("another fault")

@@ -155,6 +155,44 @@ def test_views_depend_on_the_generator_and_worn_held_out_photos_on_their_seed(ke
     assert torch.equal(first, again) and 0.1 < float((first - plain).abs().mean()) < 20
 
 
+def slopes(n: int) -> Pictures:
+    """Red grows by one a pixel to the right, green by one a pixel down; the plain crop is the middle, 48 × 60 pixels."""
+    pixels = np.zeros((n, 80, 100, 3), np.uint8)
+    pixels[..., 0], pixels[..., 1] = np.arange(100), np.arange(80)[:, None]
+    return Pictures(pixels, np.tile(np.array([0.2, 0.2, 0.8, 0.8], np.float32), (n, 1)), np.arange(n), ())
+
+
+def test_worn_pictures_are_wide_in_their_share_and_in_no_other_way() -> None:
+    some, rows = slopes(400), np.arange(400)
+    out = augment.field(some, rows, (48, 60), replace(augment.PLAIN, wide=0.25, rotate=30, light=0.5, erase=1), 3)
+    across, down = out[:, 0].diff(dim=2), out[:, 1].diff(dim=1)
+    wide = across.mean((1, 2)).numpy()
+    for slope in (across, down):  # as much wider as high, all over the picture
+        np.testing.assert_allclose(slope, np.broadcast_to(wide[:, None, None], slope.shape), atol=1e-3)
+    np.testing.assert_allclose(out[:, :2].mean((2, 3)), np.tile([49.5, 39.5], (400, 1)), atol=1e-2)  # about the middle
+    plain = np.isclose(wide, 1, atol=1e-4)
+    assert plain.mean() == pytest.approx(0.75, abs=0.07)
+    assert 1 < wide[~plain].min() < 1.05 and 1.35 < wide[~plain].max() <= 1.4 + 1e-4
+
+
+def test_worn_pictures_are_those_of_a_camera_that_saw_fewer_pixels_in_their_share() -> None:
+    some, rows = slopes(60), np.arange(60)
+    some.pixels[:] = np.random.default_rng(0).integers(0, 256, some.pixels.shape, np.uint8)
+    out = augment.field(some, rows, (48, 60), replace(augment.PLAIN, shrink=0.5, blur=1), 3)
+    kept, factors = 0, []
+    for view, pixels in zip(out.permute(0, 2, 3, 1).numpy(), some.pixels[:, 16:64, 20:80], strict=True):
+        if np.abs(view - pixels).max() < 0.01:
+            kept += 1
+            continue
+        errors = {}
+        for size in {(round(60 / f), round(48 / f)) for f in np.linspace(1.5, 3, 400)}:
+            small = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+            errors[size] = np.abs(cv2.resize(small, (60, 48), interpolation=cv2.INTER_LINEAR) - view).max()
+        assert min(errors.values()) <= 1  # a rounding
+        factors.append(60 / min(errors, key=lambda size: errors[size])[0])
+    assert 15 < kept < 45 and min(factors) < 1.7 and max(factors) > 2.7
+
+
 def test_a_smaller_input_averages_rather_than_skips(kept: Pictures) -> None:
     fine = np.tile(np.array([[0, 255], [255, 0]], np.uint8).repeat(3).reshape(2, 2, 3), (48, 48, 1))
     board = Pictures(fine[None], np.array([[0, 0, 1, 1]], np.float32), np.arange(1), ())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 from dataclasses import fields, replace
 from pathlib import Path
@@ -110,7 +111,10 @@ def test_the_same_seed_gives_the_same_model_and_another_another(fluke_sources: S
 SWA = '[laptop.schedule]\naverage = "swa"\naverage_of = 0.7\noptimiser = "sgd"\n'
 
 
-@pytest.mark.parametrize("more", ["", '[laptop.schedule]\naverage = "ema"\n', SWA])
+DIVIDED = '[laptop.sampling]\nkind = "identities"\n[[laptop.loss]]\nkind = "divided"\nclusters = 4\nrenew = 1\n'
+
+
+@pytest.mark.parametrize("more", ["", '[laptop.schedule]\naverage = "ema"\n', SWA, DIVIDED])
 def test_an_interrupted_training_goes_on_to_the_same_model(fluke_sources: Sources, tmp_path: Path, more: str) -> None:
     how = tiny(more)
     whole = train(fluke_sources, tmp_path / "whole", how)
@@ -127,21 +131,26 @@ def test_an_interrupted_training_goes_on_to_the_same_model(fluke_sources: Source
     assert rest.steps == whole.steps
 
 
-def test_a_loss_that_is_no_number_ends_the_training_and_the_checkpoint_before_it_is_whole(
-    fluke_sources: Sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("what", "clip"), [("loss", 5), ("gradient", 5), ("gradient", 0)])
+def test_a_loss_or_gradient_that_is_no_number_ends_the_training_and_the_checkpoint_before_it_is_whole(
+    fluke_sources: Sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, clip: int
 ) -> None:
+    how = tiny(f"[laptop.schedule]\nclip = {clip}\n")
     with monkeypatch.context() as patched:
         forward, count = losses.Sum.forward, [0]
 
-        def spoilt(self: Any, *some: Any) -> Any:
+        def spoilt(self: Any, x: Any, *some: Any) -> Any:
             count[0] += 1
-            return forward(self, *some) * (float("nan") if count[0] > 4 else 1.0)
+            loss = forward(self, x, *some)
+            if count[0] <= 4:
+                return loss
+            return loss * float("nan") if what == "loss" else loss + (x.whole - x.whole.detach()).sum().sqrt()
 
         patched.setattr(losses.Sum, "forward", spoilt)
-        with pytest.raises(TrainError, match="no number any more, in epoch 2"):
-            train(fluke_sources, tmp_path / "cut")
-    rest = train(fluke_sources, tmp_path / "cut", resume=True)
-    assert same(rest.model, train(fluke_sources, tmp_path / "whole").model)
+        with pytest.raises(TrainError, match=f"the {what} is no number any more, in epoch 2"):
+            train(fluke_sources, tmp_path / "cut", how)
+    rest = train(fluke_sources, tmp_path / "cut", how, resume=True)
+    assert same(rest.model, train(fluke_sources, tmp_path / "whole", how).model)
 
 
 def test_a_full_disk_leaves_the_checkpoint_before_it(
@@ -162,6 +171,15 @@ def test_a_full_disk_leaves_the_checkpoint_before_it(
             train(fluke_sources, tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == [checkpoints.FILE]
     assert len(train(fluke_sources, tmp_path, resume=True).history) == 3
+
+
+def test_a_training_that_asks_for_too_much_memory_says_what_to_lower(
+    fluke_sources: Sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop.Loop, "epoch", lambda *some: torch.empty(2**48))
+    with pytest.raises(TrainError, match="not enough memory") as caught:
+        train(fluke_sources, tmp_path)
+    assert "schedule.batch" in caught.value.next_step
 
 
 def test_a_checkpoint_of_another_training_or_none_at_all_is_refused(fluke_sources: Sources, tmp_path: Path) -> None:
@@ -187,6 +205,10 @@ def test_what_cannot_be_trained_on_is_said(fluke_sources: Sources, tmp_path: Pat
     with pytest.raises(TrainError, match="no two animals have two photos"):
         how = tiny('[laptop.sampling]\nkind = "pairs"\n[[laptop.loss]]\nkind = "pair"\n')
         train((sources, [str(i) for i in range(PHOTOS)]), tmp_path, how)
+        names = ["Ana"] * 20 + [f"w{i // 2}" for i in range(PHOTOS - 21)] + ["alone"]
+        with pytest.raises(TrainError, match="'Ana' has 20 of 34 photos, more than half") as caught:
+            train((sources, names), tmp_path, how)
+        assert "other animals" in caught.value.next_step
     some = [*sources, Source(tmp_path / "gone.jpg")]
     done = train((some, [*labels, "w"]), tmp_path / "run")
     assert [f.code for f in done.failures] == ["bad_photo"] and (done.photos, done.animals) == (PHOTOS, WHALES)
@@ -281,6 +303,106 @@ def test_a_vision_transformer_is_trained_and_exported(
         ours = unit_rows(net(torch.from_numpy(crops)).numpy())
     np.testing.assert_allclose(OpenVinoEmbedder(done.model).embed(crops), ours, atol=1e-3)
     assert card.architecture == "test_vit" and done.steps == 3
+
+
+def test_the_served_weights_of_a_running_mean_are_that_mean(
+    fluke_sources: Sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    after: list[dict[str, Any]] = []
+    step = loop.Loop._step
+
+    def spy(self: Any, *some: Any) -> float:
+        loss = step(self, *some)
+        after.append({name: value.detach().double().numpy() for name, value in self.net.named_parameters()})
+        return loss
+
+    monkeypatch.setattr(loop.Loop, "_step", lambda self, views: spy(self, views))
+    done = train(fluke_sources, tmp_path, tiny('[laptop.schedule]\naverage = "ema"\n'))
+    served = weights(done.model)
+    assert len(after) == done.steps == 9
+    mean = after[0]
+    for number, now in enumerate(after[1:], 2):  # the first ones count for more, as they would in a plain mean
+        keep = number / (10 + number)
+        mean = {name: keep * mean[name] + (1 - keep) * now[name] for name in mean}
+    for name, value in mean.items():
+        np.testing.assert_allclose(served[name], value, atol=1e-5)
+    moved = [name for name in mean if np.abs(served[name] - after[-1][name]).max() > 1e-4]
+    assert "backbone.conv_head.weight" in moved and "projections.0.weight" in moved
+
+
+def begun(flukes: Sources, how: Recipe) -> loop.Loop:
+    """A training of which nothing is done yet."""
+    torch.manual_seed(0)
+    net, (mean, std) = network.build(how.network, pretrained=False)
+    seen = Preprocessing(how.input.height, how.input.width, mean, std)
+    codes = np.unique(flukes[1], return_inverse=True)[1].astype(np.int64)
+    return loop.Loop(net, pictures.load(flukes[0], seen), codes, how, 0, torch.device("cpu"), seen)
+
+
+def one_step(run: loop.Loop) -> dict[str, Any]:
+    """How far one batch moves each weight; of the losses' own, too."""
+    both = [*run.net.named_parameters(), *((f"losses.{name}", one) for name, one in run.losses.named_parameters())]
+    before = {name: one.detach().clone() for name, one in both}
+    torch.manual_seed(0)
+    run.plan.begin(1, Budget().begun(), run.recipe.schedule)
+    run._step(next(iter(run.shown.prepared([np.arange(12)], 0, (32, 64), 1))))
+    return {name: (one.detach() - before[name]).numpy() for name, one in both if one.requires_grad}
+
+
+STEP = '[laptop.schedule]\noptimiser = "sgd"\nwarm_up = 0\ndecay = 0\nrate = 0.1\n'
+
+
+def test_all_that_is_not_the_backbone_learns_faster(fluke_sources: Sources) -> None:
+    slow, fast = (one_step(begun(fluke_sources, tiny(STEP + f"clip = 0\nhead_rate = {n}\n"))) for n in (1, 4))
+    heads = {name for name in slow if not name.startswith("backbone.")}
+    assert {"projections.0.weight", "necks.0.weight", "losses.losses.0.centres"} <= heads < slow.keys()
+    for name in slow:
+        times = 4 if name in heads else 1
+        np.testing.assert_allclose(fast[name], times * slow[name], rtol=1e-3, atol=1e-5, err_msg=name)
+    assert all(np.abs(slow[name]).max() > 0 for name in ("backbone.conv_head.weight", "projections.0.weight"))
+
+
+def test_a_gradient_is_no_longer_than_its_bound_and_points_as_it_did(fluke_sources: Sources) -> None:
+    free, held, loose = (
+        one_step(begun(fluke_sources, tiny(STEP + f"head_rate = 1\nclip = {n}\n"))) for n in (0, 0.5, 1e6)
+    )
+    length, short = (
+        np.sqrt(sum(float((one.astype(float) ** 2).sum()) for one in made.values())) for made in (free, held)
+    )
+    assert length > 2 * short and short == pytest.approx(0.1 * 1.9 * 0.5, rel=1e-3)  # rate, Nesterov's 1 + .9, bound
+    for name in free:
+        np.testing.assert_allclose(held[name], free[name] * (short / length), rtol=1e-3, atol=1e-6)
+        np.testing.assert_array_equal(loose[name], free[name])
+
+
+@pytest.mark.parametrize(("mirror", "twins"), [("class", "false"), ("class", "true"), ("views", "false")])
+def test_mirrored_photos_are_classes_of_their_own_that_their_twins_do_not_compete_with(
+    fluke_sources: Sources, mirror: str, twins: str
+) -> None:
+    sources, labels = fluke_sources
+    first = sorted(set(labels))[:6]
+    codes = np.array([first.index(one) if one in first else -1 for one in labels])
+    how = tiny(f'[laptop.sampling]\nmirror = "{mirror}"\ntwins = {twins}\n[laptop.schedule]\nwarm_up = 0\n')
+    net, (mean, std) = network.build(how.network, pretrained=False)
+    seen = Preprocessing(how.input.height, how.input.width, mean, std)
+    run = loop.Loop(net, pictures.load(sources, seen), codes, how, 0, torch.device("cpu"), seen)
+    assert run.losses.losses[0].classes == (12 if mirror == "class" else 6)
+    given: list[tuple[Any, losses.Targets]] = []
+    before = copy.deepcopy(run.losses)
+    run.losses.register_forward_pre_hook(lambda _, some: given.append(some))
+    run.plan.begin(1, Budget().begun(), how.schedule)
+    (views,) = run.shown.prepared([np.arange(PHOTOS)], 0, (32, 64), 1)
+    found = run._step(views)
+    ((x, aims),) = given
+    for code, turned, own, twin in zip(codes, views.turned, aims.classes.tolist(), aims.twins.tolist(), strict=True):
+        shift = 6 if mirror == "class" else 0
+        assert own == (-1 if code < 0 else code + shift * int(turned))
+        masked = code >= 0 and mirror == "class" and twins == "false"
+        assert twin == (code + 6 * int(not turned) if masked else -1)
+    assert 0 < views.turned[codes >= 0].mean() < 1 and (codes < 0).any()
+    everybody = before(x, replace(aims, twins=torch.full_like(aims.twins, -1))).item()
+    assert found == pytest.approx(before(x, aims).item(), rel=1e-6)
+    assert (everybody > found + 1e-3) == (mirror == "class" and twins == "false")
 
 
 @pytest.mark.parametrize("average", ["swa", "ema"])

@@ -224,7 +224,7 @@ def test_margin_loss_trains_the_part_of_its_cluster_and_learns_beta() -> None:
     config = Divided(clusters=2)
     loss, whole = losses.DividedMargin(config, space()), embedded().whole.requires_grad_()
     classes = torch.tensor([0, 0, 1, 1, 2, 2, 2])
-    found = loss(Embedded(whole, (whole,)), Targets(classes, torch.full((B,), -1), 0.0, 1))
+    found = loss(Embedded(whole, (whole,)), Targets(classes, torch.full((B,), -1), 0.0, (1, 2)))
     found.backward()
     assert whole.grad is not None and float(whole.grad[:, :3].abs().sum()) == 0 < float(whole.grad[:, 3:].abs().sum())
     grads = [one.beta.grad for one in loss.losses]
@@ -273,6 +273,34 @@ def test_a_sum_weighs_its_losses_and_every_one_gives_gradients() -> None:
         rows = torch.nn.functional.normalize(whole.view(B, 2, 3), dim=2)
         losses.Sum([config], space())(Embedded(whole, (whole,), rows), targets()).backward()
         assert whole.grad is not None and torch.isfinite(whole.grad).all(), config
+
+
+@pytest.mark.parametrize(
+    "config",
+    [Margin(m2=0.5), Margin(m3=0.35), Sphere(), Softmax(), Sigmoid(), Triplet(), Triplet(aligned=True), Ring()],
+)
+def test_half_precision_of_the_network_reaches_no_loss(config: Any) -> None:
+    """Photos almost on their class's centre, cosine .99999: in bfloat16 they would be on it."""
+    torch.manual_seed(0)
+    loss, aims = losses.Sum([config], space()), targets()
+    centres = torch.nn.functional.normalize(torch.randn(2 * C, D))
+    if loss.has_centres:
+        loss.start(centres)
+    aside = torch.randn(B, D)
+    own = centres[aims.classes.clamp_min(0)]
+    aside = torch.nn.functional.normalize(aside - (aside * own).sum(1, keepdim=True) * own)
+    whole = own + math.tan(math.acos(0.99999)) * aside
+    found = []
+    for half in (True, False):
+        x = whole.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            rows = torch.nn.functional.normalize(x.view(B, 2, 3), dim=2)
+            value = loss.eval()(Embedded(x, (x,), rows), aims)
+        value.backward()
+        assert x.grad is not None and torch.isfinite(x.grad).all()
+        found.append((value.item(), x.grad.numpy()))
+    assert found[0][0] == found[1][0]
+    np.testing.assert_array_equal(found[0][1], found[1][1])
 
 
 def test_class_centres_begin_where_they_are_told() -> None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 torch = pytest.importorskip("torch")
 
 from reid.embed import unit_rows  # noqa: E402
-from reid.errors import ConfigError  # noqa: E402
+from reid.errors import ConfigError, TrainError  # noqa: E402
 from reid.train import siamese as heads  # noqa: E402
 from reid.train.pairing import Pairing  # noqa: E402
 
@@ -84,6 +84,36 @@ def test_no_pair_comes_twice_before_new_scores(negatives: str) -> None:
     assert not len(pairs.used)
 
 
+@pytest.mark.parametrize("negatives", ["exact", "blocks", "sparse", "random"])
+@pytest.mark.parametrize("sizes", [[2] * 8, [5] * 2, [4] * 3, [6, 2, 2, 2], [5, 5], [2, 2]])
+def test_few_photos_meet_again_where_no_new_pairs_are_left(sizes: list[int], negatives: str) -> None:
+    codes, rng = np.repeat(np.arange(len(sizes)), sizes), np.random.default_rng(0)
+    pairs = pairing(codes, f'negatives = "{negatives}"\nrescore = 100')
+    pairs.rescore(vectors()[: len(codes)])
+    before: set[frozenset[int]] = set()
+    for epoch in range(20):
+        pairs.assign(epoch / 20, rng)
+        assert (codes[pairs.negative] != codes).all() and sorted(pairs.negative) == list(range(len(codes)))
+        now = {frozenset(pair) for pair in enumerate(pairs.negative.tolist())}
+        assert epoch != 1 or not before & now or len(codes) < 10  # new pairs come first
+        before = now
+
+
+def test_pairs_that_must_never_be_are_not_forgotten_with_those_of_earlier_epochs() -> None:
+    labels, rows = np.repeat(np.arange(4), 3), vectors()[:12]
+    for negatives in ("exact", "sparse", "random"):
+        pairs = pairing(labels, f'negatives = "{negatives}"')
+        scores = heads.PairScores(pairs.head.plain(), rows, pairs.config.negatives)
+        never, used = np.array([[0, 3], [0, 4], [0, 5], [0, 6]]), np.empty((0, 2), np.int64)
+        for _ in range(12):
+            partner, used = scores.fresh(labels, pairs.config, 0.0, never, used, np.random.default_rng(1))
+            assert partner[0] > 6 and 0 not in partner[3:7]
+        everyone = np.array([[0, other] for other in range(3, 12)])
+        with pytest.raises(TrainError, match="forbidden pairs leave no assignment") as caught:
+            scores.fresh(labels, pairs.config, 0.0, everyone, used, np.random.default_rng(1))
+        assert "suspect" in caught.value.next_step
+
+
 def hardness(partner: Any, rows: NDArray[np.float32]) -> float:
     return float(np.einsum("pd,pd->p", rows, rows[partner]).mean())
 
@@ -114,3 +144,10 @@ def test_auto_is_settled_by_the_photos_there_are(monkeypatch: pytest.MonkeyPatch
     assert pairing().config.negatives == "exact"
     monkeypatch.setattr(heads, "EXACT", 100)
     assert pairing().config.negatives == "sparse"
+
+
+def test_half_precision_of_the_network_does_not_reach_the_head() -> None:
+    pairs, rows = pairing(), torch.from_numpy(vectors()[:12])
+    plain = pairs.loss(rows)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert pairs.loss(rows).item() == plain.item()

@@ -104,6 +104,15 @@ def test_photos_that_are_gone_are_shown_as_the_catalogue_has_them(tmp_path: Path
     assert (shown == shown[:, :1, :1]).all()
 
 
+def test_an_animal_with_more_than_half_of_the_photos_is_named(tmp_path: Path, given: list[dict[str, Any]]) -> None:
+    store = fake_store(tmp_path / "s")
+    rows = np.random.default_rng(0).normal(size=(320, DIM)).astype(np.float32)
+    with_vectors(store, rows, [f"a{n // 3}" for n in range(120)] + ["Moby"] * 200)
+    with pytest.raises(TrainError, match="'Moby' has 200 of ") as caught:
+        train_siamese.train(store, Options(epochs=1, views=1), quiet)
+    assert "other animals" in caught.value.next_step and not given
+
+
 def test_nobody_is_suspected_where_the_store_says_so(taken: Path) -> None:
     store = reopened(taken)
     changed(store, "suspect = 0.9", "suspect = 1.0")
