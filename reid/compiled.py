@@ -20,6 +20,10 @@ from pathlib import Path
 from typing import Any
 
 _CHECKSUM = 4  # bytes
+SINGLE = {"INFERENCE_PRECISION_HINT": "f32"}
+"""Single precision: where a CPU has bf16 OpenVINO would round to it, and a photo's vector would differ from machine to
+machine (cosine .96 at worst on real flukes). Nothing is found better or worse by it, and without matrix units not faster.
+"""
 
 
 def core() -> Any:
@@ -38,12 +42,12 @@ _shared_core: Any = None
 def compiled(read: Callable[[], Any], config: dict[str, Any], folder: Path | None, facts: str) -> Any:
     """The compiled model from `folder`, where this machine has kept it there; else `read()`, compiled and kept.
 
-    `facts` say which graph it is, as far as the folder leaves that open; None for a folder keeps nothing. What `read`
+    In single precision. `facts` say which graph it is, as far as the folder leaves that open; None for a folder keeps nothing. What `read`
     raises comes through, and RuntimeError where OpenVINO cannot compile.
     """
     import openvino
 
-    engine = core()
+    engine, config = core(), config | SINGLE
     name = f"{openvino.get_version()}|{engine.get_property('CPU', 'FULL_DEVICE_NAME')}|{facts}|{sorted(config.items())}"
     path = folder / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.blob" if folder is not None else None
     found = _kept(path, config) if path is not None else None

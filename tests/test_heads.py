@@ -143,7 +143,7 @@ def test_a_written_model_embeds_as_its_parts_do_and_has_its_own_fingerprint(base
     written = heads.write_model(base, tmp_path / "models", "headed", [layer])
     plain, headed = OpenVinoEmbedder(base), OpenVinoEmbedder(written)
     expected = unit_rows(graphs.apply_layers(plain.embed(photos), [layer]))
-    assert (expected * headed.embed(photos)).sum(axis=1) == pytest.approx(1, abs=2e-2)  # some CPUs compute in bf16
+    assert (expected * headed.embed(photos)).sum(axis=1) == pytest.approx(1, abs=1e-3)
     assert headed.card.dim == 4 and headed.card.extra["base"] == "small"
     other = heads.write_model(base, tmp_path / "models", "other", [Layer(layer.matrix * 2, layer.bias)])
     prints = {models.read_card(folder).fingerprint for folder in (base, written, other)}
