@@ -33,6 +33,13 @@ def vectors(animals: int = ANIMALS, shots: int = SHOTS, seed: int = 0) -> tuple[
     return rows.astype(np.float32), [f"{seed}-{n // shots:03d}" for n in range(animals * shots)]
 
 
+def stranger() -> Vectors:
+    """What looks least like any photo, of a few random looks."""
+    some = unit_rows(np.random.default_rng(77).normal(size=(50, DIM)).astype(np.float32))
+    away: Vectors = some[np.argmin((some @ unit_rows(vectors()[0]).T).max(axis=1))]
+    return away
+
+
 class Scripted(ColourEmbedder):
     """Sees in every photo the vector that it was told, or of several told `(n, DIM)` one in each, in turn."""
 
@@ -106,9 +113,7 @@ def ask(root: Path, scripted: Scripted, sees: Vectors) -> dict[str, Any]:
 def asked_all_the_way(root: Path, scripted: Scripted, count: int = 10) -> list[dict[str, Any]]:
     """From a photo that the gallery knows to one of something else, step by step."""
     rows, _ = vectors()
-    stranger = np.random.default_rng(77).normal(size=DIM).astype(np.float32)
-    known = unit_rows(rows[:1])[0]
-    away = unit_rows(stranger[None])[0]
+    known, away = unit_rows(rows[:1])[0], stranger()
     return [ask(root, scripted, (1 - share) * known + share * away) for share in np.linspace(0, 1, count)]
 
 

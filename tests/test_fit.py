@@ -299,7 +299,7 @@ def test_opposite_flanks_are_struck_out_of_the_measurement(tmp_path: Path) -> No
         for number, side in zip(ids, ["left", "right", "unknown"], strict=True):
             connection.execute(text("UPDATE annotation SET side = :s WHERE id = :i"), {"s": side, "i": number})
     every = np.arange(3)
-    struck = withheld._sided(store, labels, np.zeros((3, 3), np.float32), every, every)
+    struck = withheld._sided(store, labels, np.zeros((3, 3), np.float32), every, every, "separate")
     np.testing.assert_array_equal(np.isneginf(struck), [[0, 1, 0], [1, 0, 0], [0, 0, 0]])
 
 

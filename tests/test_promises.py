@@ -25,6 +25,7 @@ from promised_store import (
     many,
     measured,
     scripted,
+    stranger,
     strictly,
     vectors,
 )
@@ -145,7 +146,7 @@ def test_a_review_is_said_in_words(many: Path, scripted: Scripted) -> None:
     said = {}
     rows, _ = vectors()
     for share_of_noise in np.linspace(0, 1, 10):
-        mixed = (1 - share_of_noise) * rows[0] + share_of_noise * 7 * np.random.default_rng(77).normal(size=DIM)
+        mixed = (1 - share_of_noise) * unit_rows(rows[:1])[0] + share_of_noise * stranger()
         answer = ask(many, scripted, mixed.astype(np.float32))
         said[answer["status"]] = reid("query", many.parent / "q.png", store=many).stdout
     assert "a person should look" in said["review"]

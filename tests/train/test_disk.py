@@ -113,7 +113,7 @@ from few_flukes import tiny
 from painted_store import herd, sources_of
 from reid.errors import TrainError
 from reid.train import checkpoints, embedder, runs
-run = runs.begin(folder, "night", {})
+run = runs.begin(folder, "night", "network", {})
 def told(epoch, *more):
     full((run.folder / checkpoints.FILE).stat().st_size - 1)
 try:
