@@ -1,8 +1,8 @@
 """Views of kept pictures for training, a batch at a time: one warp for all geometry, then tones, then wear.
 
 torchvision's transforms draw one set of numbers for a whole batch, or go photo by photo; here every photo draws its own
-and the batch is still one operation. The same wear (JPEG, down-scaling, wide margins: each on two photos in nine) can be
-put on held-out photos, so that a score is one of the field. Results depend on the generator alone.
+and the batch is still one operation. The same wear (JPEG and down-scaling, each on two photos in nine, wide margins on
+one in ten) can be put on held-out photos, so that a score is one of the field. Results depend on the generator alone.
 
 Knows pixels; no identities.
 """
