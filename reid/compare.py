@@ -192,7 +192,7 @@ def _matches_picture(a: Seen, b: Seen, found: Verification, links: Links, beyond
     drawn = pictures.strongest(every)
     within = int((~drawn.outside).sum())
     if found.inliers:
-        where = " on the animals" if a.knows_outside and b.knows_outside else ""
+        where = " in the boxes" if a.knows_outside and b.knows_outside else ""
         heading = f"{found.inliers} points{where} agree, of {found.matches} that look alike"
     else:
         heading = why_not(found)

@@ -150,12 +150,28 @@ def test_training_finds_the_numbers_that_tell_animals_apart(
 
 def test_assigned_negatives_are_harder_than_random_ones() -> None:
     vectors, labels = animals()
-    hardness = {}
     ways: tuple[training.Negatives, ...] = ("exact", "random")
+    hardness = {}
     for negatives in ways:
-        config = SiameseConfig(negatives=negatives, **FAST)
+        config = SiameseConfig(negatives=negatives, among=0, **FAST)
         hardness[negatives] = training.train(vectors, labels, config).history[-1].hardness
     assert hardness["exact"] > hardness["random"] + 1
+
+
+@pytest.mark.parametrize("negatives", ["exact", "sparse", "blocks"])
+def test_negatives_are_the_hardest_among_so_many(negatives: training.Negatives) -> None:
+    rng = np.random.default_rng(0)
+    rows, labels = unit(rng.normal(size=(800, 8))).astype(np.float32), np.repeat(np.arange(400), 2)
+    head = training.PairNetwork(8, SiameseConfig(features=0)).plain()
+    alike = head.logits(rows, rows)
+    harder = {}
+    for among in (0, 32, 4):
+        config = SiameseConfig(features=0, negatives=negatives, among=among, block=400)
+        scores = training.PairScores(head, rows, negatives)
+        partner = scores.assign(labels, config, config.least_noise(800), np.empty((0, 2), np.int64), rng)
+        chosen = alike[np.arange(800), partner]
+        harder[among] = (alike >= chosen[:, None]).mean()  # share of all photos that would have been as hard
+    assert harder[0] < 0.01 and 0.05 < harder[32] < 0.25 and 0.3 < harder[4] < 0.5
 
 
 def test_an_untrained_head_ranks_as_the_cosine_does() -> None:

@@ -152,7 +152,7 @@ def learned_store(local_store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path:
         local_store,
         'matcher = "sift" → matcher = "xfeat"',
         f'matcher_weights = "" → matcher_weights = "{tmp_path}"',
-        r"stage_timeout_s = 30\.0 → stage_timeout_s = 0.5",
+        r"stage_timeout_s = 30\.0 → stage_timeout_s = 3.0",
     )
     from reid import fit
 

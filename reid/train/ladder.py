@@ -40,6 +40,15 @@ def step_at(epoch: int, total: int = 400) -> Step:
     return Step(noise, learning_rate, weight_decay, fresh)
 
 
+def least_noise(photos: int, among: int) -> float:
+    """The K at which an assignment over `photos` takes for each about the hardest of `among` others; 0 for all of them.
+
+    Of `photos` numbers K·U[0,1) the largest lie K/photos apart, so about photos/K of them are within 1, the range of
+    scores, of the largest, and the score decides between these.
+    """
+    return photos / among if among else 0.0
+
+
 def noise_at(done: float) -> float:
     """K when a share `done` of a training is over."""
     return _ladder(min(max(done, 0.0), 1.0) * 400)[0]

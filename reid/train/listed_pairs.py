@@ -6,6 +6,7 @@ otherwise as in `reid.train.mining`. Knows arrays only.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +19,7 @@ from reid.train.assignment import FloatArray, IntArray, not_numbers
 PairScores = Callable[[IntArray, IntArray], FloatArray]  # photo numbers (P,), (P,) → scores (P,)
 
 _AT_ONCE = 2000  # photos whose nearest are looked for at once
-_STRAYS = 10  # unlisted partners of each photo that noise may choose
+_STRAYS, _MOST_STRAYS = 10, 200  # unlisted partners of each photo that noise may choose, at least and at most
 ROTATIONS = 3  # fallback partners of each photo in a sparse assignment
 TRIES = 20  # draws of rotations before none is taken to be free of forbidden pairs
 
@@ -59,7 +60,7 @@ def with_strays(
     of the same K.
     """
     n = len(codes)
-    m = min(_STRAYS, n - 1)
+    m = min(max(_STRAYS, math.ceil(2 * n / noise)), _MOST_STRAYS, n - 1)  # beyond, noise lifts them by less than scores differ
     row, column = np.repeat(np.arange(n), m), rng.integers(0, n, n * m)
     lift = 1 - np.cumsum(rng.exponential(size=(n, m)), axis=1).ravel() / n
     added, first = np.unique(row * n + column, return_index=True)

@@ -3,8 +3,7 @@
 Every epoch sets each photo against another of its animal and one of another animal (`reid.train.mining`). The pairs are
 hard for the network as it was when scores were last found, and so are animals found that may be one under two names
 (`reid.train.suspects`), which are not set against each other; the head is that of `reid.train.siamese`. How random the
-pairs are is said by the noise ladder (`reid.train.ladder`), which a network that starts whitened joins where its first,
-random part is over.
+pairs are is said by the noise ladder (`reid.train.ladder`), and how hard they get at most by `among` of the recipe.
 
 Knows vectors and labels; no photos.
 """
@@ -25,7 +24,6 @@ from reid.train.siamese import PairNetwork, PairScores, SiameseConfig, positives
 from reid.train.suspects import Suspects
 
 IntArray = NDArray[np.int64]
-_WHITENED_NOISE = 1.0  # the most for a network that starts whitened: scores run from 0 to 1
 _LARGEST = 0.25  # share of the photos that animals suspected of being one may have together
 
 
@@ -58,10 +56,9 @@ class Pairing(torch.nn.Module):  # type: ignore[misc]
         pair = next(one for one in recipe.losses if isinstance(one, Pair))
         sampled = recipe.sampling
         self.suspect = sampled.suspect
-        self.most_noise = _WHITENED_NOISE if recipe.network.start == "whitened" else float("inf")
         self.config = SiameseConfig(
             features=0, hidden=pair.hidden, negatives=sampled.negatives, block=sampled.block,
-            neighbours=sampled.neighbours, hard_positives=sampled.hard_positives, dropout=0.0,
+            neighbours=sampled.neighbours, among=sampled.among, hard_positives=sampled.hard_positives, dropout=0.0,
         )  # fmt: skip
         self.weight, self.every, self.mirrors = pair.weight, sampled.rescore, sampled.mirror != "none"
         self.head = PairNetwork(dim, self.config)
@@ -92,9 +89,10 @@ class Pairing(torch.nn.Module):  # type: ignore[misc]
         while that can be.
         """
         assert self.scores is not None
-        noise = min(self.most_noise, ladder.noise_at(done))
+        noise = ladder.noise_at(done)
+        hardest = max(noise, self.config.least_noise(len(self.rows)))
         none = self.used[:0]
-        self.negative, self.used = self.scores.fresh(self.groups, self.config, noise, none, self.used, rng)
+        self.negative, self.used = self.scores.fresh(self.groups, self.config, hardest, none, self.used, rng)
         self.positive = positives(self.scores, self.labels, self.config, noise, rng)
 
     def batches(self, size: int, rng: np.random.Generator) -> list[IntArray]:

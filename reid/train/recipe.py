@@ -193,6 +193,7 @@ class SamplingConfig:
     hard_positives: bool = False
     block: int = 4000  # photos assigned at once, with `blocks`
     neighbours: int = 50  # of each photo, with `sparse`
+    among: int = 32  # other photos, about, of which a negative is the hardest at most, with `pairs`; 0: all
     rescore: int = 5  # epochs after which the pairs' scores are found anew
     suspect: float = 0.9  # P from which two animals may be one, and are not taught as two, with `pairs`; 1: none
 
@@ -362,6 +363,7 @@ def _check(recipe: Recipe, source: str) -> None:
         (not distilled or soft, 'new_targets = "distilled" needs sampling.new_share and a loss with uniform above 0'),
         (sampling.rescore >= 1, "sampling.rescore must be 1 or more"),
         (sampling.block >= 2 and sampling.neighbours >= 1, "sampling.block must be 2, neighbours 1 or more"),
+        (sampling.among >= 0, "sampling.among must be 0 or more"),
         (0.5 <= sampling.suspect <= 1, "sampling.suspect must be in [.5, 1]"),
         (schedule.epochs >= 1 and schedule.batch >= 2, "schedule.epochs must be 1 or more, schedule.batch 2 or more"),
         (schedule.rate > 0, "schedule.rate must be above 0"),

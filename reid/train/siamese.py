@@ -30,6 +30,7 @@ IntArray = NDArray[np.int64]
 Negatives = Literal["auto", "exact", "blocks", "sparse", "random"]
 Mirror = Literal["views", "none"]
 EXACT = 4000  # photos up to which "auto" assigns exactly: beyond, a matrix of all pairs takes minutes an epoch
+AMONG = 32  # measured on flukes and nyala (docs/results.md): the very hardest unteach what a cosine knows
 _RANK = 12  # of the head's function in mined scores (`Siamese.expanded`): exact to some thousandths of a logit
 _WHITENED_FROM, _SHRINK = 400, 0.5  # photos from which on the head begins with whitened vectors, and how much
 _PAIRS = 1000  # pairs scored at once
@@ -45,7 +46,8 @@ class SiameseConfig:
     `features` numbers of the linear map before the head, 0 to use the vectors as they are; `rate` multiplies the
     learning rates of the noise ladder (`reid.train.ladder`), which was made for 400 epochs; `negatives` says how they
     are found, `block` photos at once and `neighbours` of each photo for the two that need it, "auto" exactly up to
-    `EXACT` photos and sparse beyond; `hard_positives` also sets the least alike photos of an animal against each other;
+    `EXACT` photos and sparse beyond; `among` is how many other photos, about, a negative is the hardest of at most
+    (`ladder.least_noise`), 0 of all; `hard_positives` also sets the least alike photos of an animal against each other;
     `mirror` "views" also shows pairs mirrored (both photos of one animal or none), "none" never; `patience` epochs
     without a better MAP@5 end the run, 0 never.
     """
@@ -58,11 +60,16 @@ class SiameseConfig:
     negatives: Negatives = "auto"
     block: int = 4000
     neighbours: int = 50
+    among: int = AMONG
     hard_positives: bool = False
     mirror: Mirror = "views"
     dropout: float = 0.1
     patience: int = 0
     seed: int = 0
+
+    def least_noise(self, photos: int) -> float:
+        """The K that `among` asks for where so many photos are assigned."""
+        return ladder.least_noise(min(photos, self.block) if self.negatives == "blocks" else photos, self.among)
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,7 +283,8 @@ def _run(task: _Task, held: Split | None, progress: Progress | None, lonely: int
                 network.plain(), np.asarray(vectors[rows, 0, 0], np.float32), config.negatives, task.near
             )
             used = used[:0]
-        negative, used = scores.fresh(task.groups, config, step.noise, task.never, used, rng)
+        noise = max(step.noise, config.least_noise(len(rows)))
+        negative, used = scores.fresh(task.groups, config, noise, task.never, used, rng)
         positive = positives(scores, codes[rows], config, step.noise, rng)
         loss = _epoch(network, optimiser, vectors, rows, positive, negative, config, rng)
         hardness = float(scores.of(np.arange(len(rows)), negative).mean())
@@ -358,8 +366,6 @@ class PairScores:
             return mining.assign_in_blocks(
                 lambda photos: _squashed(self.block(photos)), labels, config.block, noise=noise, forbidden=used, rng=rng
             )
-        if noise >= 10:  # the ladder's random part: neighbours alone would never be random
-            return mining.random_negatives(labels, rng, forbidden=used)
         near, listed = self._lists(labels, config.neighbours)
         return mining.assign_sparse(
             near,
