@@ -51,6 +51,9 @@ def train_siamese(
         Mirrored, typer.Option(help="views: pairs are shown mirrored, too (both photos of an animal, or none).")
     ] = Mirrored.views,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same heads.")] = 0,
+    among: Annotated[
+        int, typer.Option(min=0, help="An assigned pair is the hardest of about so many at most; 0: of all photos.")
+    ] = 32,
     json: Json = False,
 ) -> None:
     """Train a Siamese head on this store's vectors: queries score their shortlist again with it (needs the train extra).
@@ -65,7 +68,9 @@ def train_siamese(
 
     with opened(context) as store, console.progress(json) as show:
         done = train_siamese.train(
-            store, train_siamese.Options(epochs, seed, negatives.value, hard_positives, views, mirror.value), show
+            store,
+            train_siamese.Options(epochs, seed, negatives.value, hard_positives, views, mirror.value, among),
+            show,
         )
     console.as_json(done) if json else trained(done)
 

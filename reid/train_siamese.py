@@ -33,7 +33,7 @@ from reid.metrics import reciprocal_ranks
 from reid.rescore import FOLDER, HALVES, WHOLE, half_of
 from reid.siamese import Siamese
 from reid.store import Store
-from reid.train import runs
+from reid.train import ladder, runs
 from reid.train.runs import Run
 
 if TYPE_CHECKING:
@@ -50,8 +50,9 @@ IntArray = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What to train. `epochs` passes over the photos; `negatives` (how they are found), `hard_positives` and `mirror` as
-    in `reid.train.siamese.SiameseConfig`; `views` of each photo, 0 as `[training]` in reid.toml says, 1 the plain one.
+    """What to train. `epochs` passes over the photos; `negatives` (how they are found), `among`, `hard_positives` and
+    `mirror` as in `reid.train.siamese.SiameseConfig`; `views` of each photo, 0 as `[training]` in reid.toml says, 1 the
+    plain one.
     """
 
     epochs: int = 40
@@ -60,6 +61,7 @@ class Options:
     hard_positives: bool = False
     views: int = 0
     mirror: Literal["views", "none"] = "views"
+    among: int = ladder.AMONG
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +164,7 @@ def _trained(
     done: dict[str, Trained] = {}
     config = training.SiameseConfig(
         epochs=options.epochs, seed=options.seed, negatives=options.negatives, hard_positives=options.hard_positives,
-        mirror=options.mirror,
+        mirror=options.mirror, among=options.among,
     )  # fmt: skip
     for number, (name, part) in enumerate(parts.items()):
 

@@ -11,6 +11,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+AMONG = 32
+"""Other photos of which a negative is the hardest, unless said otherwise: the very hardest unteach what a cosine knows."""
+
 
 @dataclass(frozen=True, slots=True)
 class Step:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from reid.errors import ConfigError
+from reid.train import ladder
 from reid.train.sections import known_only, section
 
 Scale = Literal["laptop", "gpu"]
@@ -193,7 +194,7 @@ class SamplingConfig:
     hard_positives: bool = False
     block: int = 4000  # photos assigned at once, with `blocks`
     neighbours: int = 50  # of each photo, with `sparse`
-    among: int = 32  # other photos, about, of which a negative is the hardest at most, with `pairs`; 0: all
+    among: int = ladder.AMONG  # other photos, about, of which a negative is the hardest at most, with `pairs`; 0: all
     rescore: int = 5  # epochs after which the pairs' scores are found anew
     suspect: float = 0.9  # P from which two animals may be one, and are not taught as two, with `pairs`; 1: none
 

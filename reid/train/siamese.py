@@ -30,7 +30,6 @@ IntArray = NDArray[np.int64]
 Negatives = Literal["auto", "exact", "blocks", "sparse", "random"]
 Mirror = Literal["views", "none"]
 EXACT = 4000  # photos up to which "auto" assigns exactly: beyond, a matrix of all pairs takes minutes an epoch
-AMONG = 32  # measured on flukes and nyala (docs/results.md): the very hardest unteach what a cosine knows
 _RANK = 12  # of the head's function in mined scores (`Siamese.expanded`): exact to some thousandths of a logit
 _WHITENED_FROM, _SHRINK = 400, 0.5  # photos from which on the head begins with whitened vectors, and how much
 _PAIRS = 1000  # pairs scored at once
@@ -60,7 +59,7 @@ class SiameseConfig:
     negatives: Negatives = "auto"
     block: int = 4000
     neighbours: int = 50
-    among: int = AMONG
+    among: int = ladder.AMONG
     hard_positives: bool = False
     mirror: Mirror = "views"
     dropout: float = 0.1
