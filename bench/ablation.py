@@ -115,7 +115,7 @@ def ablation(store: Store, sightings: Sequence[Sighting]) -> dict[str, Any]:
         raise SystemExit("the store has no fit, or does without local features")
     groups = withheld.sightings_of(store.catalogue, labels)
     whitened = kept.whitened if store.whitening(store.gallery()) is not None else 0.0
-    gallery, left_out = withheld.ask_left_out(
+    gallery, left_out, further = withheld.ask_left_out(
         store, labels, vectors, groups, source, whitened=whitened, sides=kept.sides, progress=lambda *_: None
     )
     method = store.config.decision.aggregate
@@ -133,7 +133,10 @@ def ablation(store: Store, sightings: Sequence[Sighting]) -> dict[str, Any]:
         if step == "embedding":
             made = measure.fused(gallery, shown, fusion.EMBEDDING, method)
         else:
-            trees = measure.fitted(gallery, shown, method)
+            more = [
+                replace(one, known=without(one.known, hidden), unknown=without(one.unknown, hidden)) for one in further
+            ]
+            trees = measure.fitted(gallery, shown, method, further=more)
             if trees is None:
                 raise SystemExit("too few left-out photos to fit trees on")
             made = trees

@@ -17,7 +17,7 @@ from reid.errors import ConfigError
 Objective = Literal["map_at_5", "balanced", "geometric"]
 OppositeSides = Literal["auto", "never", "always"]
 TrainingMode = Literal["auto", "head", "full"]
-ViewSet = Literal["one", "scales", "boxes", "aligned"]
+ViewSet = Literal["auto", "one", "around", "scales", "boxes", "aligned"]
 WhenNone = Literal["whole", "no_detection"]
 LocalModel = Literal["homography", "affine", "similarity"]
 LocalMatcher = Literal["sift", "sift_mutual", "xfeat", "aliked", "disk"]  # the keys of `reid.verify.MATCHERS`
@@ -55,8 +55,11 @@ class EmbedderConfig:
     device: str = "cpu"  # cpu (OpenVINO) or cuda (torch)
     threads: int = 0  # 0: all cores
     mirror: bool = False  # True: average each vector with that of the mirrored crop (twice the time)
-    views: ViewSet = "one"  # one box; scales: also 10 and 20 % wider; boxes: also shifted by 5 % four ways;
-    # aligned: tips, notch and base brought to the same places, which takes a cropper
+    views: ViewSet = (
+        "auto"  # what the model's card asks for, else one box; around: also 5 % wider, narrower, 7 % higher
+    )
+    # and lower; scales: also 10 and 20 % wider; boxes: also shifted by 5 % four ways; aligned: tips, notch and base brought
+    # to the same places, which takes a cropper
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,8 +180,9 @@ model = "auto"           # auto: settled at the first enrolment; `reid models li
 device = "cpu"           # cpu or cuda
 threads = 0              # 0: all cores
 mirror = false           # true: mirrored crops averaged in (twice the time)
-views = "one"            # scales: boxes 10 and 20 % wider averaged in; boxes: shifted by 5 % four ways (3 and 5 times);
-                         # aligned: tips, notch and base at the same places (takes a cropper)
+views = "auto"           # auto: as the model asks; one: a box as it lies; averaged in: around: 5 % wider, narrower, 7 %
+                         # higher and lower; scales: 10 and 20 % wider; boxes: shifted by 5 % four ways (5, 3 and 5
+                         # times); aligned: tips, notch and base at the same places (takes a cropper)
 
 [crop]
 model = "none"           # who finds the animal where the table gives no box: fluke, or a cropper of `reid train-cropper`

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from reid.models import Preprocessing
+from reid.models import ModelCard, Preprocessing
 from reid.records import Box
 
 Pixels = NDArray[np.uint8]
@@ -39,6 +39,7 @@ class View:
 PLAIN = View()
 VIEWS: dict[str, tuple[View, ...]] = {
     "one": (PLAIN,),
+    "around": (PLAIN, View(widen=0.05), View(widen=-0.045), View(shift_y=0.07), View(shift_y=-0.07)),
     "scales": (PLAIN, View(widen=0.1), View(widen=0.2)),
     "boxes": (PLAIN, View(shift_x=0.05), View(shift_x=-0.05), View(shift_y=0.05), View(shift_y=-0.05)),
     "aligned": (View(aligned=True),),
@@ -53,6 +54,12 @@ def views_named(name: str, *, mirror: bool) -> tuple[View, ...]:
     """A set of `VIEWS`, with `mirror` each of them mirrored as well."""
     plain = VIEWS[name]
     return (*plain, *(replace(view, mirror=True) for view in plain)) if mirror else plain
+
+
+def asked_by(card: ModelCard) -> str:
+    """The set of `VIEWS` by which a model is to see, where nobody says otherwise: its card's."""
+    name = str(card.extra.get("views", "one"))
+    return name if name in VIEWS else "one"
 
 
 def whole(width: int, height: int) -> Box:

@@ -214,7 +214,9 @@ def _flat(folders: Sequence[Path], weights: Sequence[float]) -> list[_Part]:
 def _card(
     name: str, cards: Sequence[ModelCard], names: Sequence[str], weights: Sequence[float], extra: dict[str, Any]
 ) -> ModelCard:
-    """The card of an ensemble. Its `base`, on which a head would be trained, is the heaviest member's."""
+    """The card of an ensemble. Its `base`, on which a head would be trained, and the views by which it sees
+    are the heaviest member's.
+    """
     shares = weights_of(weights, len(cards)).tolist()
     seen = [one.preprocessing for one in cards]
     listed = [
@@ -233,5 +235,10 @@ def _card(
         source="an ensemble of " + ", ".join(card.name for card in cards),
         licence="; ".join(dict.fromkeys(card.licence for card in cards)),
         architecture=POOLING,
-        extra={"base": heaviest.extra.get("base", heaviest.name), **extra, "members": listed},
+        extra={
+            "base": heaviest.extra.get("base", heaviest.name),
+            "views": heaviest.extra.get("views", "one"),
+            **extra,
+            "members": listed,
+        },
     )

@@ -369,7 +369,7 @@ def measured(
     if source is None:
         return Measured(fusion.EMBEDDING, alone)
     groups = withheld.sightings_of(store.catalogue, labels)
-    gallery, asked = withheld.ask_left_out(
+    gallery, asked, further = withheld.ask_left_out(
         store, labels, vectors, groups, source, whitened=whitened, sides=sides, progress=progress
     )
     if not asked:
@@ -381,11 +381,11 @@ def measured(
     if int(prior.cases.known_case.sum()) >= thresholds.MIN_CASES:
         first = None
         if query.ranking == "geometry_first":
-            first = measure.fitted(gallery, asked, method, query.geometry_inliers)
+            first = measure.fitted(gallery, asked, method, query.geometry_inliers, further=further)
         if first is not None:
             best = first
         else:
-            best, tried = ways.chosen(*ways.competing(gallery, asked, method))
+            best, tried = ways.chosen(*ways.competing(gallery, asked, method, further))
     settings = store.config.decision
     if settings.threshold >= 0:  # it was stated for the scores as they are
         return Measured(best.fusion, best.cases, tried)

@@ -52,6 +52,8 @@ WIDE_NAMES = (*NAMES, *SIAMESE_NAMES)
 """Columns where the store has a Siamese head, whose logits are a source, too."""
 GEOMETRY = frozenset({"log_weight", "log_inliers", *FEATURE_NAMES})
 """What a validator of geometry alone may see."""
+LOOKS = frozenset({"cosine", "cosine_behind_best", "cosine_standing", *SIAMESE_NAMES})
+"""What the network that makes the vectors says."""
 ACCEPTED = 0.5
 """P(same) of the validator from which `geometry_first` believes it."""
 _STANDING, _VOTES, _WEIGHT = (SOURCE_NAMES.index(n) for n in ("cosine_standing", "log_votes", "log_weight"))
@@ -232,11 +234,13 @@ def prior(features: Floats) -> NDArray[np.float64]:
 
 
 def fit_trees(
-    features: Floats, same: ArrayLike, animals: ArrayLike, config: ValidatorConfig | None = None
-) -> tuple[Fusion, NDArray[np.float64]]:
+    features: Floats, same: ArrayLike, animals: ArrayLike, config: ValidatorConfig | None = None,
+    asked: ArrayLike | None = None,
+) -> tuple[Fusion, NDArray[np.float64]]:  # fmt: skip
     """Trees for pairs `features (N, F)`, `same (N,) bool`, `animals (N, 2)` codes of query and candidate; and the
     out-of-fold P(same) `(N,)` of each pair, by trees that saw no pair with its query's animal on either side (of the
-    candidate's, only pairs with others).
+    candidate's, only pairs with others). `asked (N,) bool`: pairs of photos that are asked for; the others, whose `LOOKS`
+    are unknown, teach the trees alone, not what their margins mean.
 
     Raises:
         InputError: fewer than `score.FEWEST` pairs of either kind, or one animal only.
@@ -246,20 +250,23 @@ def fit_trees(
     trained = score.train_validator(features, y, animals, names, config)
     odds = np.clip(trained.out_of_fold, 1e-9, 1 - 1e-9)
     margins = np.log(odds / (1 - odds))
-    curve = calibrate.fit_platt(margins, y)
+    some = np.ones(len(y), np.bool_) if asked is None else np.asarray(asked, np.bool_)
+    curve = calibrate.fit_platt(margins[some], y[some])
     validator = trained.validator
     fusion = Fusion("trees", validator.trees, curve, validator.booster, validator.pairs, validator.same, columns=names)
     return fusion, curve.probability(margins)
 
 
 def fit_geometry_first(
-    features: Floats, same: ArrayLike, animals: ArrayLike, least: int, config: ValidatorConfig | None = None
-) -> tuple[Fusion, NDArray[np.float64]]:
+    features: Floats, same: ArrayLike, animals: ArrayLike, least: int, config: ValidatorConfig | None = None,
+    asked: ArrayLike | None = None,
+) -> tuple[Fusion, NDArray[np.float64]]:  # fmt: skip
     """The way of the fourth place, and the out-of-fold P(same) of its validator `(N,)`. Arguments and errors as
     `fit_trees`.
     """
-    found, valid = fit_trees(only_geometry(features), same, animals, config)
-    looks = calibrate.fit_platt(looks_of(features), np.asarray(same, np.bool_))
+    found, valid = fit_trees(only_geometry(features), same, animals, config, asked)
+    some = np.ones(len(valid), np.bool_) if asked is None else np.asarray(asked, np.bool_)
+    looks = calibrate.fit_platt(looks_of(features[some]), np.asarray(same, np.bool_)[some])
     return replace(found, kind="geometry_first", looks=looks, least=least), valid
 
 
@@ -275,14 +282,17 @@ class Sources:
 
 
 def hear(
-    features: Floats, same: ArrayLike, animals: ArrayLike, lists: ArrayLike, config: ValidatorConfig | None = None
-) -> Sources:
+    features: Floats, same: ArrayLike, animals: ArrayLike, lists: ArrayLike, config: ValidatorConfig | None = None,
+    asked: ArrayLike | None = None,
+) -> Sources:  # fmt: skip
     """The sources of pairs, calibrated out of fold. Arguments and errors as `fit_trees`, and `lists (N,)` as in
     `sources.Pairs`.
 
-    The validator is trained on the pairs whose geometry was compared, and heard out of fold, too.
+    The validator is trained on the pairs whose geometry was compared, and heard out of fold, too. Only pairs that are
+    `asked` for are among those of the result.
     """
     y, codes = np.asarray(same, np.bool_), np.asarray(animals, np.int64)
+    some = np.ones(len(y), np.bool_) if asked is None else np.asarray(asked, np.bool_)
     names = NAMES if features.shape[1] == len(NAMES) else WIDE_NAMES
     compared = _compared(features)
     margins, trees, booster = np.full(len(y), np.nan), None, None
@@ -294,7 +304,8 @@ def hear(
         margins[compared] = logit(trained.out_of_fold, 1e-9)
         trees, booster = trained.validator.trees, trained.validator.booster
     columns = columns_of(features, None) | ({"validator": margins} if trees else {})
-    pairs = Pairs(columns, y, codes, np.asarray(lists, np.int64))
+    columns = {name: values[some] for name, values in columns.items()}
+    pairs = Pairs(columns, y[some], codes[some], np.asarray(lists, np.int64)[some])
     return Sources(pairs, sources.hear(pairs), trees, booster, names)
 
 
@@ -346,6 +357,13 @@ def only_geometry(features: Floats) -> Floats:
     """Rows in which all but `GEOMETRY` is unknown."""
     out = features.copy()
     out[:, [i for i, name in enumerate(WIDE_NAMES[: features.shape[1]]) if name not in GEOMETRY]] = np.nan
+    return out
+
+
+def without_looks(features: Floats) -> Floats:
+    """Rows of photos that the network knows by heart: what it says is unknown."""
+    out = features.copy()
+    out[:, [i for i, name in enumerate(WIDE_NAMES[: features.shape[1]]) if name in LOOKS]] = np.nan
     return out
 
 

@@ -181,7 +181,7 @@ def embedded(
         tuple(Sighting(path, printable(path), box=infos[a].box, species=infos[a].species) for a in ids)
         for path, ids in by_path.items()
     ]
-    views = views_of(store)
+    views = views_of(store, embedder)
     rows = np.zeros((len(labels.annotations), embedder.card.dim), np.float32)
     there = np.zeros(len(rows), np.bool_)
     failures: list[Failure] = []

@@ -68,6 +68,10 @@ class Asked:
     others: IntArray
     unknown: NDArray[np.float32]
 
+    def by_heart(self) -> Asked:
+        """The same of a photo that the network has learnt: what the network says counts for nothing."""
+        return replace(self, known=fusion.without_looks(self.known), unknown=fusion.without_looks(self.unknown))
+
 
 def ask(
     gallery: Gallery,
@@ -191,21 +195,27 @@ def with_and_without_siamese(asked: Sequence[Asked]) -> list[Sequence[Asked]]:
     return [[replace(one, known=one.known[:, :narrow], unknown=one.unknown[:, :narrow]) for one in asked], asked]
 
 
-def fitted(gallery: Gallery, asked: Sequence[Asked], method: str, least: int | None = None) -> Fused | None:
+def fitted(
+    gallery: Gallery, asked: Sequence[Asked], method: str, least: int | None = None, *, further: Sequence[Asked] = ()
+) -> Fused | None:
     """Trees fitted on all pairs of named animals, and the answers out of fold; None where there are too few pairs. With
-    `least`, those of geometry alone, which has the first place from so many agreeing points.
+    `least`, those of geometry alone, which has the first place from so many agreeing points. `further` photos
+    (`Asked.by_heart`) teach the trees, and are not asked for.
     """
     pairs = _pairs(gallery, asked)
     if pairs is None:
         return None
     keep, features, blocks = pairs.named, pairs.features, pairs.blocks
-    known = features[keep], pairs.same[keep], pairs.animals[keep]
+    rows, same, animals, _, own = _taught(gallery, asked, further)
     try:
-        found, scores = fusion.fit_trees(*known) if least is None else fusion.fit_geometry_first(*known, least)
+        if least is None:
+            found, scores = fusion.fit_trees(rows, same, animals, asked=own)
+        else:
+            found, scores = fusion.fit_geometry_first(rows, same, animals, least, asked=own)
     except InputError:
         return None
     spread = np.full(len(keep), np.nan)
-    spread[keep] = scores
+    spread[keep] = scores[own]
     rest = features[~keep] if least is None else fusion.only_geometry(features[~keep])
     spread[~keep] = replace(found, kind="trees").scores(rest)
     parts = np.split(spread, pairs.ends)
@@ -217,16 +227,17 @@ def fitted(gallery: Gallery, asked: Sequence[Asked], method: str, least: int | N
     return _fused(gallery, asked, found, parts, method)
 
 
-def combined(gallery: Gallery, asked: Sequence[Asked], method: str) -> list[Fused]:
+def combined(gallery: Gallery, asked: Sequence[Asked], method: str, *, further: Sequence[Asked] = ()) -> list[Fused]:
     """Sources that are each calibrated, fused in every way of `sources.WAYS`, and the answers out of fold; empty where
-    there are too few pairs.
+    there are too few pairs. `further` photos teach the validator of geometry alone.
     """
     pairs = _pairs(gallery, asked)
     if pairs is None:
         return []
     keep = pairs.named
     try:
-        heard = fusion.hear(pairs.features[keep], pairs.same[keep], pairs.animals[keep], pairs.lists[keep])
+        rows, same, animals, lists, own = _taught(gallery, asked, further)
+        heard = fusion.hear(rows, same, animals, lists, asked=own)
     except InputError:
         return []
     out = []
@@ -288,6 +299,21 @@ def _pairs(gallery: Gallery, asked: Sequence[Asked]) -> _Pairs | None:
     ends = np.cumsum([len(block) for block in blocks])[:-1]
     return _Pairs(
         np.concatenate(blocks), named & (both[:, 0] == both[:, 1]), both, named, np.concatenate(lists), blocks, ends
+    )
+
+
+def _taught(
+    gallery: Gallery, asked: Sequence[Asked], further: Sequence[Asked]
+) -> tuple[NDArray[np.float32], NDArray[np.bool_], IntArray, IntArray, NDArray[np.bool_]]:
+    """Features, same, animals and lists of all named pairs, those of `asked` first, and which are theirs."""
+    found = [pairs for some in (asked, further) if (pairs := _pairs(gallery, some)) is not None]
+    own = np.arange(sum(int(pairs.named.sum()) for pairs in found)) < int(found[0].named.sum())
+    return (
+        np.concatenate([pairs.features[pairs.named] for pairs in found]),
+        np.concatenate([pairs.same[pairs.named] for pairs in found]),
+        np.concatenate([pairs.animals[pairs.named] for pairs in found]),
+        np.concatenate([pairs.lists[pairs.named] for pairs in found]),
+        own,
     )
 
 

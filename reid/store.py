@@ -24,7 +24,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from reid import config, ensemble, locate, models, whiten
+from reid import config, crop, ensemble, locate, models, whiten
 from reid.catalogue import Catalogue, sqlite_url
 from reid.config import Config
 from reid.embed import Embedder, unit_rows
@@ -160,11 +160,16 @@ class Store:
 
     def fingerprint_with(self, card: models.ModelCard) -> str:
         """Of the vectors that another model would make with these settings."""
-        settings = self.config.embedder
-        views = f"+{settings.views}" if settings.views != "one" else ""
-        if settings.views == "aligned":
+        name = self.views_with(card)
+        views = f"+{name}" if name != "one" else ""
+        if name == "aligned":
             views += f":{self.croppers.landmarks_fingerprint}"
-        return f"{card.fingerprint}{views}{'+mirror' if settings.mirror else ''}"
+        return f"{card.fingerprint}{views}{'+mirror' if self.config.embedder.mirror else ''}"
+
+    def views_with(self, card: models.ModelCard) -> str:
+        """By which of `crop.VIEWS` a model sees: as the settings say, and what "auto" comes to."""
+        settings = self.config.embedder.views
+        return crop.asked_by(card) if settings == "auto" else settings
 
     @property
     def index_folder(self) -> Path:

@@ -27,9 +27,10 @@ def quiet(stage: str, done: int, total: int) -> None:
     """No progress shown."""
 
 
-def views_of(store: Store) -> tuple[crop.View, ...]:
-    """The views whose vectors are averaged, as the settings ask."""
-    return crop.views_named(store.config.embedder.views, mirror=store.config.embedder.mirror)
+def views_of(store: Store, embedder: Embedder | None = None) -> tuple[crop.View, ...]:
+    """The views whose vectors are averaged, as the settings ask, or by the present model's card or another's."""
+    name = store.views_with((embedder or store.embedder).card)
+    return crop.views_named(name, mirror=store.config.embedder.mirror)
 
 
 def embed_views(embedder: Embedder, crops: NDArray[np.uint8], views: int) -> NDArray[np.float32]:

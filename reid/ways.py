@@ -51,14 +51,19 @@ class Way:
         return {k: round(v, 4) if isinstance(v, float) else v for k, v in asdict(self).items()}
 
 
-def competing(gallery: Gallery, asked: Sequence[Asked], method: str) -> tuple[list[Fused], list[Fused]]:
+def competing(
+    gallery: Gallery, asked: Sequence[Asked], method: str, further: Sequence[Asked] = ()
+) -> tuple[list[Fused], list[Fused]]:
     """The ways of which the default is the best (the embedder alone, general weights, trees, and the mean of trees and
-    logistic regression), and the challengers: those that fuse calibrated sources.
+    logistic regression), and the challengers: those that fuse calibrated sources. `further` photos, known by heart to
+    the network, teach trees.
     """
     defaults = [measure.fused(gallery, asked, kind, method) for kind in (fusion.EMBEDDING, fusion.PRIOR_FUSION)]
     challengers = []
-    for some in measure.with_and_without_siamese(asked):
-        trees, combined = measure.fitted(gallery, some, method), measure.combined(gallery, some, method)
+    for some, more in zip(*map(measure.with_and_without_siamese, (asked, further or asked)), strict=True):
+        others = more if further else ()
+        trees = measure.fitted(gallery, some, method, further=others)
+        combined = measure.combined(gallery, some, method, further=others)
         logistic = next((one for one in combined if one.fusion.kind == "logistic"), None)
         both = [one for one in (trees, logistic) if one is not None]
         mean = measure.averaged(gallery, some, both, method) if len(both) == 2 else None

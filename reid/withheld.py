@@ -293,10 +293,13 @@ def ask_left_out(
     whitened: float,
     sides: Sides,
     progress: Progress,
-) -> tuple[measure.Gallery, list[Asked]]:
-    """Left-out photos asked with all sources, by a whitening that has not seen them, and the gallery they belong to."""
-    allowed = ~learnt(store, labels, groups)
-    queries = chosen_queries(labels.individuals, groups, allowed=allowed, most=MOST_FUSED, each=2)
+) -> tuple[measure.Gallery, list[Asked], list[Asked]]:
+    """Left-out photos asked with all sources, by a whitening that has not seen them, and the gallery they belong to;
+    last, where the network has learnt most photos, some of these: they tell what votes and geometry are worth.
+    """
+    by_heart = learnt(store, labels, groups)
+    queries = chosen_queries(labels.individuals, groups, allowed=~by_heart, most=MOST_FUSED, each=2)
+    further = _taught_by(labels.individuals, groups, queries, by_heart)
     rest = np.setdiff1d(np.arange(len(groups)), queries)
     teach = unseen(groups, queries)
     rows = _rows(vectors, labels, teach, whitened)
@@ -305,7 +308,23 @@ def ask_left_out(
     gallery = measure.Gallery(ids, rows, labels.individuals, groups, crowded)
     opposite = _opposite(store, labels, sides)
     near = store.config.gallery.neighbours
-    return gallery, measure.ask(gallery, queries, opposite, source, neighbours=near, progress=progress)
+    total = len(queries) + len(further)
+    asked = measure.ask(
+        gallery, queries, opposite, source, neighbours=near, progress=lambda what, done, _: progress(what, done, total)
+    )
+    taught = measure.ask(
+        gallery, further, opposite, source, neighbours=near,
+        progress=lambda what, done, _: progress(what, len(queries) + done, total),
+    )  # fmt: skip
+    return gallery, asked, [one.by_heart() for one in taught]
+
+
+def _taught_by(individuals: IntArray, groups: IntArray, queries: IntArray, by_heart: NDArray[np.bool_]) -> IntArray:
+    """Rows of photos learnt `by_heart` that may play queries after `queries`, none of whose sightings they are of: as many
+    as make up the most that are fused.
+    """
+    free = np.where(np.isin(groups, groups[queries]), -1, individuals)
+    return chosen_queries(free, groups, allowed=by_heart, most=max(0, MOST_FUSED - len(queries)), each=2)
 
 
 def local_of(store: Store, labels: Labels) -> measure.Local | None:

@@ -160,6 +160,7 @@ def write(
     net = net.cpu().float().eval().to(memory_format=torch.contiguous_format)
     extra: dict[str, Any] = {
         "recipe": recipe.name, "scale": recipe.scale, "network": asdict(recipe.network), "grey": recipe.input.grey,
+        "views": recipe.input.views,
     }  # fmt: skip
     facts = (
         f"{sorted(extra['network'].items())} {extra['grey']} {models.hash_tensors(backbone.tensors_of(net).items())}"

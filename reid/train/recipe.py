@@ -24,6 +24,7 @@ from reid.train.sections import known_only, section
 
 Scale = Literal["laptop", "gpu"]
 Pooling = Literal["avg", "gem", "max", "max_avg", "last_two", "all_stages", "stripes"]
+Views = Literal["one", "around", "scales", "boxes"]
 Kind = Literal["shuffled", "identities", "pairs"]
 Mirror = Literal["class", "views", "none"]
 Negatives = Literal["auto", "exact", "blocks", "sparse", "random"]
@@ -41,6 +42,7 @@ class InputConfig:
     width: int = 96  # pixels
     margin: float = 0.1
     grey: bool = False  # True: no colours, in training and ever after
+    views: Views = "one"  # of `reid.crop.VIEWS`, averaged when the model serves, unless a store says otherwise
 
 
 @dataclass(frozen=True, slots=True)
