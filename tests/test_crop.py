@@ -69,6 +69,9 @@ def test_named_views_are_those_that_settings_promise() -> None:
     assert [view.widen for view in views_named("scales", mirror=False)] == [0.0, 0.1, 0.2]
     moved = {(view.shift_x, view.shift_y) for view in views_named("boxes", mirror=False)}
     assert moved == {(0.0, 0.0), (0.05, 0.0), (-0.05, 0.0), (0.0, 0.05), (0.0, -0.05)}
+    around = views_named("around", mirror=False)
+    assert around[0] == PLAIN and len(set(around)) == 5 and {view.shift_x for view in around} == {0.0}
+    assert {np.sign(view.widen) for view in around} == {np.sign(view.shift_y) for view in around} == {-1.0, 0.0, 1.0}
     both = views_named("scales", mirror=True)
     assert [view.mirror for view in both] == [False] * 3 + [True] * 3
     assert {view.widen for view in both if view.mirror} == {0.0, 0.1, 0.2}

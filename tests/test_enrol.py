@@ -25,8 +25,8 @@ from fake_stores import (
     taken_in,
 )
 
+from reid import crop, images, models
 from reid import enrol as enrolling
-from reid import models
 from reid.errors import CatalogueError, StoreError
 from reid.records import Box, Sighting
 from reid.store import Store
@@ -330,6 +330,24 @@ def test_mirrored_views_are_averaged_and_tell_another_fingerprint(tmp_path: Path
     mean = (plain + mirrored) / np.linalg.norm(plain + mirrored)
     np.testing.assert_allclose(store.gallery().vectors(["1"])[0], mean, atol=2e-3)
     assert store.gallery().fingerprint == ColourEmbedder().card.fingerprint + "+mirror"
+
+
+@pytest.mark.parametrize(
+    "asked, said, views", [("around", "", 5), ("around", "one", 1), ("thrice", "", 1), ("", "boxes", 5)]
+)
+def test_a_model_sees_by_the_views_that_its_card_asks_for_unless_the_store_says_otherwise(
+    tmp_path: Path, asked: str, said: str, views: int
+) -> None:
+    embedder = ColourEmbedder(extra={"views": asked} if asked else None)
+    store = fake_store(tmp_path / "s", embedder=embedder, settings=f'views = "auto" → views = "{said or "auto"}"')
+    photo, box = paint(tmp_path / "p.png", 1), Box(20, 10, 80, 50)
+    taken_in(store, [seen(photo, "Ana", box=box)])
+    name = {1: "one", 5: said or "around"}[views]
+    crops = crop.cut_views(images.read(photo).pixels, box, embedder.card.preprocessing, crop.VIEWS[name])
+    mean = embedder.embed(crops).mean(0)
+    assert len(crops) == views
+    np.testing.assert_allclose(store.gallery().vectors(["1"])[0], mean / np.linalg.norm(mean), atol=2e-3)
+    assert store.gallery().fingerprint == embedder.card.fingerprint + ("" if views == 1 else f"+{name}")
 
 
 def test_a_catalogue_that_refuses_everything_is_an_error_and_not_a_list_of_bad_photos(

@@ -75,6 +75,16 @@ def test_only_photos_that_are_allowed_play_queries_and_the_others_still_make_the
     assert not len(withheld.chosen_queries(individuals, groups, allowed=np.zeros(24, np.bool_)))
 
 
+def test_photos_known_by_heart_are_taught_by_where_no_query_is_of_their_sighting() -> None:
+    individuals, groups = np.repeat(np.arange(30), 4), np.repeat(np.arange(60), 2)
+    by_heart = np.arange(120) % 8 > 0  # of every second animal the first photo is not learnt
+    queries = withheld.chosen_queries(individuals, groups, allowed=~by_heart, each=2)
+    further = withheld._taught_by(individuals, groups, queries, by_heart)
+    assert len(queries) and len(further) > len(queries) and by_heart[further].all()
+    assert not np.isin(groups[further], groups[queries]).any()
+    assert not len(withheld._taught_by(individuals, groups, queries, np.zeros(120, np.bool_)))
+
+
 def test_an_animal_seen_in_one_encounter_only_is_not_preferred() -> None:
     individuals = np.array([0, 0, 0, 0, 1, 1, *range(2, 12)])
     groups = np.array([0, 0, 0, 0, 1, 2, *range(3, 13)])

@@ -305,6 +305,13 @@ def test_trees_are_fitted_on_named_pairs_and_answer_their_own_photos_out_of_fold
         asked.append(Asked(query, rows, features, rows[other], features[other]))
     found = measure.fitted(gallery, asked, "max")
     assert found is not None and found.fusion.kind == "trees"
+    taught = [one.by_heart() for one in asked[10:]]
+    assert np.isnan(taught[0].known[:, [0, 1, 2]]).all() and np.isfinite(taught[0].unknown[:, 3:10]).all()
+    fewer, more = (measure.fitted(gallery, asked[:10], "max", further=further) for further in ((), taught))
+    assert fewer is not None and more is not None and more.fusion.pairs == found.fusion.pairs > fewer.fusion.pairs
+    assert len(more.known) == len(more.cases.truth_rank) == 10 and min(fewer.map_at_5, more.map_at_5) > 0.8
+    ways = [measure.combined(gallery, asked[:10], "max", further=further) for further in ((), taught)]
+    assert [len(one.known) for one in ways[1]] == [len(one.known) for one in ways[0]] == [10] * len(ways[0])
     named = [one for one in asked if individuals[one.row] >= 0]
     assert found.fusion.same == 2 * len(named)
     assert found.fusion.pairs == sum(int((individuals[r] >= 0).sum()) for one in named for r in (one.rows, one.others))
