@@ -22,6 +22,7 @@ WhenNone = Literal["whole", "no_detection"]
 LocalModel = Literal["homography", "affine", "similarity"]
 LocalMatcher = Literal["sift", "sift_mutual", "xfeat", "aliked", "disk"]  # the keys of `reid.verify.MATCHERS`
 LocalEstimator = Literal["auto", "frames", "lmeds_ransac", "magsac"]
+Aggregate = Literal["max", "mean", "top_half", "trimmed", "sum_above"]  # the keys of `reid.aggregate.AGGREGATIONS`
 Ordering = Literal["fused", "geometry_first"]
 
 _ROOTSIFT = ("sift", "sift_mutual")
@@ -122,7 +123,7 @@ class DecisionConfig:
     """How image scores become five labels."""
 
     new_label: str = "new_whale"  # what an animal that is not in the catalogue is called
-    aggregate: str = "max"  # image → identity scores; `reid.aggregate.AGGREGATIONS` lists them
+    aggregate: Aggregate = "max"  # image → identity scores: `reid.aggregate.AGGREGATIONS` says how each one goes
     objective: Objective = "map_at_5"  # what the threshold is placed for: map_at_5, balanced, geometric (√(BAKS·BAUS))
     share_new: float = 0.3  # expected share of unknown animals among queries, for placing the threshold
     threshold: float = -1.0  # score at which new_label stands; below 0: calibrated on the gallery itself
@@ -357,6 +358,10 @@ def _check(config: Config, source: str) -> None:
         (config.embedder.threads >= 0, "embedder.threads must be 0 or more"),
         (config.encounters.max_gap_minutes >= 0, "encounters.max_gap_minutes must be 0 or more"),
         (config.encounters.max_km >= 0, "encounters.max_km must be 0 or more"),
+        (
+            config.decision.aggregate in get_args(Aggregate),
+            f"decision.aggregate must be one of {', '.join(get_args(Aggregate))}",
+        ),
         (
             config.decision.objective in get_args(Objective),
             f"decision.objective must be one of {', '.join(get_args(Objective))}",

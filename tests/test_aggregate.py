@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -12,6 +13,11 @@ from numpy.typing import NDArray
 
 from reid import aggregate
 from reid.aggregate import AGGREGATIONS, Ranking, fuse_photos, identity_centres, identity_scores, trimmed_centre
+from reid.config import Aggregate
+
+
+def test_settings_know_every_way_to_aggregate() -> None:
+    assert get_args(Aggregate) == tuple(AGGREGATIONS)
 
 
 def by_loop(method: str, scores: list[float], threshold: float) -> float:

@@ -35,6 +35,7 @@ def test_an_integer_serves_where_a_number_is_wanted(tmp_path: Path) -> None:
         ("[gallery]\nneighbours = 2", "gallery.neighbours"),
         ("[photos]\ncopy = 1", "photos.copy"),
         ("[decision]\nshare_new = 1.0", "decision.share_new"),
+        ("[decision]\naggregate = 'best'", "decision.aggregate"),
         ("[decision]\nnew_label = 'new whale'", "decision.new_label"),
         ("[embedder]\ndevice = 'abacus'", "embedder.device"),
         ("[local]\nmirrored = true\nmatcher = 'xfeat'", "local.mirrored"),
