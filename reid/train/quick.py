@@ -44,7 +44,8 @@ _WHITENED_BY = 6000  # photos, at random, by which the whitening is fitted
 class QuickConfig:
     """`white` numbers after whitening, shrunk by `shrink` (`heads.whitening`); `views` of each photo, the plain one
     included; `larger` is how many times the network's own size a crop is also looked at, 1 for its own size alone;
-    `grid` pools inner maps where the network has `TAPS` and takes wide crops. Of `heads` the one is used that finds
+    `grid` pools inner maps where the network has `TAPS` and takes wide crops. Neither holds for a network that a recipe
+    made: its vector serves as it is. Of `heads` the one is used that finds
     most of an inner fold's photos.
     """
 
@@ -147,14 +148,16 @@ def whiten(
     """
     card = models.read_card(base)
     wide = card.preprocessing.width >= models.WIDE_ASPECT * card.preprocessing.height
-    taps = TAPS.get(card.architecture, ()) if config.grid and wide else ()
-    bare = heads.write_model(base, keep / "models", "bare", [], taps=taps, larger=config.larger)
+    pools = "network" in card.extra  # a network of a recipe has learnt where and at what size to look
+    taps = TAPS.get(card.architecture, ()) if config.grid and wide and not pools else ()
+    larger = 1.0 if pools else config.larger
+    bare = heads.write_model(base, keep / "models", "bare", [], taps=taps, larger=larger)
     chosen = np.sort(np.random.default_rng(config.seed).permutation(len(sources))[:_WHITENED_BY])
     plain = _cached([sources[i] for i in chosen], bare, keep, 1, config, "photos to whiten by", progress)
     layer = heads.whitening(
         plain.vectors[:, 0, 0].astype(np.float32), config.white, shrink=config.shrink, seed=config.seed
     )
-    return heads.write_model(base, folder, name, [layer], taps=taps, larger=config.larger)
+    return heads.write_model(base, folder, name, [layer], taps=taps, larger=larger)
 
 
 def _choose(

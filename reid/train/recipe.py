@@ -195,7 +195,7 @@ class SamplingConfig:
     negatives: Negatives = "auto"  # with `pairs`; auto: exact up to 4,000 photos, sparse beyond
     hard_positives: bool = False
     block: int = 4000  # photos assigned at once, with `blocks`
-    neighbours: int = 50  # of each photo, with `sparse`
+    neighbours: int = 30  # of each photo, with `sparse`
     among: int = ladder.AMONG  # other photos, about, of which a negative is the hardest at most, with `pairs`; 0: all
     rescore: int = 5  # epochs after which the pairs' scores are found anew
     suspect: float = 0.9  # P from which two animals may be one, and are not taught as two, with `pairs`; 1: none

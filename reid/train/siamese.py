@@ -58,7 +58,7 @@ class SiameseConfig:
     rate: float = 4.0
     negatives: Negatives = "auto"
     block: int = 4000
-    neighbours: int = 50
+    neighbours: int = 30
     among: int = ladder.AMONG
     hard_positives: bool = False
     mirror: Mirror = "views"

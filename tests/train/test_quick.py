@@ -50,6 +50,26 @@ def test_a_trained_model_finds_animals_in_new_photos_that_its_base_confuses(base
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["trained"]
 
 
+def test_a_head_on_a_network_of_a_recipe_takes_its_vector_as_it_is(tmp_path: Path) -> None:
+    """That network has neither lite0's last maps, which wide crops are pooled from otherwise, nor a use for a larger photo."""
+    base = models.ensure(tmp_path / "models", models.FLUKE)
+    sources, labels = sources_of(herd(tmp_path / "photos", 6, 3))
+    done = quick.train(
+        sources,
+        labels,
+        base,
+        tmp_path / "out",
+        "m",
+        keep=tmp_path / "keep",
+        config=replace(QUICK, larger=1.5, grid=True),
+    )
+    before, after = models.read_card(base), models.read_card(done.model)
+    assert after.preprocessing == before.preprocessing and after.pooling == before.pooling
+    assert after.extra["views"] == before.extra["views"] == "around"
+    rows = OpenVinoEmbedder(done.model).embed(np.zeros((1, 96, 192, 3), np.uint8))
+    assert rows.shape == (1, after.dim)
+
+
 def test_the_same_seed_gives_the_same_model_and_another_seed_another(base: Path, tmp_path: Path) -> None:
     sources, labels = sources_of(herd(tmp_path / "photos", 6, 3))
     prints = []
