@@ -56,11 +56,9 @@ class EmbedderConfig:
     device: str = "cpu"  # cpu (OpenVINO) or cuda (torch)
     threads: int = 0  # 0: all cores
     mirror: bool = False  # True: average each vector with that of the mirrored crop (twice the time)
-    views: ViewSet = (
-        "auto"  # what the model's card asks for, else one box; around: also 5 % wider, narrower, 7 % higher
-    )
-    # and lower; scales: also 10 and 20 % wider; boxes: also shifted by 5 % four ways; aligned: tips, notch and base brought
-    # to the same places, which takes a cropper
+    views: ViewSet = "auto"  # auto: what the model's card asks for, else one box; around: also 5 % wider, narrower,
+    # 7 % higher and lower; scales: also 10 and 20 % wider; boxes: also shifted by 5 % four ways; aligned: tips, notch
+    # and base brought to the same places, which takes a cropper
 
 
 @dataclass(frozen=True, slots=True)

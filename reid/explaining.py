@@ -30,7 +30,7 @@ from reid.picture_files import Write, put, write_sheet, writing
 from reid.records import Answer, Box, IdentityScore, Mask, Sighting
 from reid.store import Store
 from reid.suitable import by_shape
-from reid.vectors import embed_views
+from reid.vectors import embed_views, views_of
 
 PAGE = "index.html"
 
@@ -92,16 +92,21 @@ def eye_of(store: Store) -> Eye:
     what they see, where their margin or their way to keep a shape differs).
     """
     gallery = store.gallery()
-    views = 2 if store.config.embedder.mirror else 1  # of the box as it lies: wider and shifted views are left out
+    mirrors = 2 if store.config.embedder.mirror else 1
+    every = views_of(store)
+    views = every if every[0] == crop.PLAIN else (crop.PLAIN,)  # aligned ones want landmarks: the box as it lies
     seen = store.embedder.card.preprocessing
     lead = ensemble.lead(store.embedder.card)
 
     def embed(crops: NDArray[np.uint8]) -> NDArray[np.float32]:
-        if views == 2:
+        if mirrors == 2:
             crops = np.stack([crops, crops[:, :, ::-1]], axis=1).reshape(-1, *crops.shape[1:])
-        return store.project(embed_views(store.embedder, crop.resized(crops, seen), views), gallery)
+        return store.project(embed_views(store.embedder, crop.resized(crops, seen), mirrors), gallery)
 
-    return Eye(lead, embed)
+    def joined(crops: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return store.project(embed_views(store.embedder, crop.resized(crops, seen), len(crops)), gallery)
+
+    return Eye(lead, embed) if len(views) == mirrors else Eye(lead, embed, views, joined)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reid import crop, images, intake, learned
+from reid.crop import PLAIN, View
 from reid.errors import InputError
 from reid.explain import Pixels
 from reid.heatmap import GRID, Occluded, occlude
@@ -41,10 +42,14 @@ Bools = NDArray[np.bool_]
 @dataclass(frozen=True, slots=True)
 class Eye:
     """How photos are embedded: `embed` takes `(N, H, W, 3) uint8 RGB` crops, cut as `preprocessing` says, to unit rows
-    as the store compares them."""
+    as the store compares them. Where it looks by several `views`, the plain one first, `joined` takes the `(V, H, W, 3)`
+    crops of one box to the one row `(1, D)` that serves; heat maps are of the plain view.
+    """
 
     preprocessing: Preprocessing
     embed: Callable[[Crops], Vectors]
+    views: tuple[View, ...] = (PLAIN,)
+    joined: Callable[[Crops], Vectors] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +73,7 @@ class Seen:
 
     `near` are the keypoints of the box alone, in pixels of the box; `wide` those of the whole window. `view` is the
     crop as the embedder sees it (`crop`), in its true shape, and `crop_inside` the animal in `crop`. `vector (D,)` is
-    its embedding, `occluded` the embeddings under patches. `box` is in pixels of the photo, None for the whole photo.
+    its embedding, `occluded` those of the plain view under patches. `box` is in pixels of the photo, None for the whole photo.
     """
 
     name: str
@@ -103,7 +108,7 @@ def look(
         InputError: the box lies outside it, or the mask is of another size.
     """
     start = time.perf_counter()
-    prepared = intake.prepare([Sighting(path, name or printable(path), box=box)], eye.preprocessing)
+    prepared = intake.prepare([Sighting(path, name or printable(path), box=box)], eye.preprocessing, eye.views)
     if not prepared.boxes:
         problem = prepared.failures[0]
         raise InputError(problem.message, source=problem.source, next_step=problem.next_step)
@@ -131,7 +136,7 @@ def look(
         wide,
         view,
         crop_inside,
-        eye.embed(prepared.crops)[0] if occluded is None else occluded.vector,
+        (eye.joined or eye.embed)(prepared.crops)[0] if occluded is None or eye.joined else occluded.vector,
         occluded,
         mask is not None or not whole,
         time.perf_counter() - start,

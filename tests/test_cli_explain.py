@@ -94,6 +94,12 @@ def test_photos_of_the_store_need_no_boxes(
     assert [pair["box_a"][key] for key in ("x0", "y0", "x1", "y1")] == [x, y, x + w, y + h]
     (other,) = explain(flukes, twice, tmp_path / "given", "--no-heat", store=enrolled)["pairs"]
     assert pair["cosine"] == pytest.approx(other["cosine"]) and pair["inliers"] == other["inliers"]
+    with Store.open(enrolled) as store:  # the cosine is the one that serves, of all views
+        assert store.fingerprint.endswith("+around")
+        infos = store.catalogue.annotations(store.catalogue.labels().annotations.tolist())
+        ids = {store.resolve(info.path).name: str(id) for id, info in infos.items()}
+        one, two = store.gallery().vectors([ids[a.name], ids[b.name]])
+    assert pair["cosine"] == pytest.approx(float(one @ two), abs=0.01)
 
 
 def test_a_photo_beside_itself_agrees_and_lies_on_itself(

@@ -60,9 +60,8 @@ def with_strays(
     of the same K.
     """
     n = len(codes)
-    m = min(
-        max(_STRAYS, math.ceil(2 * n / noise)), _MOST_STRAYS, n - 1
-    )  # beyond, noise lifts them by less than scores differ
+    wanted = math.ceil(2 * n / noise)  # beyond, noise lifts them by less than scores differ
+    m = min(max(_STRAYS, wanted), _MOST_STRAYS, n - 1)
     row, column = np.repeat(np.arange(n), m), rng.integers(0, n, n * m)
     lift = 1 - np.cumsum(rng.exponential(size=(n, m)), axis=1).ravel() / n
     added, first = np.unique(row * n + column, return_index=True)
