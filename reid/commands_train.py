@@ -101,7 +101,7 @@ def train(
         mode.value, epochs, views, seed, name, resume, recipe, size, minutes, folds, fold_by.value, pseudo_rounds,
         begin_with,
     )  # fmt: skip
-    with opened(context) as store, console.progress(json) as show:
+    with opened(context, again="the same command with --resume") as store, console.progress(json) as show:
         done = retrain.train(store, options, show).report
     console.as_json(done) if json else verdicts.trained(done)
     raise typer.Exit(LEFT_OUT if done.failures else 0)

@@ -25,24 +25,26 @@ Why = Annotated[str, typer.Option(help="Why, for the log.")]
 
 
 @contextmanager
-def errors_said() -> Iterator[None]:
-    """Our own errors become one line and exit code 1 (6 for a stale index)."""
+def errors_said(again: str = "the same command") -> Iterator[None]:
+    """Our own errors become one line and exit code 1 (6 for a stale index); `again` is what goes on after Ctrl-C."""
     try:
         yield
     except ReidError as error:
         typer.echo(f"error: {steps.pasted(str(error))}", err=True)
         raise typer.Exit(EXITS["index_stale"] if error.code in ("index_stale", "snapshot_corrupt") else 1) from error
     except KeyboardInterrupt as error:
-        typer.echo("interrupted: what was done is kept; the same command goes on from there", err=True)
+        typer.echo(f"interrupted: what was done is kept; {again} goes on from there", err=True)
         raise typer.Exit(130) from error
 
 
 @contextmanager
-def opened(context: typer.Context, *, create: bool = False) -> Iterator[Any]:
-    """The store that the command line names; `create` makes it where there is none. Our own errors are said."""
+def opened(context: typer.Context, *, create: bool = False, again: str = "the same command") -> Iterator[Any]:
+    """The store that the command line names; `create` makes it where there is none. Our own errors are said, and `again`
+    as by `errors_said`.
+    """
     from reid.store import SETTINGS, Store
 
-    with errors_said():
+    with errors_said(again):
         root: Path = context.obj
         store = Store.create(root) if create and not (root / SETTINGS).exists() else Store.open(root)
         with store:

@@ -356,6 +356,7 @@ def _check(recipe: Recipe, source: str) -> None:
         (network.pooling != "stripes" or network.dim > 0, "network.dim must be above 0 with stripes"),
         (not aligned or network.local > 0, "network.local must be above 0 for an aligned triplet"),
         (all(network.dim % n == 0 for n in divided), "network.dim must be a multiple of the clusters"),
+        (len(divided) < 2, 'one loss "divided" at most: there is one vector to divide'),
         (pairs == (sampling.kind == "pairs"), 'the loss "pair" and sampling.kind = "pairs" go together'),
         (not (pairs and network.both), 'network.both: the head that learns by "pairs" knows upright vectors alone'),
         (not pairs or all(isinstance(loss, Pair | Ring) for loss in recipe.losses), 'beside the loss "pair" only "ring"'),

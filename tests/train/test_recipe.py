@@ -69,6 +69,11 @@ def test_a_scale_changes_what_its_sections_say_and_nothing_else() -> None:
         ("[[loss]]\nkind = 'pair'", "go together"),
         ("[network]\nboth = true\n[sampling]\nkind = 'pairs'\n[[loss]]\nkind = 'pair'", "network.both"),
         ("[schedule]\nepochs = 0", "schedule.epochs must be"),
+        ("[sampling]\namong = -1", "sampling.among must be"),
+        (
+            "[network]\ndim = 8\n[[loss]]\nkind = 'divided'\nclusters = 2\n[[loss]]\nkind = 'divided'\nclusters = 4",
+            "at most",
+        ),
         ("[sampling]\nnew_targets = 'distilled'", "go together"),
         ("[sampling]\nteacher = 'm'", "go together"),
         ("[sampling]\nnew_targets = 'distilled'\nteacher = 'm'\nnew_share = 0.2", "a loss with uniform"),

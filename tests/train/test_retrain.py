@@ -20,7 +20,7 @@ from fake_stores import assert_index_is_the_catalogue  # noqa: E402
 from named_store import live, stopped_at, store  # noqa: E402
 from painted_store import herd, one_thread, painted_store, small_head  # noqa: E402
 
-from reid import adopt, config, models, retrain, withheld  # noqa: E402
+from reid import adopt, cli, config, models, retrain, withheld  # noqa: E402
 from reid.config import TrainingConfig  # noqa: E402
 from reid.errors import MissingExtra, ModelError, ReidError, TrainError  # noqa: E402
 from reid.judge import Figure, Report, Verdict  # noqa: E402
@@ -204,6 +204,18 @@ def test_when_a_new_model_comes_into_force(
     verdict = Verdict(photos, photos, *figures, 0.0, 0.0, lost)
     reason, swapped = adopt.decision(Report("m", "head", "", "", "b", "b", 100, 30, verdict), rules)
     assert said in reason and swapped == ("not worse" in said)
+
+
+def test_ctrl_c_says_what_goes_on(
+    store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(retrain, "train", stopped)
+    with pytest.raises(SystemExit) as caught:
+        cli.app(["--store", str(store.root), "train"])
+    assert caught.value.code == 130 and "the same command with --resume goes on" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("stage", ["views", "judge"])
