@@ -40,7 +40,7 @@ def listed_edges(
         raise not_numbers()
     keys, first = np.unique(np.concatenate([row * n + column, column * n + row]), return_index=True)
     value = np.concatenate([value, value])[first]
-    allowed = ~np.isin(keys, pairs[:, 0] * n + pairs[:, 1])
+    allowed = ~_among(keys, _keys_of(pairs, n))
     return keys[allowed], value[allowed]
 
 
@@ -65,8 +65,8 @@ def with_strays(
     row, column = np.repeat(np.arange(n), m), rng.integers(0, n, n * m)
     lift = 1 - np.cumsum(rng.exponential(size=(n, m)), axis=1).ravel() / n
     added, first = np.unique(row * n + column, return_index=True)
-    free = (codes[row[first]] != codes[column[first]]) & ~np.isin(added, keys)
-    free &= ~np.isin(added, pairs[:, 0] * n + pairs[:, 1])
+    free = (codes[row[first]] != codes[column[first]]) & ~_among(added, keys)
+    free &= ~_among(added, _keys_of(pairs, n))
     added, first = added[free], first[free]
     strayed = pair_scores(added // n, added % n) + noise * lift[first]
     together = np.concatenate([keys, added])
@@ -99,23 +99,37 @@ def with_rotations(
     score of a pair of which nothing is known.
     """
     n = len(codes)
-    never = pairs[:, 0] * n + pairs[:, 1]
+    never = _keys_of(pairs, n)
     every = np.arange(n)
     rotations = [every * n + rotation(codes, rng) for _ in range(ROTATIONS)]
-    clean = not np.isin(rotations[0], never).any()
+    clean = not _among(rotations[0], never).any()
     for _ in range(TRIES):
         if clean:
             break
         rotations[0] = every * n + rotation(codes, rng)
-        clean = not np.isin(rotations[0], never).any()
+        clean = not _among(rotations[0], never).any()
     added = np.unique(np.concatenate(rotations))
-    added = added[~np.isin(added, never) & ~np.isin(added, keys)]
+    added = added[~_among(added, never) & ~_among(added, keys)]
     known = np.full(len(added), np.nan)
     if pair_scores is not None:
         known[:] = pair_scores(added // n, added % n)
     together = np.concatenate([keys, added])
     order = np.argsort(together)
     return together[order], np.concatenate([value, known])[order], clean
+
+
+def _keys_of(pairs: IntArray, n: int) -> IntArray:
+    """The keys of pairs, sorted."""
+    keys: IntArray = np.sort(pairs[:, 0] * n + pairs[:, 1])
+    return keys
+
+
+def _among(some: IntArray, keys: IntArray) -> NDArray[np.bool_]:
+    """Which of `some` are among sorted `keys`: quicker than `np.isin`, which would sort or hash them all again."""
+    if not len(keys):
+        return np.zeros(len(some), np.bool_)
+    found: NDArray[np.bool_] = keys[np.searchsorted(keys, some).clip(max=len(keys) - 1)] == some
+    return found
 
 
 def rotation(codes: IntArray, rng: np.random.Generator) -> IntArray:
