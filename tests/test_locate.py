@@ -381,8 +381,8 @@ def test_an_empty_photo_is_enrolled_bare_and_stays_so(tmp_path: Path) -> None:
 
 def test_vectors_of_aligned_crops_are_another_models_and_take_a_cropper(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="takes a cropper"):
-        fake_store(tmp_path / "a", settings='views = "one" → views = "aligned"')
-    settings = 'views = "one" → views = "aligned"\nmodel = "none" → model = "fluke"'
+        fake_store(tmp_path / "a", settings='views = "auto" → views = "aligned"')
+    settings = 'views = "auto" → views = "aligned"\nmodel = "none" → model = "fluke"'
     with fake_store(tmp_path / "b", settings="\n".join(reversed(settings.splitlines()))) as store:
         assert store.fingerprint == f"{store.embedder.card.fingerprint}+aligned:{store.croppers.landmarks_fingerprint}"
         report = taken_in(store, [seen(paint(tmp_path / "1.png", 1), "a")])
