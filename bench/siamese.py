@@ -47,7 +47,7 @@ from reid.train.assignment import codes_of  # noqa: E402
 from reid.train.listed_pairs import nearest_others  # noqa: E402
 
 KINDS = "random,exact,sparse"
-BLOCK, NEAR = 500, 50
+BLOCK, NEAR = 500, siamese.SiameseConfig().neighbours
 WHITE, SHRINK = 256, 0.5
 SUSPECT = 0.9
 

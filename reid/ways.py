@@ -60,10 +60,10 @@ def competing(
     """
     defaults = [measure.fused(gallery, asked, kind, method) for kind in (fusion.EMBEDDING, fusion.PRIOR_FUSION)]
     challengers = []
-    for some, more in zip(*map(measure.with_and_without_siamese, (asked, further or asked)), strict=True):
-        others = more if further else ()
-        trees = measure.fitted(gallery, some, method, further=others)
-        combined = measure.combined(gallery, some, method, further=others)
+    taught = measure.with_and_without_siamese(further) if further else [(), ()]
+    for some, more in zip(measure.with_and_without_siamese(asked), taught, strict=False):
+        trees = measure.fitted(gallery, some, method, further=more)
+        combined = measure.combined(gallery, some, method, further=more)
         logistic = next((one for one in combined if one.fusion.kind == "logistic"), None)
         both = [one for one in (trees, logistic) if one is not None]
         mean = measure.averaged(gallery, some, both, method) if len(both) == 2 else None
