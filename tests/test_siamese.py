@@ -25,7 +25,8 @@ torch = pytest.importorskip("torch")
 from reid.train import heads, holdout  # noqa: E402
 from reid.train import siamese as training  # noqa: E402
 from reid.train.listed_pairs import nearest_others  # noqa: E402
-from reid.train.siamese import PairScores, SiameseConfig  # noqa: E402
+from reid.train.pair_scores import PairScores, nearest  # noqa: E402
+from reid.train.siamese import SiameseConfig  # noqa: E402
 
 FAST: Any = {"features": 16, "epochs": 14, "batch": 16, "rate": 16.0}
 
@@ -167,7 +168,7 @@ def test_negatives_are_the_hardest_among_so_many(negatives: training.Negatives) 
     harder = {}
     for among in (0, 32, 4):
         config = SiameseConfig(features=0, negatives=negatives, among=among, block=400)
-        scores = training.PairScores(head, rows, negatives)
+        scores = PairScores(head, rows, negatives)
         partner = scores.assign(labels, config, config.least_noise(800), np.empty((0, 2), np.int64), rng)
         chosen = alike[np.arange(800), partner]
         harder[among] = (alike >= chosen[:, None]).mean()  # share of all photos that would have been as hard
@@ -341,7 +342,7 @@ def test_lists_without_an_index_are_of_other_animals_however_many_photos_one_has
     right[:30] = left[:30]
     products = left @ right.T
     for k in (5, 20):
-        for photo, listed in enumerate(training.nearest(left, right, labels, k).tolist()):
+        for photo, listed in enumerate(nearest(left, right, labels, k).tolist()):
             others = sorted((-products[photo, j], j) for j in range(40) if labels[j] != labels[photo])[:k]
             assert sorted(listed) == sorted([j for _, j in others] + [-1] * (k - len(others)))
 

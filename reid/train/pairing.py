@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from reid.errors import TrainError
 from reid.train import ladder, mining, suspects
 from reid.train.listed_pairs import nearest_others
+from reid.train.pair_scores import PairScores, positives
 from reid.train.recipe import Pair, Recipe
-from reid.train.siamese import PairNetwork, PairScores, SiameseConfig, positives, settled
+from reid.train.siamese import PairNetwork, SiameseConfig, settled
 from reid.train.suspects import Suspects
 
 IntArray = NDArray[np.int64]
@@ -90,9 +91,9 @@ class Pairing(torch.nn.Module):  # type: ignore[misc]
         """
         assert self.scores is not None
         noise = ladder.noise_at(done)
-        hardest = max(noise, self.config.least_noise(len(self.rows)))
+        against = max(noise, self.config.least_noise(len(self.rows)))
         none = self.used[:0]
-        self.negative, self.used = self.scores.fresh(self.groups, self.config, hardest, none, self.used, rng)
+        self.negative, self.used = self.scores.fresh(self.groups, self.config, against, none, self.used, rng)
         self.positive = positives(self.scores, self.labels, self.config, noise, rng)
 
     def batches(self, size: int, rng: np.random.Generator) -> list[IntArray]:

@@ -14,6 +14,7 @@ torch = pytest.importorskip("torch")
 from reid.embed import unit_rows  # noqa: E402
 from reid.errors import ConfigError, TrainError  # noqa: E402
 from reid.train import siamese as heads  # noqa: E402
+from reid.train.pair_scores import PairScores  # noqa: E402
 from reid.train.pairing import Pairing  # noqa: E402
 
 DIM, ANIMALS, EACH = 32, 40, 4
@@ -103,7 +104,7 @@ def test_pairs_that_must_never_be_are_not_forgotten_with_those_of_earlier_epochs
     labels, rows = np.repeat(np.arange(4), 3), vectors()[:12]
     for negatives in ("exact", "sparse", "random"):
         pairs = pairing(labels, f'negatives = "{negatives}"')
-        scores = heads.PairScores(pairs.head.plain(), rows, pairs.config.negatives)
+        scores = PairScores(pairs.head.plain(), rows, pairs.config.negatives)
         never, used = np.array([[0, 3], [0, 4], [0, 5], [0, 6]]), np.empty((0, 2), np.int64)
         for _ in range(12):
             partner, used = scores.fresh(labels, pairs.config, 0.0, never, used, np.random.default_rng(1))
