@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 from reid import config as settings
-from reid import models
+from reid import models, witness
 from reid.judge import LEAST_JUDGES, Candidate, Report
 from reid.store import SETTINGS, Store, write_atomically
 
@@ -40,7 +40,7 @@ def adopt(store: Store, candidate: Candidate) -> None:
     Raises:
         StoreError, CatalogueError: what was before is in force.
     """
-    fingerprint = store.fingerprint_with(models.read_card(candidate.folder))
+    fingerprint = store.fingerprint_with(models.read_card(witness.inside(candidate.folder)))
     for at in range(0, len(candidate.annotations), 512):
         part = slice(at, at + 512)
         store.catalogue.put_embeddings(fingerprint, candidate.annotations[part].tolist(), candidate.vectors[part])

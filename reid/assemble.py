@@ -7,7 +7,8 @@ What serves is linear in the cosines. Its weights are those, of equal ones and o
 which the store's own way of answering, whitening and all, finds most of the same photos. The power α stays in the
 record: it says what a fusion of calibrated scores would give.
 
-The photos are those that judge a training, less what a member has been trained on. Needs no torch. Knows stores.
+The photos are those that judge a training, less what a member has been trained on. Where witnesses speak for members
+(`reid.witness`), they are weighed and judged, and speak for the ensemble. Needs no torch. Knows stores.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from reid import ensemble, models, whiten, withheld
+from reid import ensemble, models, whiten, withheld, witness
 from reid.embed import unit_rows
 from reid.enrol import Progress, quiet
 from reid.errors import InputError, TrainError
@@ -81,12 +82,14 @@ def assembled(
         )
     paths = [models.ensure(store.models_folder, one) for one in members]
     pool = pool_of(store)
-    trained_on = np.unique(np.concatenate([withheld.trained_on_by(store, one.partition("/")[0]) for one in members]))
+    speaking = [store.models_folder / witness.of(store, one) for one in members]
+    wholes = [witness.of(store, one.partition("/")[0]) for one in members]
+    trained_on = np.unique(np.concatenate([withheld.trained_on_by(store, one) for one in wholes]))
     run = runs.begin(store.root / TRAINING, name, "ensemble", {"members": list(members), "seed": seed})
     with runs.recorded(run, then=runs.ANEW):
-        opened = ensemble.joined(paths, threads=store.config.embedder.threads)
+        opened = ensemble.joined(speaking, threads=store.config.embedder.threads)
         rows, there, failures = embedded(store, opened, pool.labels, progress)
-        parts = ensemble.blocks(rows, [models.read_card(path).dim for path in paths])
+        parts = ensemble.blocks(rows, [models.read_card(path).dim for path in speaking])
         queries = _queries(store, pool, there, trained_on)
         matrices, truth = _matrices(store, pool, parts, queries)
         fusion = ensembles.fit_fusion(matrices, truth)
@@ -94,7 +97,10 @@ def assembled(
         tried = _tried(store, pool, parts, queries, fusion, linear)
         served = max(tried, key=lambda one: one.map_at_5)
         record = {"queries": fusion.queries, "served_map_at_5": served.map_at_5, **asdict(fusion)}
-        model = ensemble.write(store.models_folder, run.name, paths, served.weights, {"fusion": record})
+        model = ensemble.write(
+            store.models_folder, run.name, paths, served.weights, {"fusion": record},
+            speaking=speaking if speaking != paths else (),
+        )  # fmt: skip
         joined = ensemble.joined_rows(parts, served.weights)
         verdict = judge(store, pool, joined, int((~there).sum()), trained_on=trained_on)
         report = Report(
@@ -104,7 +110,8 @@ def assembled(
         )  # fmt: skip
         apart = ensembles.fit_apart(matrices, truth, seed=seed)
         done = Assembled(report, tuple(members), fusion.queries, fusion, linear, apart, tried, served)
-        run.write_json(TRAINED_ON, {"annotations": trained_on.tolist()})
+        learnt = [withheld.trained_on_by(store, one.partition("/")[0]) for one in members]
+        run.write_json(TRAINED_ON, {"annotations": np.unique(np.concatenate(learnt)).tolist()})
         run.write_json(runs.METRICS, asdict(done))
         for line in lines(done):
             run.log(line)

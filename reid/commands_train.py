@@ -84,6 +84,10 @@ def train(
             "--from", help="A network of this store, trained by a recipe, that learns further: see `reid models`."
         ),
     ] = "",
+    refit: Annotated[
+        bool,
+        typer.Option("--refit", help="Once judged, learn on from all photos, the judges' too; half as long again."),
+    ] = False,
     resume: Annotated[bool, typer.Option(help="Go on with the newest unfinished training (of that --name).")] = False,
     json: Json = False,
 ) -> None:
@@ -99,7 +103,7 @@ def train(
     size = "" if scale is TrainScale.auto else scale.value
     options = retrain.Options(
         mode.value, epochs, views, seed, name, resume, recipe, size, minutes, folds, fold_by.value, pseudo_rounds,
-        begin_with,
+        begin_with, refit,
     )  # fmt: skip
     with opened(context, again="the same command with --resume") as store, console.progress(json) as show:
         done = retrain.train(store, options, show).report

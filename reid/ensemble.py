@@ -34,6 +34,7 @@ from reid.errors import ModelError
 from reid.models import ModelCard, Preprocessing
 
 POOLING = "ensemble"
+WITNESS = "witness"  # in a model's directory: the model that speaks for it (`reid.witness`)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,10 +123,13 @@ def joined(folders: Sequence[Path], weights: Sequence[float] | None = None, *, t
 
 
 def write(
-    folder: Path, name: str, members: Sequence[Path], weights: Sequence[float], extra: dict[str, Any] | None = None
-) -> Path:
+    folder: Path, name: str, members: Sequence[Path], weights: Sequence[float], extra: dict[str, Any] | None = None,
+    *, names: Sequence[str] = (), speaking: Sequence[Path] = (),
+) -> Path:  # fmt: skip
     """The model directory `<folder>/<name>` of these members, copied, replacing one of that name; returns its path.
-    Siamese heads stay behind: they know a member's vectors, not the ensemble's. It has learnt what its members have.
+    Siamese heads stay behind: they know a member's vectors, not the ensemble's, and so do witnesses, of which the
+    ensemble has its own where there are models `speaking` for the members. It has learnt what its members have. Members
+    are called as their folders are, or by `names`.
 
     A member that is an ensemble itself comes in with its own members, its weight shared out among them. `extra` goes
     into the card (what was fitted, and on what).
@@ -133,19 +137,19 @@ def write(
     Raises:
         ModelError: a member is no model directory; ValueError for weights that are none.
     """
-    flat = _flat(members, weights)
-    names = [one.name for one in flat]
-    if len(set(names)) < len(names):
-        raise ModelError("a model is named twice", source=", ".join(names), next_step="name each model once")
+    flat = _flat(members, weights, names)
+    called = [one.name for one in flat]
+    if len(set(called)) < len(called):
+        raise ModelError("a model is named twice", source=", ".join(called), next_step="name each model once")
+    left_behind = shutil.ignore_patterns("compiled", siamese.FOLDER, WITNESS)
     with models.whole_or_absent(folder, name) as aside:
         for one in flat:
-            shutil.copytree(one.folder, aside / one.name, ignore=shutil.ignore_patterns("compiled", siamese.FOLDER))
-        learnt = [
-            models.read_learnt(one) for member in members for one in (member, member.parent)
-        ]  # or of its ensemble
-        models.write_learnt(aside, frozenset[str]().union(*learnt))
-        cards = [models.read_card(aside / member) for member in names]
-        models.write_card(aside, _card(name, cards, names, [one.weight for one in flat], extra or {}))
+            shutil.copytree(one.folder, aside / one.name, ignore=left_behind)
+        models.write_learnt(aside, frozenset[str]().union(*map(_learnt, members)))
+        cards = [models.read_card(aside / member) for member in called]
+        models.write_card(aside, _card(name, cards, called, [one.weight for one in flat], extra or {}))
+        if speaking:
+            write(aside, WITNESS, speaking, weights, extra, names=names or [path.name for path in members])
     return folder / name
 
 
@@ -201,13 +205,22 @@ class _Part:
     weight: float
 
 
-def _flat(folders: Sequence[Path], weights: Sequence[float]) -> list[_Part]:
+def _learnt(model: Path) -> frozenset[str]:
+    """The photos that a model was trained on, those of its ensemble among them where it is a member of one."""
+    own, parent = models.read_learnt(model), model.parent
+    if not (parent / models.CARD).is_file() or model.name not in [m.name for m in members_of(models.read_card(parent))]:
+        return own
+    return own | models.read_learnt(parent)
+
+
+def _flat(folders: Sequence[Path], weights: Sequence[float], names: Sequence[str] = ()) -> list[_Part]:
     """The single networks of these models."""
     flat: list[_Part] = []
-    for path, weight in zip(folders, weights_of(weights, len(folders)).tolist(), strict=True):
+    called = names or [path.name for path in folders]
+    for path, name, weight in zip(folders, called, weights_of(weights, len(folders)).tolist(), strict=True):
         inner = members_of(models.read_card(path))
-        flat += [_Part(f"{path.name}.{one.name}", path / one.name, weight * one.weight) for one in inner]
-        flat += [] if inner else [_Part(path.name, path, weight)]
+        flat += [_Part(f"{name}.{one.name}", path / one.name, weight * one.weight) for one in inner]
+        flat += [] if inner else [_Part(name, path, weight)]
     return flat
 
 

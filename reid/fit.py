@@ -31,6 +31,7 @@ from reid import (
     ways,
     whiten,
     withheld,
+    witness,
 )
 from reid.calibrate import Calibration
 from reid.catalogue import Labels
@@ -44,6 +45,7 @@ from reid.promise import Policy
 from reid.risk import Cases, RiskTable, risk_table
 from reid.store import CALIBRATION, Store
 from reid.thresholds import NewThreshold
+from reid.vectors import embed_lacking
 from reid.ways import Way
 
 CURVES = ("curve", "curve_new")
@@ -159,10 +161,11 @@ def fit(store: Store, *, progress: Progress = local.quiet) -> Fit:
     In this order, with earlier fits kept beside the new one: whenever it is killed, the gallery in force has its fit.
     """
     labels, vectors = withheld.gathered(store.catalogue, store.fingerprint)
-    share = whitening_share(store, labels, vectors) if len(vectors) >= whiten.LEAST_PHOTOS else 0.0
+    told, rows = asked_by(store, labels, vectors, progress=progress)
+    share = whitening_share(store, told, rows) if len(vectors) >= whiten.LEAST_PHOTOS else 0.0
     whitening = whiten.fit(vectors, labels.individuals, share=share) if share else None
-    sides = sides_policy(store, labels, vectors, whitened=share)
-    best = measured(store, labels, vectors, whitened=share, sides=sides, progress=progress)
+    sides = sides_policy(store, told, rows, whitened=share)
+    best = measured(store, told, rows, whitened=share, sides=sides, progress=progress)
     kind, cases = best.fusion, best.cases
     settings = store.config.decision
     default = fusion.PRIOR_THRESHOLD
@@ -202,6 +205,18 @@ def fit(store: Store, *, progress: Progress = local.quiet) -> Fit:
     write(store, result)
     store.rebuild(whitening)
     return result
+
+
+def asked_by(
+    store: Store, labels: Labels, vectors: NDArray[np.float32], *, progress: Progress = local.quiet
+) -> tuple[Labels, NDArray[np.float32]]:
+    """The vectors by which left-out photos are asked: the served ones or, where another model speaks for the one in force,
+    that one's (`reid.witness`), made for the photos that have none yet. A photo that cannot be read is left out.
+    """
+    if not witness.present(store):
+        return labels, vectors
+    embed_lacking(store, by=witness.embedder(store), progress=progress)
+    return withheld.gathered(store.catalogue, witness.fingerprint(store))
 
 
 def crowd_of(store: Store, labels: Labels, rows: NDArray[np.float32]) -> tuple[dict[str, list[int]], dict[str, float]]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from reid import intake, thresholds, whiten, withheld
+from reid import intake, thresholds, whiten, withheld, witness
 from reid.alike import Suspected
 from reid.catalogue import Labels
 from reid.embed import Embedder, unit_rows
@@ -86,6 +86,7 @@ class Report:
     seconds: dict[str, float] = field(default_factory=dict)
     failures: tuple[Failure, ...] = ()
     suspects: tuple[Suspected, ...] = ()  # names that were not taught as two animals
+    refitted: int = 0  # photos that the network learnt on from, the judges' among them, after the verdict
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -121,7 +122,7 @@ def pool_of(store: Store, *, seen: ArrayLike = (), among: Labels | None = None) 
     Raises:
         TrainError: fewer than two animals, or none with a second sighting to judge by.
     """
-    labels, vectors = withheld.gathered(store.catalogue, store.fingerprint, among=among)
+    labels, vectors = withheld.gathered(store.catalogue, witness.fingerprint(store), among=among)
     named = labels.individuals >= 0
     if len(np.unique(labels.individuals[named])) < 2:
         raise TrainError(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from reid import ensemble, models, withheld
+from reid import ensemble, models, withheld, witness
 from reid.config import TrainingMode
 from reid.errors import TrainError
 from reid.store import Store
@@ -38,7 +38,7 @@ class Options:
     what the machine is fit for) and `minutes` (0: as long as the recipe says) are for the whole network. From 2 `folds`
     on as many models become one, each by the photos of the others; `pseudo_rounds` learn from photos without a name
     first (`reid.teaching`). `begin_with` is a trained network of the store that learns further, by its own recipe where
-    none is named.
+    none is named. With `refit` the network, once judged, learns further from all photos, the judges' too (`reid.refit`).
     """
 
     mode: Mode = "auto"
@@ -54,6 +54,7 @@ class Options:
     fold_by: Literal["sighting", "identity"] = "sighting"
     pseudo_rounds: int = 0
     begin_with: str = ""
+    refit: bool = False
 
 
 UNASKED = Options()
@@ -77,6 +78,8 @@ def as_settled(options: Options, store: Store) -> Options:
         own = store.root / rules.recipe  # a file of the store
         recipe = str(own) if rules.recipe.endswith(".toml") and own.is_file() else rules.recipe
         options = replace(options, mode=rules.mode, recipe=recipe, minutes=options.minutes or rules.minutes)
+    if rules.refit and not (options.folds or options.pseudo_rounds):
+        options = replace(options, refit=True)
     present = store.embedder.card
     whole = options.mode == "full" or options.recipe
     if rules.onwards and whole and not (options.begin_with or options.folds):
@@ -142,7 +145,7 @@ def _with_teacher(recipe: Recipe, store: Store) -> Recipe:
 
     name = recipe.sampling.teacher
     own = store.models_folder / name
-    folder = teacher.found(str(own if own.is_dir() else name)).resolve()
+    folder = teacher.found(str(witness.inside(own) if own.is_dir() else name)).resolve()
     return replace(recipe, sampling=replace(recipe.sampling, teacher=str(folder)))
 
 
@@ -153,7 +156,8 @@ def learnt_before(store: Store, options: Options, plan: Plan) -> IntArray:
     Raises:
         TrainError: a teacher has seen the photos by which a fold would be judged.
     """
-    found = [withheld.trained_on_by(store, options.begin_with)] if options.begin_with else []
+    begun = witness.of(store, options.begin_with) if options.begin_with else ""
+    found = [withheld.trained_on_by(store, begun)] if begun else []
     if plan.recipe is not None and plan.recipe.sampling.teacher:
         folder = Path(plan.recipe.sampling.teacher)
         own = folder.parent == store.models_folder.resolve()

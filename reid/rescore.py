@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from reid import siamese
+from reid import siamese, witness
 from reid.embed import unit_rows
 from reid.siamese import FOLDER as FOLDER
 from reid.siamese import Siamese
@@ -87,7 +87,11 @@ def open_heads(store: Store) -> Heads | None:
 
 
 def _folders(store: Store) -> list[Path]:
-    """Where the heads are that are of the present vectors: the store's three, else the model's own, else none."""
+    """Where the heads are that are of the present vectors: the store's three, else the model's own, else none. None where
+    a witness speaks for the model: its vectors are others, and nothing left out could say what the heads are worth.
+    """
+    if witness.present(store):
+        return []
     own = [store.root / FOLDER / name for name in (WHOLE, *HALVES)]
     of_model = store.models_folder / store.embedder.card.name / FOLDER
     for folders in (own, [of_model]):

@@ -3,6 +3,8 @@
     catalogue → photos with names, less the judges' → a head on kept vectors (`reid.train.quick`), or the whole network
               by a recipe (`reid.train.embedder`) → a run's directory and a model directory
               → old and new vectors of everything → the same left-out photos answered by both → verdict
+              → where asked for and the verdict allows it, on with all photos: the network that was judged stays beside
+                the new one as its witness (`reid.witness`)
 
 Who judges and how is said in `reid.judge`; what follows from it in `reid.adopt`. Nothing in force is touched before
 `adopt`.
@@ -13,6 +15,7 @@ Needs the extra `train`. Knows stores; how anything is trained is the business o
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -23,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from reid import dealt, ensemble, models, steps, teaching, whole, withheld
+from reid import dealt, ensemble, models, steps, teaching, whole, withheld, witness
 from reid.adopt import adopt, decision
 from reid.catalogue import Labels
 from reid.enrol import Progress, quiet
@@ -40,6 +43,8 @@ if TYPE_CHECKING:
     from reid.train.runs import Run
 
 KEPT = "kept"  # below `TRAINING`: vectors of photos' views
+REFIT = "refit"  # below a run's folder: the training that goes on with all photos
+REFIT_PASSES, REFIT_TIME = 1 / 3, 1 / 3  # of the passes that a network was judged after, and of --minutes
 Told = Callable[[int, float, float], None]
 
 
@@ -87,6 +92,11 @@ def train(store: Store, options: Options, progress: Progress = quiet) -> Candida
             "a trained network has seen the photos by which a fold would be judged",
             next_step="leave out --from or --folds",
         )
+    if options.refit and (options.folds or options.pseudo_rounds):
+        raise TrainError(
+            "folds and rounds of pseudo-labels are not taught further with the judges' photos",
+            next_step="leave out --refit, or --folds and --pseudo-rounds",
+        )
     runs = _training_modules()
     parent = store.root / TRAINING
     if options.resume:
@@ -95,6 +105,11 @@ def train(store: Store, options: Options, progress: Progress = quiet) -> Candida
     else:
         options = as_settled(options, store)
     plan = planned(options, store)
+    if options.refit and plan.recipe is not None and plan.recipe.sampling.kind == "pairs":
+        raise TrainError(
+            f"recipe {plan.recipe.name} trains a Siamese head with its network, which begins anew with every training",
+            next_step="leave out --refit (and refit under [training] in reid.toml), or choose another recipe",
+        )
     base = _base(store)
     before = learnt_before(store, options, plan)
     if options.resume:
@@ -130,16 +145,27 @@ def train(store: Store, options: Options, progress: Progress = quiet) -> Candida
             next_step=advice(verdict, run.name), suspects=done.suspects,
         )  # fmt: skip
         run.log(done.line)
+        final = done
+        if options.refit:
+            reason, allowed = decision(report, store.config.training)
+            if allowed:
+                final = _refitted(store, options, plan, base, pool, run, done, progress)
+                report = replace(report, refitted=final.photos, seconds=_added(done.seconds, final.seconds))
+            run.log(f"on with all photos: {final.line}" if allowed else f"not on with all photos: {reason}")
         history = done.notes.get("epochs")  # of the last lesson, from its first epoch on; else what was told
         losses = done.notes.pop("losses", [loss for loss, _ in epochs])
         scores = [score for _, score in epochs] if history is None else [one["map_at_5"] for one in history]
         run.write_curves(losses, scores, worn=[one["worn"] for one in history or ()])
         learnt_from = np.union1d(pool.chosen, np.array(done.also, np.int64))
         learnt = np.union1d(pool.labels.annotations[learnt_from], before)
+        models.write_learnt(done.model, withheld.photos_of(store, learnt))
+        if final is not done:
+            everything = np.flatnonzero(pool.labels.individuals >= 0)
+            learnt = np.union1d(learnt, pool.labels.annotations[np.union1d(everything, np.array(final.also, np.int64))])
+            models.write_learnt(final.model, withheld.photos_of(store, learnt))
         run.write_json(TRAINED_ON, {"annotations": learnt.tolist()})
         run.write_json(runs.METRICS, asdict(report) | done.notes | {"losses": losses})
-        models.write_learnt(done.model, withheld.photos_of(store, learnt))
-        _put(done.model, store.models_folder)
+        _put(final.model, store.models_folder, done.model if final is not done else None)
         teaching.swept(run, options.folds)
         dealt.forget(run)
         shutil.rmtree(_white_of(run), ignore_errors=True)
@@ -161,8 +187,9 @@ def _taught(
             return _head(store, options, base, lesson, pool.labels, run, shared, progress, tell)
         return whole.teach(
             store, plan.recipe, base.name, pool, lesson, progress, tell, seed=options.seed, resume=options.resume,
-            seconds=60 * options.minutes / teaching.lessons(options.folds, options.pseudo_rounds),
-            begin_with=store.models_folder / options.begin_with if options.begin_with else None,
+            seconds=60 * options.minutes * (1 - options.refit * REFIT_TIME)
+            / teaching.lessons(options.folds, options.pseudo_rounds),
+            begin_with=store.models_folder / witness.of(store, options.begin_with) if options.begin_with else None,
         )  # fmt: skip
 
     lesson: teaching.Teach = teach
@@ -171,6 +198,33 @@ def _taught(
     if options.folds:
         return teaching.in_folds(store, lesson, pool, run, options.folds, options.fold_by, options.seed, progress)
     return teaching.learnt(lesson, Lesson(pool.chosen, pool.names, run.folder, run.name))
+
+
+def _refitted(
+    store: Store, options: Options, plan: Plan, base: Path, pool: Pool, run: Run, judged: Made, progress: Progress
+) -> Made:
+    """What was `judged`, taught all photos with a name: a head from the beginning, which takes as long again; a network
+    on from where it stands, with a share of its passes.
+    """
+
+    def teach(lesson: Lesson) -> Made:
+        if plan.recipe is None:
+            return _head(store, options, base, lesson, pool.labels, run, None, progress, lambda *_: None)
+        passes = math.ceil(REFIT_PASSES * len(judged.notes["epochs"]))
+        recipe = replace(plan.recipe, schedule=replace(plan.recipe.schedule, epochs=passes))
+        return whole.teach(
+            store, recipe, base.name, replace(pool, judges=pool.judges[:0]), lesson, progress, lambda *_: None,
+            seed=options.seed, resume=options.resume, seconds=60 * options.minutes * REFIT_TIME, begin_with=judged.model,
+        )  # fmt: skip
+
+    rows = np.flatnonzero(pool.labels.individuals >= 0)
+    names = tuple(str(code) for code in pool.labels.individuals[rows])
+    return teaching.learnt(teach, Lesson(rows, names, run.folder / REFIT, run.name))
+
+
+def _added(first: dict[str, float], second: dict[str, float]) -> dict[str, float]:
+    """Seconds of two trainings, stage by stage."""
+    return {name: first.get(name, 0.0) + second.get(name, 0.0) for name in first | second}
 
 
 def _whitened(store: Store, options: Options, base: Path, pool: Pool, run: Run, progress: Progress) -> Path:
@@ -295,12 +349,14 @@ def _options_of(run: Run) -> Options:
         ) from error
 
 
-def _put(model: Path, folder: Path) -> None:
-    """A copy of the model directory below `folder`, whole or absent."""
+def _put(model: Path, folder: Path, speaks: Path | None = None) -> None:
+    """A copy of the model directory below `folder`, whole or absent; what `speaks` for it inside, as its witness."""
     folder.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{model.name}-", dir=folder))
     try:
         shutil.copytree(model, aside / "model", ignore=shutil.ignore_patterns("compiled"))
+        if speaks is not None:
+            shutil.copytree(speaks, aside / "model" / witness.FOLDER, ignore=shutil.ignore_patterns("compiled"))
         if (folder / model.name).exists():
             raise ModelError(
                 "a model of that name is there", source=str(folder / model.name), next_step="choose a --name"

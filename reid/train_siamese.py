@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from reid import alike, fit, models, siamese, steps, withheld
+from reid import alike, fit, models, siamese, steps, withheld, witness
 from reid.alike import Suspected
 from reid.catalogue import Labels
 from reid.errors import MissingExtra, TrainError
@@ -119,6 +119,12 @@ def train(store: Store, options: Options, progress: Progress) -> Report:
         from reid.train import siamese as training  # noqa: F401
     except ImportError as error:
         raise MissingExtra(f"training needs {error.name}", next_step=steps.install("train")) from error
+    if witness.present(store):
+        raise TrainError(
+            "the network in force has learnt every photo, so no left-out one could say what a head is worth",
+            source=store.embedder.card.name,
+            next_step="reid train without --refit, put that network in force, and train heads on it",
+        )
     photos = _named(store)
     _check(store, photos)
     run = runs.begin(store.root / withheld.TRAINING, "siamese", "siamese", {

@@ -43,11 +43,13 @@ def embed_views(embedder: Embedder, crops: NDArray[np.uint8], views: int) -> NDA
     return ensemble.balanced(vectors.reshape(-1, views, vectors.shape[1]).mean(1), embedder.card)
 
 
-def embed_lacking(store: Store, *, progress: Progress = quiet) -> list[Failure]:
-    """Vectors of the present model for every annotation in service that has none: new boxes, or all after a change of
-    model.
+def embed_lacking(store: Store, *, by: Embedder | None = None, progress: Progress = quiet) -> list[Failure]:
+    """Vectors of the present model, or `by` another, for every annotation in service that has none: new boxes, or all
+    after a change of model.
     """
-    lacking = store.catalogue.lacking_embeddings(store.fingerprint)
+    embedder = by or store.embedder
+    fingerprint = store.fingerprint_with(embedder.card)
+    lacking = store.catalogue.lacking_embeddings(fingerprint)
     if not len(lacking):
         return []
     infos = store.catalogue.annotations(lacking.tolist())
@@ -60,9 +62,9 @@ def embed_lacking(store: Store, *, progress: Progress = quiet) -> list[Failure]:
         tuple(Sighting(path, printable(path), box=infos[a].box, species=infos[a].species) for a in ids)
         for path, ids in by_path.items()
     ]
-    views, failures, done = views_of(store), [], 0
+    views, failures, done = views_of(store, embedder), [], 0
     pending: list[tuple[list[int], Prepared]] = []
-    prepared = intake.prepare_all(photos, store.embedder.card.preprocessing, views, croppers=store.croppers)
+    prepared = intake.prepare_all(photos, embedder.card.preprocessing, views, croppers=store.croppers)
     for ids, one in zip(groups, prepared, strict=True):
         done += 1
         if isinstance(one, Failure):
@@ -77,8 +79,8 @@ def embed_lacking(store: Store, *, progress: Progress = quiet) -> list[Failure]:
         if len(pending) >= BATCH or done == len(groups):
             if pending:
                 crops = np.concatenate([p.crops for _, p in pending])
-                vectors = embed_views(store.embedder, crops, len(views))
-                store.catalogue.put_embeddings(store.fingerprint, [a for ids, _ in pending for a in ids], vectors)
+                vectors = embed_views(embedder, crops, len(views))
+                store.catalogue.put_embeddings(fingerprint, [a for ids, _ in pending for a in ids], vectors)
             pending = []
         progress("embed", done, len(groups))
     return failures

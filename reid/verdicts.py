@@ -47,6 +47,11 @@ def judged(report: Report) -> None:
         ],
     )
     print(f"difference of MAP@5: {said(verdict.gain, sign=True)}")
+    if report.refitted:
+        print(
+            f"then it learnt on from all {report.refitted} photos, the judges' among them: that network serves, and the "
+            "figures are of the one before"
+        )
     if report.reason:
         print(report.reason)
     if report.next_step:

@@ -14,7 +14,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from reid import crowding, duplicates, flanks, leaving_out, local, measure, models, rescore, thresholds, whiten
+from reid import crowding, duplicates, flanks, leaving_out, local, measure, models, rescore, thresholds, whiten, witness
 from reid.catalogue import Catalogue, Labels
 from reid.crowding import Crowd, Crowding
 from reid.embed import unit_rows
@@ -118,10 +118,11 @@ def photos_of(store: Store, annotations: IntArray) -> list[str]:
 
 
 def learnt(store: Store, labels: Labels, groups: IntArray, more: ArrayLike = ()) -> NDArray[np.bool_]:
-    """`(N,)`: the rows that the present model was trained on, or on another photo of their sighting, and the same of the
-    annotations in `more`. It knows them by heart: as queries they would promise more than new photos keep.
+    """`(N,)`: the rows that the present model, or the witness that speaks for it, was trained on, or on another photo of
+    their sighting, and the same of the annotations in `more`. It knows them by heart: as queries they would promise more
+    than new photos keep.
     """
-    found = np.union1d(trained_on_by(store, store.embedder.card.name), np.asarray(more, np.int64))
+    found = np.union1d(trained_on_by(store, witness.of(store, store.embedder.card.name)), np.asarray(more, np.int64))
     return np.isin(groups, groups[np.isin(labels.annotations, found)])
 
 
