@@ -85,9 +85,13 @@ def train(
         ),
     ] = "",
     refit: Annotated[
-        bool,
-        typer.Option("--refit", help="Once judged, learn on from all photos, the judges' too; half as long again."),
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--refit/--no-refit",
+            help="Once judged, learn on from all photos, the judges' too: half as long again. Whole networks do, unless "
+            "reid.toml says otherwise; a head is trained anew.",
+        ),
+    ] = None,
     resume: Annotated[bool, typer.Option(help="Go on with the newest unfinished training (of that --name).")] = False,
     json: Json = False,
 ) -> None:

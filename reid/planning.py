@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reid import ensemble, models, withheld, witness
-from reid.config import TrainingMode
+from reid.config import TrainingConfig, TrainingMode
 from reid.errors import TrainError
 from reid.store import Store
 
@@ -38,7 +38,8 @@ class Options:
     what the machine is fit for) and `minutes` (0: as long as the recipe says) are for the whole network. From 2 `folds`
     on as many models become one, each by the photos of the others; `pseudo_rounds` learn from photos without a name
     first (`reid.teaching`). `begin_with` is a trained network of the store that learns further, by its own recipe where
-    none is named. With `refit` the network, once judged, learns further from all photos, the judges' too (`reid.refit`).
+    none is named. With `refit` what was judged learns further from all photos, the judges' too, and is spoken for by its judged self
+    (`reid.witness`); None: as `[training]` says, for whole networks.
     """
 
     mode: Mode = "auto"
@@ -54,7 +55,7 @@ class Options:
     fold_by: Literal["sighting", "identity"] = "sighting"
     pseudo_rounds: int = 0
     begin_with: str = ""
-    refit: bool = False
+    refit: bool | None = None
 
 
 UNASKED = Options()
@@ -78,8 +79,6 @@ def as_settled(options: Options, store: Store) -> Options:
         own = store.root / rules.recipe  # a file of the store
         recipe = str(own) if rules.recipe.endswith(".toml") and own.is_file() else rules.recipe
         options = replace(options, mode=rules.mode, recipe=recipe, minutes=options.minutes or rules.minutes)
-    if rules.refit and not (options.folds or options.pseudo_rounds):
-        options = replace(options, refit=True)
     present = store.embedder.card
     whole = options.mode == "full" or options.recipe
     if rules.onwards and whole and not (options.begin_with or options.folds):
@@ -135,6 +134,29 @@ def planned(options: Options, store: Store) -> Plan:
     return Plan("full", chosen, f"full, {how}: {machine}; recipe {chosen.name}, scale {scale}{bound}")
 
 
+def refits(options: Options, plan: Plan, rules: TrainingConfig) -> bool:
+    """Whether what is judged learns on from all photos.
+
+    Raises:
+        TrainError: it was asked for where it cannot be.
+    """
+    paired = plan.recipe is not None and plan.recipe.sampling.kind == "pairs"
+    several = bool(options.folds or options.pseudo_rounds)
+    if options.refit is None:
+        return rules.refit and plan.recipe is not None and not (paired or several)
+    if options.refit and several:
+        raise TrainError(
+            "folds and rounds of pseudo-labels are not taught further with the judges' photos",
+            next_step="leave out --refit, or --folds and --pseudo-rounds",
+        )
+    if options.refit and paired:
+        raise TrainError(
+            "this recipe trains a Siamese head with its network, which would begin anew",
+            next_step="leave out --refit, or choose another recipe",
+        )
+    return options.refit
+
+
 def _with_teacher(recipe: Recipe, store: Store) -> Recipe:
     """The recipe with its teacher's directory: that of a model of the store, or a path.
 
@@ -149,14 +171,14 @@ def _with_teacher(recipe: Recipe, store: Store) -> Recipe:
     return replace(recipe, sampling=replace(recipe.sampling, teacher=str(folder)))
 
 
-def learnt_before(store: Store, options: Options, plan: Plan) -> IntArray:
-    """The annotations that a training knows through others: those learnt by the network that it goes on from, and by
-    its teacher. They judge nothing.
+def learnt_before(store: Store, options: Options, plan: Plan, base: str) -> IntArray:
+    """The annotations that a training knows through others: those learnt by the network that it goes on from, or that a
+    head stands on (model `base`), and by its teacher. They judge nothing.
 
     Raises:
         TrainError: a teacher has seen the photos by which a fold would be judged.
     """
-    begun = witness.of(store, options.begin_with) if options.begin_with else ""
+    begun = witness.of(store, options.begin_with) if options.begin_with else base if plan.recipe is None else ""
     found = [withheld.trained_on_by(store, begun)] if begun else []
     if plan.recipe is not None and plan.recipe.sampling.teacher:
         folder = Path(plan.recipe.sampling.teacher)

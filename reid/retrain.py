@@ -33,7 +33,7 @@ from reid.enrol import Progress, quiet
 from reid.errors import MissingExtra, ModelError, ReidError, TrainError
 from reid.judge import Candidate, Pool, advice, embedded, judge, pool_of, sources_of
 from reid.judge import Report as Report
-from reid.planning import UNASKED, Plan, as_settled, learnt_before, planned
+from reid.planning import UNASKED, Plan, as_settled, learnt_before, planned, refits
 from reid.planning import Options as Options
 from reid.store import Store
 from reid.teaching import Lesson, Made, Seen
@@ -92,11 +92,6 @@ def train(store: Store, options: Options, progress: Progress = quiet) -> Candida
             "a trained network has seen the photos by which a fold would be judged",
             next_step="leave out --from or --folds",
         )
-    if options.refit and (options.folds or options.pseudo_rounds):
-        raise TrainError(
-            "folds and rounds of pseudo-labels are not taught further with the judges' photos",
-            next_step="leave out --refit, or --folds and --pseudo-rounds",
-        )
     runs = _training_modules()
     parent = store.root / TRAINING
     if options.resume:
@@ -105,13 +100,9 @@ def train(store: Store, options: Options, progress: Progress = quiet) -> Candida
     else:
         options = as_settled(options, store)
     plan = planned(options, store)
-    if options.refit and plan.recipe is not None and plan.recipe.sampling.kind == "pairs":
-        raise TrainError(
-            f"recipe {plan.recipe.name} trains a Siamese head with its network, which begins anew with every training",
-            next_step="leave out --refit (and refit under [training] in reid.toml), or choose another recipe",
-        )
+    options = replace(options, refit=refits(options, plan, store.config.training))
     base = _base(store)
-    before = learnt_before(store, options, plan)
+    before = learnt_before(store, options, plan, base.name)
     if options.resume:
         _check(run, store, options, plan, base)
         with runs.written(run.folder):
@@ -187,7 +178,7 @@ def _taught(
             return _head(store, options, base, lesson, pool.labels, run, shared, progress, tell)
         return whole.teach(
             store, plan.recipe, base.name, pool, lesson, progress, tell, seed=options.seed, resume=options.resume,
-            seconds=60 * options.minutes * (1 - options.refit * REFIT_TIME)
+            seconds=60 * options.minutes * (1 - bool(options.refit) * REFIT_TIME)
             / teaching.lessons(options.folds, options.pseudo_rounds),
             begin_with=store.models_folder / witness.of(store, options.begin_with) if options.begin_with else None,
         )  # fmt: skip

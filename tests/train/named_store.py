@@ -14,7 +14,7 @@ from painted_store import herd, painted_store, with_rules
 from reid.store import Store
 
 ANIMALS, SHOTS = 24, 4
-RULES = "epochs = 8\nviews = 2\ntolerance = 0.0\n"
+RULES = "epochs = 8\nviews = 2\ntolerance = 0.0\nrefit = false\n"
 
 
 @cache

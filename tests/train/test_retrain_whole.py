@@ -102,7 +102,7 @@ def test_a_head_learnt_with_the_network_serves_with_it_and_an_older_models_head_
         siamese.save(head, store.root / siamese.FOLDER / name)
     older = rescore.fingerprint(store)
     assert older
-    opened = Store.open(with_rules(store.root, "tolerance = 1.0\n"))
+    opened = Store.open(with_rules(store.root, "tolerance = 1.0\nrefit = false\n"))
     options = Options(mode="full", recipe=str(paired))
     found = reindex(opened, who="t", train=lambda store, told: retrain.night(store, told, options)).training
     assert isinstance(found, Report) and found.swapped
@@ -161,7 +161,7 @@ def test_a_training_goes_on_from_an_earlier_network_and_spares_what_that_has_see
 
 def test_a_nightly_run_trains_as_the_settings_say_and_goes_on_from_last_night(store: Store, tiny: str) -> None:
     shutil.copy(tiny, store.root / "tiny.toml")
-    with_rules(store.root, 'recipe = "tiny.toml"\nonwards = true\ntolerance = 1.0\n')
+    with_rules(store.root, 'recipe = "tiny.toml"\nonwards = true\ntolerance = 1.0\nrefit = false\n')
     first = retrain.night(Store.open(store.root))
     assert isinstance(first, Report) and first.swapped and first.mode == "full"
     second = retrain.night(Store.open(store.root))
