@@ -108,7 +108,7 @@ def ablation(store: Store, sightings: Sequence[Sighting]) -> dict[str, Any]:
         asked, seconds = ask(store, sightings)
     rest = sum(sum(times) for times in spent.values()) / max(1, len(seconds))
     spent["embedding"] = [max(0.0, one - rest) for one in seconds]
-    labels, vectors = fit.asked_by(store, *withheld.gathered(store.catalogue, store.fingerprint))
+    labels, vectors, _ = withheld.spoken_for(store)
     kept = fit.read(store, store.gallery().fingerprint)
     source = withheld.local_of(store, labels)
     if kept is None or source is None:

@@ -16,20 +16,27 @@ from reid.store import SETTINGS, Store, write_atomically
 
 def decision(report: Report, rules: settings.TrainingConfig) -> tuple[str, bool]:
     """Why the new model takes the old one's place or does not, and whether it does."""
+    why, better = weighed(report, rules, refits=bool(report.refitted))
+    return f"{why}{', the new model is in force' if better else ': the present model stays'}", better
+
+
+def weighed(report: Report, rules: settings.TrainingConfig, *, refits: bool) -> tuple[str, bool]:
+    """What speaks for or against the new model, and whether it may serve; `refits`: it learns on from all photos first.
+    One that does not must be better beyond chance than the witness of one that did, which is worse than that one itself.
+    """
     found = report.verdict
     before, after = found.map_at_5_before.value, found.map_at_5_after.value
     if found.photos < LEAST_JUDGES:
-        return (
-            f"{found.photos} photos of known animals could judge, {LEAST_JUDGES} are needed: the present model stays",
-            False,
-        )
+        return f"{found.photos} photos of known animals could judge, {LEAST_JUDGES} are needed", False
     total = max(1, report.photos + found.photos)
     if found.lost > rules.may_lose * total:
-        return f"{found.lost} photos cannot be read any more and would leave the index: the present model stays", False
+        return f"{found.lost} photos cannot be read any more and would leave the index", False
     figures = f"MAP@5 {before:.3f} → {after:.3f} on {found.photos} photos that neither model was trained on"
     if not after >= before - rules.tolerance:  # also where a figure is NaN
-        return f"{figures}: worse, the present model stays", False
-    return f"{figures}: not worse, the new model is in force", True
+        return f"{figures}: worse", False
+    if report.by_witness and not refits and not found.gain.low > 0:
+        return f"{figures}: not surely better, and the present model has since learnt from all photos", False
+    return f"{figures}: not worse", True
 
 
 def adopt(store: Store, candidate: Candidate) -> None:

@@ -80,8 +80,12 @@ def assembled(
             f"an ensemble takes two different models or more, not {', '.join(members) or 'none'}",
             next_step="`reid models list` shows what there is",
         )
+    for one in members:
+        if one.endswith(f"/{witness.FOLDER}"):
+            whole = one.removesuffix(f"/{witness.FOLDER}")
+            raise InputError(f"{one} speaks for {whole}, and serves by it", next_step=f"name {whole}")
     paths = [models.ensure(store.models_folder, one) for one in members]
-    pool = pool_of(store)
+    pool = pool_of(store, progress=progress)
     speaking = [store.models_folder / witness.of(store, one) for one in members]
     wholes = [witness.of(store, one.partition("/")[0]) for one in members]
     trained_on = np.unique(np.concatenate([withheld.trained_on_by(store, one) for one in wholes]))
@@ -107,6 +111,7 @@ def assembled(
             run.name, "ensemble", f"an ensemble of {len(members)}", str(run.folder), models.read_card(model).source,
             store.embedder.card.name, len(pool.chosen), len(set(pool.names)), verdict,
             failures=tuple(failures), next_step=advice(verdict, run.name),
+            refitted=len(pool.chosen) + len(pool.judges) if speaking != paths else 0, by_witness=bool(witness.present(store)),
         )  # fmt: skip
         apart = ensembles.fit_apart(matrices, truth, seed=seed)
         done = Assembled(report, tuple(members), fusion.queries, fusion, linear, apart, tried, served)

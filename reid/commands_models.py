@@ -54,8 +54,9 @@ def info(context: typer.Context, name: str, json: Json = False) -> None:
     from reid import console, models
 
     with opened(context) as store:
-        card = models.read_card(models.ensure(store.models_folder, name))
-    console.as_json(_card(card)) if json else console.table(("", ""), list(_card(card).items()))
+        folder = models.ensure(store.models_folder, name)
+        said = _card(models.read_card(folder)) | _witness(folder)
+    console.as_json(said) if json else console.table(("", ""), list(said.items()))
 
 
 @networks.command()
@@ -86,6 +87,14 @@ def add(
     console.as_json(_card(card)) if json else console.say(
         f'added {card.name}; to use it: model = "{card.name}" under [embedder] in reid.toml, then reid reindex'
     )
+
+
+def _witness(folder: Path) -> dict[str, str]:
+    """That of a model's directory, if it has one."""
+    from reid import witness
+
+    own = witness.inside(folder)
+    return {"witness": f"{folder.name}/{own.name}, which fits and verdicts ask in its place"} if own != folder else {}
 
 
 def _card(card: Any) -> dict[str, Any]:

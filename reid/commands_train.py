@@ -88,8 +88,9 @@ def train(
         bool | None,
         typer.Option(
             "--refit/--no-refit",
-            help="Once judged, learn on from all photos, the judges' too: half as long again. Whole networks do, unless "
-            "reid.toml says otherwise; a head is trained anew.",
+            help="Once judged and not worse, learn on from all photos, the judges' too: half as long again, or a third of "
+            "--minutes. Whole networks do, unless reid.toml says otherwise (folds and recipes by pairs cannot); a head is "
+            "trained anew.",
         ),
     ] = None,
     resume: Annotated[bool, typer.Option(help="Go on with the newest unfinished training (of that --name).")] = False,

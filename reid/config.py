@@ -137,7 +137,7 @@ class TrainingConfig:
     recipe: str = ""  # of the whole network, which it says; a .toml file may lie in the store
     minutes: float = 0.0  # of a full training; 0: as long as the recipe says
     onwards: bool = False  # a full training goes on from the network in force, if the same recipe trained that
-    refit: bool = True  # a whole network that was judged learns on from all photos, the judges' too, before it serves
+    refit: bool = True  # a whole network that was judged learns on from all photos before it serves; not folds, nor recipes by pairs
     epochs: int = 40  # passes over the kept vectors
     views: int = 3  # of each photo, the plain one included; 1: no augmentation
     pseudo_precision: float = 0.9  # of the names that --pseudo-rounds gives, the share that must be right, by estimate
@@ -235,7 +235,8 @@ mode = "auto"            # head: a projection on kept vectors; full: the whole n
 recipe = ""              # by which a whole network is trained; naming one says mode = "full"
 minutes = 0.0            # of a full training; 0: as long as its recipe says
 onwards = false          # a full training goes on from the network in force, if the same recipe trained it
-refit = true             # a whole network that was judged learns on from all photos, the judges' too (half as long again)
+refit = true             # a whole network that was judged learns on from all photos, the judges' too (a third of its
+                         # passes, and of minutes); not folds, nor recipes by pairs
 epochs = 40              # passes over the kept vectors
 views = 3                # of each photo; 1: no augmentation
 pseudo_precision = 0.9   # of the names given by `reid train --pseudo-rounds`, the share that must be right

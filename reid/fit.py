@@ -42,10 +42,10 @@ from reid.intervals import bootstrap_interval
 from reid.known import Known
 from reid.leaving_out import LeftOut
 from reid.promise import Policy
+from reid.records import Failure
 from reid.risk import Cases, RiskTable, risk_table
 from reid.store import CALIBRATION, Store
 from reid.thresholds import NewThreshold
-from reid.vectors import embed_lacking
 from reid.ways import Way
 
 CURVES = ("curve", "curve_new")
@@ -155,13 +155,18 @@ def _census(store: Store) -> dict[str, int]:
     }
 
 
-def fit(store: Store, *, progress: Progress = local.quiet) -> Fit:
-    """Whiten, measure, write it down, and build the gallery anew.
+def fit(store: Store, *, failures: list[Failure] | None = None, progress: Progress = local.quiet) -> Fit:
+    """Whiten, measure, write it down, and build the gallery anew. Photos that a witness could not read, and that were not
+    asked for that, are put to the `failures`.
 
     In this order, with earlier fits kept beside the new one: whenever it is killed, the gallery in force has its fit.
     """
     labels, vectors = withheld.gathered(store.catalogue, store.fingerprint)
-    told, rows = asked_by(store, labels, vectors, progress=progress)
+    told, rows, unread = (
+        withheld.spoken_for(store, progress=progress) if witness.present(store) else (labels, vectors, [])
+    )
+    if failures is not None:
+        failures.extend(unread)
     share = whitening_share(store, told, rows) if len(vectors) >= whiten.LEAST_PHOTOS else 0.0
     whitening = whiten.fit(vectors, labels.individuals, share=share) if share else None
     sides = sides_policy(store, told, rows, whitened=share)
@@ -205,18 +210,6 @@ def fit(store: Store, *, progress: Progress = local.quiet) -> Fit:
     write(store, result)
     store.rebuild(whitening)
     return result
-
-
-def asked_by(
-    store: Store, labels: Labels, vectors: NDArray[np.float32], *, progress: Progress = local.quiet
-) -> tuple[Labels, NDArray[np.float32]]:
-    """The vectors by which left-out photos are asked: the served ones or, where another model speaks for the one in force,
-    that one's (`reid.witness`), made for the photos that have none yet. A photo that cannot be read is left out.
-    """
-    if not witness.present(store):
-        return labels, vectors
-    embed_lacking(store, by=witness.embedder(store), progress=progress)
-    return withheld.gathered(store.catalogue, witness.fingerprint(store))
 
 
 def crowd_of(store: Store, labels: Labels, rows: NDArray[np.float32]) -> tuple[dict[str, list[int]], dict[str, float]]:

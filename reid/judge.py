@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from reid import intake, thresholds, whiten, withheld, witness
+from reid import intake, thresholds, whiten, withheld
 from reid.alike import Suspected
 from reid.catalogue import Labels
 from reid.embed import Embedder, unit_rows
-from reid.enrol import Progress
+from reid.enrol import Progress, quiet
 from reid.errors import TrainError
 from reid.images import printable
 from reid.intervals import bootstrap_interval
@@ -86,7 +86,9 @@ class Report:
     seconds: dict[str, float] = field(default_factory=dict)
     failures: tuple[Failure, ...] = ()
     suspects: tuple[Suspected, ...] = ()  # names that were not taught as two animals
-    refitted: int = 0  # photos that the network learnt on from, the judges' among them, after the verdict
+    refitted: int = 0  # photos that it was taught after the verdict, the judges' among them
+    refit_reason: str = ""  # why it was not taught further, where it was to be
+    by_witness: bool = False  # the present model has learnt the judges' photos: its witness was asked for it
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -114,7 +116,7 @@ class Pool:
     judges: IntArray
 
 
-def pool_of(store: Store, *, seen: ArrayLike = (), among: Labels | None = None) -> Pool:
+def pool_of(store: Store, *, seen: ArrayLike = (), among: Labels | None = None, progress: Progress = quiet) -> Pool:
     """What of a store is trained on, and what judges; `seen` are annotations that may not judge, besides those that the
     present model has learnt. Where that model has learnt all, its own photos judge, which flatters it alone; `seen` ones
     never do, since the new model learns on from them. `among` are the labels to deal, else the store's own.
@@ -122,7 +124,7 @@ def pool_of(store: Store, *, seen: ArrayLike = (), among: Labels | None = None) 
     Raises:
         TrainError: fewer than two animals, or none with a second sighting to judge by.
     """
-    labels, vectors = withheld.gathered(store.catalogue, witness.fingerprint(store), among=among)
+    labels, vectors, _ = withheld.spoken_for(store, among=among, progress=progress)
     named = labels.individuals >= 0
     if len(np.unique(labels.individuals[named])) < 2:
         raise TrainError(

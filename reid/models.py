@@ -5,6 +5,7 @@
       graph.xml/.bin  OpenVINO graph, `(B, H, W, 3) uint8 RGB` → `(B, D) float32` (mean and std are inside the graph)
       weights.safetensors   the same weights under timm's names, where the torch runtime needs them
       compiled/       machine code kept by the CPU runtime; may be deleted at any time
+      witness/        a model directory: what speaks for one that was trained on all photos (`reid.witness`)
       siamese/        the head that was learnt with a network by pairs (`reid.siamese`), which scores shortlists again
       learnt-photos.json    sha256 of the photos that it was trained on, where it was trained here: as queries they would
                       flatter it, in whatever store it serves

@@ -119,7 +119,7 @@ def reindex(
     report.failures = list(dict.fromkeys([*report.failures, *local.bring_up(store, check=True, progress=progress)]))
     if report.rebuilt or fit.is_due(store):
         report.rebuilt = report.rebuilt or "the gallery has outgrown its last fit"
-        fit.fit(store, progress=progress)
+        fit.fit(store, failures=report.failures, progress=progress)
     gallery = store.gallery()
     gallery.check()
     gallery.compact()

@@ -93,7 +93,7 @@ def _folders(store: Store) -> list[Path]:
     if witness.present(store):
         return []
     own = [store.root / FOLDER / name for name in (WHOLE, *HALVES)]
-    of_model = store.models_folder / store.embedder.card.name / FOLDER
+    of_model = store.models_folder / store.model / FOLDER
     for folders in (own, [of_model]):
         texts = [_card(folder) for folder in folders]
         if all(texts) and _model(texts[0]) == store.fingerprint:
@@ -104,7 +104,8 @@ def _folders(store: Store) -> list[Path]:
 def outdated(store: Store) -> bool:
     """Whether there are heads, but of another model than the one in force."""
     text = _card(store.root / FOLDER / WHOLE)
-    return store.config.query.siamese and bool(text) and _model(text) != store.fingerprint
+    asked = store.config.query.siamese and not witness.present(store)  # beside a witness there can be none
+    return asked and bool(text) and _model(text) != store.fingerprint
 
 
 def _card(folder: Path) -> str:

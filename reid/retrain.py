@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from reid import dealt, ensemble, models, steps, teaching, whole, withheld, witness
-from reid.adopt import adopt, decision
+from reid.adopt import adopt, decision, weighed
 from reid.catalogue import Labels
 from reid.enrol import Progress, quiet
 from reid.errors import MissingExtra, ModelError, ReidError, TrainError
@@ -108,7 +108,7 @@ def train(store: Store, options: Options, progress: Progress = quiet) -> Candida
         with runs.written(run.folder):
             pool = dealt.again(store, run, before)
     else:
-        pool = pool_of(store, seen=before)
+        pool = pool_of(store, seen=before, progress=progress)
         unnamed = options.name == Options().name
         stem = plan.recipe.name if plan.recipe is not None and unnamed else options.name
         run = runs.begin(parent, stem, "network", _config(store, options, plan, base, pool))
@@ -134,14 +134,20 @@ def train(store: Store, options: Options, progress: Progress = quiet) -> Candida
             run.name, plan.mode, why, str(run.folder), base.name, store.embedder.card.name, done.photos,
             len(set(pool.names)), verdict, seconds=done.seconds, failures=(*done.failures, *failures),
             next_step=advice(verdict, run.name), suspects=done.suspects,
+            by_witness=bool(witness.present(store)),
         )  # fmt: skip
         run.log(done.line)
         final = done
         if options.refit:
-            reason, allowed = decision(report, store.config.training)
+            reason, allowed = weighed(report, store.config.training, refits=True)
             if allowed:
                 final = _refitted(store, options, plan, base, pool, run, done, progress)
-                report = replace(report, refitted=final.photos, seconds=_added(done.seconds, final.seconds))
+                report = replace(
+                    report, refitted=final.photos, seconds=_added(done.seconds, final.seconds),
+                    failures=tuple(dict.fromkeys((*report.failures, *final.failures))),
+                )  # fmt: skip
+            else:
+                report = replace(report, refit_reason=reason)
             run.log(f"on with all photos: {final.line}" if allowed else f"not on with all photos: {reason}")
         history = done.notes.get("epochs")  # of the last lesson, from its first epoch on; else what was told
         losses = done.notes.pop("losses", [loss for loss, _ in epochs])
@@ -158,6 +164,7 @@ def train(store: Store, options: Options, progress: Progress = quiet) -> Candida
         run.write_json(runs.METRICS, asdict(report) | done.notes | {"losses": losses})
         _put(final.model, store.models_folder, done.model if final is not done else None)
         teaching.swept(run, options.folds)
+        shutil.rmtree(run.folder / REFIT, ignore_errors=True)
         dealt.forget(run)
         shutil.rmtree(_white_of(run), ignore_errors=True)
     return Candidate(report, store.models_folder / run.name, pool.labels.annotations[there], vectors[there])
@@ -327,7 +334,7 @@ def _check(run: Run, store: Store, options: Options, plan: Plan, base: Path) -> 
 def _options_of(run: Run) -> Options:
     """The options that a run was begun with."""
     try:
-        found = replace(Options(**run.config["options"]), resume=True)
+        found = replace(Options(**{"refit": False} | run.config["options"]), resume=True)
         if found.mode == "full":
             return found
         training = run.config["training"]

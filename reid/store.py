@@ -133,11 +133,16 @@ class Store:
         """Where this store's models are."""
         return self.root / "models"
 
+    @property
+    def model(self) -> str:
+        """The folder, below the store's models, of the one that `reid.toml` names."""
+        name = self.config.embedder.model
+        return models.DEFAULT if name == "auto" else name
+
     @cached_property
     def embedder(self) -> Embedder:
         """The model that `reid.toml` names, on the device that it names; the default model is exported at first use."""
-        name = self.config.embedder.model
-        folder = models.ensure(self.models_folder, models.DEFAULT if name == "auto" else name)
+        folder = models.ensure(self.models_folder, self.model)
         return ensemble.open_embedder(folder, device=self.config.embedder.device, threads=self.config.embedder.threads)
 
     @cached_property

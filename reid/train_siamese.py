@@ -122,8 +122,8 @@ def train(store: Store, options: Options, progress: Progress) -> Report:
     if witness.present(store):
         raise TrainError(
             "the network in force has learnt every photo, so no left-out one could say what a head is worth",
-            source=store.embedder.card.name,
-            next_step="reid train without --refit, put that network in force, and train heads on it",
+            source=store.model,
+            next_step="reid train --no-refit, put that network in force, and train heads on it",
         )
     photos = _named(store)
     _check(store, photos)

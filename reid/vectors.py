@@ -43,13 +43,17 @@ def embed_views(embedder: Embedder, crops: NDArray[np.uint8], views: int) -> NDA
     return ensemble.balanced(vectors.reshape(-1, views, vectors.shape[1]).mean(1), embedder.card)
 
 
-def embed_lacking(store: Store, *, by: Embedder | None = None, progress: Progress = quiet) -> list[Failure]:
-    """Vectors of the present model, or `by` another, for every annotation in service that has none: new boxes, or all
-    after a change of model.
+def embed_lacking(
+    store: Store, *, by: Embedder | None = None, among: NDArray[np.int64] | None = None, progress: Progress = quiet
+) -> list[Failure]:
+    """Vectors of the present model, or `by` another, for every annotation in service (`among` some) that has none: new
+    boxes, or all after a change of model.
     """
     embedder = by or store.embedder
     fingerprint = store.fingerprint_with(embedder.card)
     lacking = store.catalogue.lacking_embeddings(fingerprint)
+    if among is not None:
+        lacking = lacking[np.isin(lacking, among)]
     if not len(lacking):
         return []
     infos = store.catalogue.annotations(lacking.tolist())

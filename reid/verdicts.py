@@ -40,7 +40,11 @@ def judged(report: Report) -> None:
     verdict = report.verdict
     print(f"judged by {verdict.photos} photos of {verdict.animals} animals that were not trained on (95 % intervals):")
     console.table(
-        ("measure", f"before ({report.present})", f"after ({report.model})"),
+        (
+            "measure",
+            f"before ({report.present}{', by its witness' if report.by_witness else ''})",
+            f"after ({report.model})",
+        ),
         [
             ("MAP@5", said(verdict.map_at_5_before), said(verdict.map_at_5_after)),
             ("top-1", said(verdict.top1_before), said(verdict.top1_after)),
@@ -49,9 +53,11 @@ def judged(report: Report) -> None:
     print(f"difference of MAP@5: {said(verdict.gain, sign=True)}")
     if report.refitted:
         print(
-            f"then it learnt on from all {report.refitted} photos, the judges' among them: that network serves, and the "
-            "figures are of the one before"
+            f"then taught all {report.refitted} photos, the judges' among them: that is {report.model}, and the figures are "
+            "of the one before"
         )
+    elif report.refit_reason:
+        print(f"not taught the judges' photos: {report.refit_reason}")
     if report.reason:
         print(report.reason)
     if report.next_step:

@@ -22,13 +22,16 @@ from reid.flanks import Sides
 from reid.keypoints import LocalFeatures
 from reid.leaving_out import LeftOut, Neighbours
 from reid.measure import Asked
+from reid.records import Failure
 from reid.store import Store
+from reid.vectors import embed_lacking
 
 TRAINING = "training"  # in the store: a directory a run, and the kept vectors
 TRAINED_ON = "trained-on.json"  # in a run's
 MOST_QUERIES = 1000
 MOST_FUSED = 600  # photos that go through local features and geometry too
 FEATURES_HELD = 2000  # photos whose local features are held in memory while measuring (about 150 kB each)
+SPREAD = 2_654_435_761  # an odd number that scatters numbers in a row over 2³²
 MOST_GALLERY = 30_000  # photos held in memory for the measurement; a random sample of a larger gallery
 LEAST_PHOTOS = 4 * thresholds.MIN_CASES  # a quarter of the gallery plays queries at most: below, nothing is measured
 LEAST_ANIMALS = thresholds.MIN_CASES  # an animal may give one photo only; with a third sighting of each, fewer will do
@@ -59,6 +62,30 @@ def gathered(
     at = np.searchsorted(labels.annotations, kept)
     some = Labels(kept, labels.individuals[at], labels.encounters[at], labels.photos[at], serving.names)
     return some, unit_rows(np.concatenate(parts))
+
+
+def spoken_for(
+    store: Store, *, among: Labels | None = None, most: int = MOST_GALLERY, progress: Progress = local.quiet
+) -> tuple[Labels, NDArray[np.float32], list[Failure]]:
+    """As `gathered`, by what speaks for the present model (`reid.witness`). Vectors that a witness lacks yet are made, of
+    no more photos than are gathered and of none where `among` says which they are; photos that could not be read are
+    named.
+    """
+    if not witness.present(store):
+        return *gathered(store.catalogue, store.fingerprint, most=most, among=among), []
+    failures: list[Failure] = []
+    if among is None:
+        labels = store.catalogue.labels()
+        if len(labels.annotations) > most:
+            chance = labels.annotations * SPREAD % 2**32  # the same photos again, once there are more of them
+            kept = chance < most / len(labels.annotations) * 2**32
+            labels = among = Labels(
+                labels.annotations[kept], labels.individuals[kept], labels.encounters[kept], labels.photos[kept],
+                labels.names,
+            )  # fmt: skip
+        by = witness.embedder(store)
+        failures = embed_lacking(store, by=by, among=labels.annotations, progress=progress)
+    return *gathered(store.catalogue, witness.fingerprint(store), among=among), failures
 
 
 def chosen_queries(
@@ -122,7 +149,7 @@ def learnt(store: Store, labels: Labels, groups: IntArray, more: ArrayLike = ())
     their sighting, and the same of the annotations in `more`. It knows them by heart: as queries they would promise more
     than new photos keep.
     """
-    found = np.union1d(trained_on_by(store, witness.of(store, store.embedder.card.name)), np.asarray(more, np.int64))
+    found = np.union1d(trained_on_by(store, witness.of(store, store.model)), np.asarray(more, np.int64))
     return np.isin(groups, groups[np.isin(labels.annotations, found)])
 
 

@@ -58,7 +58,7 @@ class Run:
 
     @property
     def model(self) -> Path:
-        """Where its model is, once it is finished."""
+        """Where its model is, once it is finished; as it was judged, where it was taught further."""
         return self.folder / self.name
 
     @property

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("torch")
@@ -15,8 +17,22 @@ from named_store import live, stopped_at, store  # noqa: E402
 from painted_store import herd, one_thread, small_head, with_rules  # noqa: E402
 from test_retrain_whole import PAIRED, tiny  # noqa: E402
 
-from reid import adopt, assemble, ensemble, fit, judge, models, rescore, retrain, train_siamese, verdicts, witness  # noqa: E402
-from reid.errors import TrainError  # noqa: E402
+from reid import (
+    adopt,
+    assemble,
+    ensemble,
+    fit,
+    judge,
+    models,
+    rescore,
+    retrain,
+    train_siamese,
+    verdicts,
+    withheld,
+    witness,
+)  # noqa: E402
+from reid.config import TrainingConfig  # noqa: E402
+from reid.errors import InputError, ModelError, TrainError  # noqa: E402
 from reid.judge import Report  # noqa: E402
 from reid.reindex import reindex  # noqa: E402
 from reid.retrain import Options  # noqa: E402
@@ -61,7 +77,7 @@ def test_what_was_judged_learns_on_from_all_photos_and_stays_as_the_witness(
     assert len(json.loads((Path(done.run) / TRAINED_ON).read_text())["annotations"]) == ALL
     assert [card.name for card in models.listed(lenient.models_folder)].count(done.model) == 1
     verdicts.trained(done)
-    assert f"then it learnt on from all {ALL} photos" in capsys.readouterr().out
+    assert f"then taught all {ALL} photos" in capsys.readouterr().out
 
 
 def test_a_fit_asks_the_witness_and_serves_the_network_that_knows_all(
@@ -81,15 +97,68 @@ def test_a_fit_asks_the_witness_and_serves_the_network_that_knows_all(
     assert len(rows) == ALL and refitted.embedder.card.name == name
 
 
-def test_photos_that_come_later_are_shown_to_the_witness_when_it_is_asked(
+def test_photos_that_come_later_are_shown_to_the_witness_and_learnt_by_the_next_training(
     lenient: Store, tiny: str, tmp_path: Path
 ) -> None:
-    opened = in_force(lenient, retrain.train(lenient, Options(recipe=tiny, refit=True)))
-    assert not taken_in(opened, herd(tmp_path / "more", 26, 3)[-6:]).failures
+    opened = in_force(lenient, retrain.train(lenient, Options(recipe=tiny)))
+    assert not taken_in(opened, herd(tmp_path / "more", 26, 3)[-6:]).failures and not fit.is_due(opened)
     assert len(opened.catalogue.lacking_embeddings(witness.fingerprint(opened))) == 6
-    assert not len(opened.catalogue.lacking_embeddings(opened.fingerprint))
-    fit.fit(opened)
-    assert not len(opened.catalogue.lacking_embeddings(witness.fingerprint(opened)))
+    done = retrain.train(opened, Options(recipe=tiny, name="next")).report
+    assert done.refitted == ALL + 6 and not len(opened.catalogue.lacking_embeddings(witness.fingerprint(opened)))
+
+
+def test_of_a_large_gallery_the_witness_is_asked_about_a_part_that_stays_the_same(lenient: Store, tiny: str) -> None:
+    opened = in_force(lenient, retrain.train(lenient, Options(recipe=tiny)))
+    seen = [withheld.spoken_for(opened, most=most)[0].annotations for most in (40, 40, 60)]
+    assert 20 < len(seen[0]) < 60 and np.array_equal(seen[0], seen[1])
+    assert set(seen[0]) < set(seen[2]) and len(seen[2]) < ALL
+
+
+def test_a_witness_speaks_for_its_folder_whatever_that_is_called(lenient: Store, tiny: str) -> None:
+    name = retrain.train(lenient, Options(recipe=tiny)).report.model
+    (lenient.models_folder / name).rename(lenient.models_folder / "mine")
+    shutil.rmtree(lenient.root / "training")
+    with_model = (lenient.root / "reid.toml").read_text().replace('model = "colours"', 'model = "mine"')
+    (lenient.root / "reid.toml").write_text(with_model)
+    opened = Store.open(lenient.root)
+    reindex(opened, who="t")
+    assert witness.present(opened) == f"mine/{witness.FOLDER}" and len(withheld.trained_on_by(opened, "mine")) == ALL
+    labels, _, _ = withheld.spoken_for(opened)
+    known = withheld.learnt(opened, labels, withheld.sightings_of(opened.catalogue, labels))
+    assert int(known.sum()) == JUDGED_WITHOUT
+
+
+def test_a_damaged_witness_is_named_and_what_serves_goes_on(lenient: Store, tiny: str) -> None:
+    opened = in_force(lenient, retrain.train(lenient, Options(recipe=tiny)))
+    (opened.models_folder / opened.model / witness.FOLDER / models.CARD).unlink()
+    again = Store.open(opened.root)
+    before = live(again)
+    with pytest.raises(ModelError, match=f"the witness of '{opened.model}' cannot be used") as caught:
+        fit.fit(again)
+    assert "reid.toml" in caught.value.next_step
+    assert live(again) == before and len(again.gallery()) == ALL
+
+
+def test_what_has_learnt_all_photos_gives_way_to_what_is_surely_better_alone() -> None:
+    same = judge.Figure(0.5, 0.4, 0.6)
+    found = judge.Verdict(100, 100, same, same, judge.Figure(0.0, -0.1, 0.1), same, same, 0.5, 0.5, 0)
+    report = judge.Report("m", "head", "", "", "", "p", 300, 100, found)
+    assert adopt.decision(report, TrainingConfig())[1]
+    why, better = adopt.decision(replace(report, by_witness=True), TrainingConfig())
+    assert not better and "not surely better" in why and why.endswith("the present model stays")
+    assert adopt.decision(replace(report, by_witness=True, refitted=300), TrainingConfig())[1]
+    surely = replace(report, by_witness=True, verdict=replace(found, gain=judge.Figure(0.1, 0.05, 0.2)))
+    assert adopt.decision(surely, TrainingConfig())[1]
+
+
+def test_a_run_that_was_begun_before_there_were_witnesses_ends_without_one(lenient: Store, tiny: str) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        retrain.train(lenient, Options(recipe=tiny, refit=False), stopped_at("epoch 2 of 2"))
+    (run,) = (lenient.root / "training").iterdir()
+    config = json.loads((run / runs.CONFIG).read_text())
+    del config["options"]["refit"]
+    (run / runs.CONFIG).write_text(json.dumps(config))
+    assert retrain.train(lenient, Options(resume=True)).report.refitted == 0
 
 
 def test_the_next_training_is_judged_beside_the_witness_and_goes_on_from_it(lenient: Store, tiny: str) -> None:
@@ -126,11 +195,15 @@ def test_an_interrupted_training_goes_on_to_the_same_network(lenient: Store, tin
     assert len(prints) == 1 and done.verdict == whole.verdict and done.refitted == ALL
 
 
-def test_what_the_gate_would_not_let_in_learns_no_further(store: Store, tiny: str) -> None:
+def test_what_the_gate_would_not_let_in_learns_no_further(
+    store: Store, tiny: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     opened = Store.open(with_rules(store.root, "tolerance = -1.0\n"))
     done = retrain.train(opened, Options(recipe=tiny, refit=True)).report
     assert done.refitted == 0 and not (opened.models_folder / done.model / witness.FOLDER).exists()
-    assert "not on with all photos" in (Path(done.run) / runs.LOG).read_text()
+    assert "worse" in done.refit_reason and done.refit_reason in (Path(done.run) / runs.LOG).read_text()
+    verdicts.trained(done)
+    assert "not taught the judges' photos: MAP@5" in capsys.readouterr().out
 
 
 def test_an_ensemble_of_such_networks_is_weighed_by_their_witnesses(lenient: Store, tiny: str) -> None:
@@ -166,4 +239,6 @@ def test_what_has_no_judges_of_its_own_is_refused(lenient: Store, tiny: str, tmp
     assert rescore.open_heads(opened) is None
     with pytest.raises(TrainError, match="learnt every photo") as caught:
         train_siamese.train(opened, train_siamese.Options(), lambda *_: None)
-    assert "without --refit" in caught.value.next_step
+    assert "--no-refit" in caught.value.next_step
+    with pytest.raises(InputError, match="speaks for"):
+        assemble.assembled(opened, ["colours", f"{opened.model}/{witness.FOLDER}"], "both")
