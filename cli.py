@@ -18,6 +18,7 @@ import typer
 from reid import commands_individuals, commands_models, steps
 from reid.commands_cropper import train_cropper
 from reid.commands_ensemble import ensemble
+from reid.commands_masks import masks
 from reid.commands_query import explain, query
 from reid.commands_remove import remove
 from reid.commands_siamese import train_siamese
@@ -33,7 +34,7 @@ app = typer.Typer(
     "Exit codes: 0 done (match, new, review) · 1 error · 2 wrong usage · 3 done, but photos or rows were left out · "
     "4 no candidates · 5 no animal found · 6 the index is stale.",
 )
-STORELESS = ("evaluate", "demo")  # commands that need no store
+STORELESS = ("evaluate", "demo", "masks")  # commands that need no store
 
 Report = Annotated[Path | None, typer.Option(help="Write everything that was left out to this CSV.")]
 Root = Annotated[Path | None, typer.Option(help="Where relative paths in tables start (else the table's folder).")]
@@ -295,7 +296,7 @@ def export(
 
 COMMANDS = (  # in the order of --help
     init, enroll, query, explain, reindex, train, mine, status, calibrate, evaluate, demo, export,
-    remove, train_cropper, train_siamese, ensemble,
+    remove, masks, train_cropper, train_siamese, ensemble,
 )  # fmt: skip
 for command in COMMANDS:
     app.command(cls=Train if command is train else None)(command)

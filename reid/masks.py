@@ -225,13 +225,21 @@ def attached(sightings: Sequence[Sighting], folder: Path) -> tuple[list[Sighting
 
 
 def beside(folder: Path, photo: Path) -> Path | None:
-    """The picture in a folder of masks that bears the photo's name, `a.jpg` → `a.png` or `a.jpg.png`; None for none."""
-    for name in (photo.stem, photo.name):
-        for suffix in _PICTURES:
-            path = folder / f"{name}{suffix}"
-            if path.is_file():
-                return path
+    """The picture in a folder of masks that bears the photo's name, `a.jpg` → `a.png` or `a.jpg.png`, first in one called
+    as the photo's folder is (`place_of`); None for none.
+    """
+    for inside in (place_of(folder, photo).parent, folder):
+        for name in (photo.stem, photo.name):
+            for suffix in _PICTURES:
+                path = inside / f"{name}{suffix}"
+                if path.is_file():
+                    return path
     return None
+
+
+def place_of(folder: Path, photo: Path) -> Path:
+    """Where a mask that is drawn for a photo goes in a folder of masks: photos of two animals' folders may bear one name."""
+    return folder / Path(os.path.abspath(photo)).parent.name / f"{photo.name}.png"
 
 
 @dataclass(frozen=True, slots=True)
