@@ -29,7 +29,7 @@ from reid.vectors import embed_lacking
 TRAINING = "training"  # in the store: a directory a run, and the kept vectors
 TRAINED_ON = "trained-on.json"  # in a run's
 MOST_QUERIES = 1000
-MOST_FUSED = 1000  # photos that go through local features and geometry too
+MOST_FUSED = 600  # photos that go through local features and geometry too
 FEATURES_HELD = 2000  # photos whose local features are held in memory while measuring (about 150 kB each)
 SPREAD = 2_654_435_761  # an odd number that scatters numbers in a row over 2³²
 MOST_GALLERY = 30_000  # photos held in memory for the measurement; a random sample of a larger gallery
