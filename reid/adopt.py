@@ -17,7 +17,7 @@ from reid.store import SETTINGS, Store, write_atomically
 def decision(report: Report, rules: settings.TrainingConfig) -> tuple[str, bool]:
     """Why the new model takes the old one's place or does not, and whether it does."""
     why, better = weighed(report, rules, refits=bool(report.refitted))
-    return f"{why}{', the new model is in force' if better else ': the present model stays'}", better
+    return f"{why}, {'the new model is in force' if better else 'the present model stays'}", better
 
 
 def weighed(report: Report, rules: settings.TrainingConfig, *, refits: bool) -> tuple[str, bool]:

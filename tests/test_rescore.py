@@ -227,7 +227,10 @@ def own_head(store: Store, model: str, fingerprint: str) -> Siamese:
     return made
 
 
-def test_a_models_own_head_serves_while_the_model_does_and_no_other(tmp_path: Path) -> None:
+def test_a_models_own_head_serves_while_the_model_does_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Store, "model", property(lambda store: store.embedder.card.name))  # no settings name the fakes
     paired = ColourEmbedder("paired")
     store = fake_store(tmp_path / "store", embedder=paired)
     herd_of_vectors(store, animals=4)

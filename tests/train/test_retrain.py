@@ -292,7 +292,7 @@ def test_photos_that_vanished_count_against_the_new_model(store: Store) -> None:
         for file in store.catalogue.known_files()[:10]:
             Path(file.path).with_suffix(".away").rename(file.path)
     assert isinstance(done, Report) and not done.swapped and done.verdict.lost == 10
-    assert done.reason == "10 photos cannot be read any more and would leave the index: the present model stays"
+    assert done.reason == "10 photos cannot be read any more and would leave the index, the present model stays"
 
 
 def test_without_torch_training_names_what_to_install(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

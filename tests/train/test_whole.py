@@ -139,7 +139,7 @@ def test_the_judges_tell_a_curve_that_decides_nothing(
 
 
 def test_what_a_teacher_has_learnt_does_not_judge_its_pupil(store: Store, tiny: str, tmp_path: Path) -> None:
-    first = retrain.train(store, Options(recipe=tiny)).report
+    first = retrain.train(store, Options(recipe=tiny, refit=False)).report
     taught = tmp_path / "taught.toml"
 
     def by(name: str) -> str:
@@ -152,7 +152,7 @@ def test_what_a_teacher_has_learnt_does_not_judge_its_pupil(store: Store, tiny: 
     assert "[sampling] teacher" in caught.value.next_step
     with pytest.raises(TrainError, match="teacher has seen the photos"):
         retrain.train(store, Options(recipe=by(first.model), folds=2))
-    after = retrain.train(store, Options(recipe=by(first.model))).report
+    after = retrain.train(store, Options(recipe=by(first.model), refit=False)).report
     learnt = [set(json.loads((Path(one.run) / TRAINED_ON).read_text())["annotations"]) for one in (first, after)]
     pool = judge.pool_of(store, seen=sorted(learnt[0]))
     assert learnt[0] < learnt[1] and not learnt[0] & set(pool.labels.annotations[pool.judges].tolist())
