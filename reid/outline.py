@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from reid import images, masks
-from reid.errors import ReidError
+from reid.errors import InputError, ReidError
 from reid.exchange import failure_of
 from reid.images import printable
 from reid.records import Failure
@@ -38,7 +38,7 @@ def outline(photos: Sequence[Path], out: Path, network: Salient, progress: Progr
     """Draw the masks of `photos` into the folder `out`.
 
     Raises:
-        OSError: it cannot be written.
+        InputError: it cannot be written; what was drawn before is kept.
     """
     drawn = there = 0
     failures: list[Failure] = []
@@ -67,10 +67,21 @@ def outline(photos: Sequence[Path], out: Path, network: Salient, progress: Progr
                         Failure(printable(photo), "no_detection", "nothing stands out in it", "draw its mask by hand")
                     )
                 else:
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    aside = target.with_name(f".{target.name}")
-                    aside.write_bytes(masks.encoded(mask))
-                    os.replace(aside, target)
+                    _write(target, masks.encoded(mask))
                     drawn += 1
         progress("masks", done, len(photos))
     return Outlined(str(out), drawn, there, tuple(failures))
+
+
+def _write(target: Path, png: bytes) -> None:
+    aside = target.with_name(f".{target.name}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        aside.write_bytes(png)
+        os.replace(aside, target)
+    except OSError as error:
+        raise InputError(
+            f"the mask cannot be written ({error.strerror})",
+            source=str(target),
+            next_step="free the disk, or name another folder with --out",
+        ) from error

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from typer.testing import CliRunner
 
 from reid import cli, masks, salient
-from reid.errors import ModelError
+from reid.errors import InputError, ModelError
 from reid.outline import outline
 from reid.salient import Salient
 
@@ -84,6 +84,14 @@ def test_photos_without_a_mask_are_named_and_the_others_go_on(tmp_path: Path) ->
     assert done.drawn == 1
     assert [one.code for one in done.failures] == ["bad_photo", "no_detection", "conflict"]
     assert all(one.next_step for one in done.failures)
+
+
+def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    photo(tmp_path / "a.png")
+    (tmp_path / "masks").write_text("a file")
+    with pytest.raises(InputError, match="cannot be written") as caught:
+        outline([tmp_path / "a.png"], tmp_path / "masks", Salient(graph(tmp_path), threads=1), quiet)
+    assert "--out" in caught.value.next_step
 
 
 def test_the_command_draws_what_an_enrolment_takes(tmp_path: Path) -> None:
