@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -107,16 +108,16 @@ def assembled(
         )  # fmt: skip
         joined = ensemble.joined_rows(parts, served.weights)
         verdict = judge(store, pool, joined, int((~there).sum()), trained_on=trained_on)
+        learnt = np.unique(np.concatenate([withheld.trained_on_by(store, one.partition("/")[0]) for one in members]))
         report = Report(
             run.name, "ensemble", f"an ensemble of {len(members)}", str(run.folder), models.read_card(model).source,
             store.embedder.card.name, len(pool.chosen), len(set(pool.names)), verdict,
             failures=tuple(failures), next_step=advice(verdict, run.name),
-            refitted=len(pool.chosen) + len(pool.judges) if speaking != paths else 0, by_witness=bool(witness.present(store)),
+            refitted=len(learnt) if all(map(Path.__ne__, speaking, paths)) else 0, by_witness=bool(witness.present(store)),
         )  # fmt: skip
         apart = ensembles.fit_apart(matrices, truth, seed=seed)
         done = Assembled(report, tuple(members), fusion.queries, fusion, linear, apart, tried, served)
-        learnt = [withheld.trained_on_by(store, one.partition("/")[0]) for one in members]
-        run.write_json(TRAINED_ON, {"annotations": np.unique(np.concatenate(learnt)).tolist()})
+        run.write_json(TRAINED_ON, {"annotations": learnt.tolist()})
         run.write_json(runs.METRICS, asdict(done))
         for line in lines(done):
             run.log(line)

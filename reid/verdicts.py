@@ -51,7 +51,11 @@ def judged(report: Report) -> None:
         ],
     )
     print(f"difference of MAP@5: {said(verdict.gain, sign=True)}")
-    if report.refitted:
+    if report.refitted and report.mode == "ensemble":
+        print(
+            f"its members have since learnt {report.refitted} photos, the judges' among them: the figures are of their witnesses"
+        )
+    elif report.refitted:
         print(
             f"then taught all {report.refitted} photos, the judges' among them: that is {report.model}, and the figures are "
             "of the one before"

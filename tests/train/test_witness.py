@@ -206,13 +206,18 @@ def test_what_the_gate_would_not_let_in_learns_no_further(
     assert "not taught the judges' photos: MAP@5" in capsys.readouterr().out
 
 
-def test_an_ensemble_of_such_networks_is_weighed_by_their_witnesses(lenient: Store, tiny: str) -> None:
+def test_an_ensemble_of_such_networks_is_weighed_by_their_witnesses(
+    lenient: Store, tiny: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     names = [
         retrain.train(lenient, Options(recipe=tiny, name=f"n{seed}", seed=seed, refit=True)).report.model
         for seed in (1, 2)
     ]
     done, candidate = assemble.assembled(lenient, names, "both")
     assert done.queries == done.report.verdict.photos == 24
+    assert done.report.refitted == ALL
+    verdicts.judged(done.report)
+    assert f"its members have since learnt {ALL} photos" in capsys.readouterr().out
     served = lenient.models_folder / done.report.model
     listed = [[one.name for one in ensemble.members_of(models.read_card(f))] for f in (served, served / witness.FOLDER)]
     assert listed == [names, names]
