@@ -110,7 +110,7 @@ def enrol(store: Store, sightings: Sequence[Sighting], *, who: str, progress: Pr
     report.failures.extend(local.bring_up(store, progress=progress))
     start = report.spent("index", start)
     if fit.is_due(store):
-        fit.fit(store, progress=progress)
+        fit.fit(store, failures=report.failures, progress=progress)
         report.spent("fit", start)
     return report
 
