@@ -38,8 +38,8 @@ class Options:
     what the machine is fit for) and `minutes` (0: as long as the recipe says) are for the whole network. From 2 `folds`
     on as many models become one, each by the photos of the others; `pseudo_rounds` learn from photos without a name
     first (`reid.teaching`). `begin_with` is a trained network of the store that learns further, by its own recipe where
-    none is named. With `refit` what was judged learns further from all photos, the judges' too, and is spoken for by its judged self
-    (`reid.witness`); None: as `[training]` says, for whole networks.
+    none is named. With `refit` what was judged learns further from all photos, the judges' too, and is spoken for
+    by its judged self (`reid.witness`); None: as `[training]` says, for whole networks.
     """
 
     mode: Mode = "auto"
