@@ -34,10 +34,10 @@ class Lanes:
     """Call `maps`, make a loss of what it gives, send that backward, then call `backward`."""
 
     def __init__(self, net: Network, count: int) -> None:
-        """`count` lanes at most; torch's threads are shared among them until `close`."""
+        """`count` lanes at most; torch's threads are shared among them until `close`. `own` are their networks."""
         self.net, self.count = net, max(1, count)
         shared = {id(p): p for p in net.parameters()}
-        self._own = [net, *(copy.deepcopy(net, dict(shared)) for _ in range(self.count - 1))]
+        self.own = [net, *(copy.deepcopy(net, dict(shared)) for _ in range(self.count - 1))]
         self._joined: list[torch.Tensor] = []
         self._apart: list[list[torch.Tensor]] = []
         self._before = torch.get_num_threads()
@@ -62,7 +62,7 @@ class Lanes:
             return self.net.maps(x)
         shares = x.chunk(min(self.count, len(x) // _PHOTOS))
         self._follow()
-        self._apart = self.each(lambda one: one[0].maps(one[1]), list(zip(self._own, shares, strict=False)))
+        self._apart = self.each(lambda one: one[0].maps(one[1]), list(zip(self.own, shares, strict=False)))
         joined = [torch.cat([one.detach() for one in level]) for level in zip(*self._apart, strict=True)]
         self._joined = [one.requires_grad_() for one in joined]
         return self._joined
@@ -86,13 +86,13 @@ class Lanes:
                 if gradient is not None:
                     weight.grad = gradient if weight.grad is None else weight.grad.add_(gradient)
         with torch.no_grad():
-            for buffers in zip(*(one.backbone.buffers() for one in self._own[: len(apart)]), strict=True):
+            for buffers in zip(*(one.backbone.buffers() for one in self.own[: len(apart)]), strict=True):
                 if buffers[0].is_floating_point():
                     buffers[0].copy_(torch.stack(buffers).mean(0))
 
     def _follow(self) -> None:
         """All lanes in the state of the network itself: which modules train, and their statistics."""
-        for one in self._own[1:]:
+        for one in self.own[1:]:
             for mine, its in zip(one.modules(), self.net.modules(), strict=True):
                 mine.training = its.training
             with torch.no_grad():

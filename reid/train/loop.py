@@ -15,6 +15,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from numpy.typing import NDArray
 from reid.embed import unit_rows
 from reid.errors import TrainError
 from reid.models import Preprocessing
-from reid.train import augment, checkpoints, holdout, lanes, losses, network, sampling
+from reid.train import augment, checkpoints, folding, holdout, lanes, losses, network, sampling
 from reid.train.assignment import codes_of
 from reid.train.holdout import Split
 from reid.train.lanes import Lanes
@@ -100,6 +101,7 @@ class Loop:
         self.net = net.to(device, memory_format=torch.channels_last)
         self.lanes = Lanes(self.net, lanes.fitting(recipe.schedule.batch) if device.type == "cpu" else 1)
         space = losses.Space(net.dim, net.n_parts, np.tile(counts, 2) if by_class(recipe) else counts)
+        self.folded = self._fold() if device.type == "cpu" else []
         self.losses = losses.Sum(recipe.losses, space).to(device)
         self.pairing = Pairing(recipe, net.dim, codes).to(device) if recipe.sampling.kind == "pairs" else None
         self.shown = Showing(kept, codes, recipe, seed, self.pairing, self.vectors, teacher)
@@ -113,6 +115,11 @@ class Loop:
         self.history: list[Epoch] = []
         self.steps = 0
         self.clock: dict[str, float] = {}
+
+    def _fold(self) -> list[folding.Pair]:
+        """Norms that stand still into the convolutions before them, in every lane; those of the network itself."""
+        photo = torch.rand(1, 3, self.recipe.input.height, self.recipe.input.width)
+        return [folding.fold(one.backbone, partial(one.maps, photo)) for one in self.lanes.own][0]
 
     def _optimiser(self) -> torch.optim.Optimizer:
         """Decay for matrices only; whatever is not the backbone learns `head_rate` times as fast."""
@@ -204,6 +211,8 @@ class Loop:
         moving = self.recipe.schedule.norms == "train"
         if moving or self.average:
             self.refresh(np.random.default_rng([self.seed, 13]), backbone=moving)
+        folding.unfold(self.folded)
+        self.folded = []
         self.net.eval()
 
     # Epochs -----------------------------------------------------------------------------------------------------------
