@@ -52,9 +52,7 @@ def unfold(pairs: list[Pair]) -> None:
             del one.forward
 
 
-def _followed(
-    module: torch.nn.Module, maps: Callable[[], list[torch.Tensor]]
-) -> tuple[list[torch.Tensor], list[Pair]]:
+def _followed(module: torch.nn.Module, maps: Callable[[], list[torch.Tensor]]) -> tuple[list[torch.Tensor], list[Pair]]:
     """What `maps` gives, and each convolution with the norm that takes what it gives."""
     gave: dict[int, tuple[Any, torch.Tensor]] = {}  # the tensor is kept, so that no other takes its number
     pairs: list[Pair] = []

@@ -183,6 +183,7 @@ class SamplingConfig:
     kind: Kind = "shuffled"
     least: int = 0  # photos of an identity an epoch, repeated where it has fewer; 0: each photo once
     photos: int = 2  # of an identity in a batch, with `identities`
+    alike: float = 0.0  # share of a batch that is one cluster of look-alikes, with `identities`; 0: animals as drawn
     mirror: Mirror = "class"  # mirrored photos are other animals, more views of the same, or not shown
     twins: bool = False  # True: an animal competes with its own mirror image, too; False: that class is masked
     new_share: float = 0.0  # of every batch, photos without identity; 0: none
@@ -361,6 +362,9 @@ def _check(recipe: Recipe, source: str) -> None:
         (not (pairs and network.both), 'network.both: the head that learns by "pairs" knows upright vectors alone'),
         (not pairs or all(isinstance(loss, Pair | Ring) for loss in recipe.losses), 'beside the loss "pair" only "ring"'),
         (sampling.kind != "identities" or sampling.photos >= 2, "sampling.photos must be 2 or more"),
+        (0 <= sampling.alike <= 1, "sampling.alike must be in [0, 1]"),
+        (not sampling.alike or sampling.kind == "identities", 'sampling.alike needs sampling.kind = "identities"'),
+        (not (sampling.alike and divided), "sampling.alike and a divided loss both choose who meets whom: take one"),
         (0 <= sampling.new_share < 1, "sampling.new_share must be in [0, 1)"),
         (sampling.heat > 0, "sampling.heat must be above 0"),
         (distilled == bool(sampling.teacher), 'sampling.teacher and new_targets = "distilled" go together'),

@@ -21,13 +21,8 @@ def epoch(codes: IntArray, config: SamplingConfig, batch: int, done: float, rng:
     Raises:
         TrainError: there is nothing to batch.
     """
-    known = np.flatnonzero(codes >= 0)
-    if config.large_first and done < config.large_for:
-        counts = np.bincount(codes[known])
-        large = known[counts[codes[known]] >= config.large_first]
-        known = large if len(np.unique(codes[large])) >= 2 else known
-    new = np.flatnonzero(codes == -1)
-    places = batch - (min(batch // 2, round(batch * config.new_share)) if len(new) else 0)
+    known = shown(codes, config, done)
+    places = batch - strangers(codes, config, batch)
     if config.kind == "identities":
         batches = identity_batches(codes, known, places, config.photos, rng)
     else:
@@ -36,11 +31,30 @@ def epoch(codes: IntArray, config: SamplingConfig, batch: int, done: float, rng:
     if not batches:
         raise TrainError("no photos of known animals to train on", next_step="add photos with names")
     if places < batch:
-        shown = rng.permutation(np.resize(rng.permutation(new), (batch - places) * len(batches)))
-        batches = [
-            np.concatenate([one, more]) for one, more in zip(batches, np.split(shown, len(batches)), strict=True)
-        ]
+        added = without_identity(codes, batch - places, len(batches), rng)
+        batches = [np.concatenate([one, more]) for one, more in zip(batches, added, strict=True)]
     return batches
+
+
+def shown(codes: IntArray, config: SamplingConfig, done: float) -> IntArray:
+    """The photos of known animals that are shown when a share `done` of the training is over."""
+    known = np.flatnonzero(codes >= 0)
+    if config.large_first and done < config.large_for:
+        counts = np.bincount(codes[known])
+        large = known[counts[codes[known]] >= config.large_first]
+        known = large if len(np.unique(codes[large])) >= 2 else known
+    return known
+
+
+def strangers(codes: IntArray, config: SamplingConfig, batch: int) -> int:
+    """How many places of a batch are for photos without an identity."""
+    return min(batch // 2, round(batch * config.new_share)) if (codes == -1).any() else 0
+
+
+def without_identity(codes: IntArray, each: int, n: int, rng: np.random.Generator) -> list[IntArray]:
+    """`each` photos without an identity for each of `n` batches, all as often as one another."""
+    new = np.flatnonzero(codes == -1)
+    return np.split(rng.permutation(np.resize(rng.permutation(new), each * n)), n)
 
 
 def oversampled(codes: IntArray, rows: IntArray, least: int, rng: np.random.Generator) -> IntArray:

@@ -83,7 +83,10 @@ SWA = '[laptop.schedule]\naverage = "swa"\naverage_of = 0.7\noptimiser = "sgd"\n
 DIVIDED = '[laptop.sampling]\nkind = "identities"\n[[laptop.loss]]\nkind = "divided"\nclusters = 4\nrenew = 1\n'
 
 
-@pytest.mark.parametrize("more", ["", '[laptop.schedule]\naverage = "ema"\n', SWA, DIVIDED])
+ALIKE = '[laptop.sampling]\nkind = "identities"\nalike = 0.5\n[laptop.schedule]\nnorms = "frozen"\n'
+
+
+@pytest.mark.parametrize("more", ["", '[laptop.schedule]\naverage = "ema"\n', SWA, DIVIDED, ALIKE])
 def test_an_interrupted_training_goes_on_to_the_same_model(fluke_sources: Sources, tmp_path: Path, more: str) -> None:
     how = tiny(more)
     whole = train(fluke_sources, tmp_path / "whole", how)

@@ -74,6 +74,12 @@ def test_a_scale_changes_what_its_sections_say_and_nothing_else() -> None:
             "[network]\ndim = 8\n[[loss]]\nkind = 'divided'\nclusters = 2\n[[loss]]\nkind = 'divided'\nclusters = 4",
             "at most",
         ),
+        ("[sampling]\nalike = 0.5", "sampling.alike needs"),
+        ("[sampling]\nkind = 'identities'\nalike = 1.5", "sampling.alike must be"),
+        (
+            "[sampling]\nkind = 'identities'\nalike = 0.5\n[network]\ndim = 8\n[[loss]]\nkind = 'divided'",
+            "take one",
+        ),
         ("[sampling]\nnew_targets = 'distilled'", "go together"),
         ("[sampling]\nteacher = 'm'", "go together"),
         ("[sampling]\nnew_targets = 'distilled'\nteacher = 'm'\nnew_share = 0.2", "a loss with uniform"),
