@@ -36,7 +36,7 @@ from reid.train.loop import Epoch, Loop, Progress, Told, inside
 from reid.train.network import Network
 from reid.train.pictures import Pictures
 from reid.train.recipe import Recipe
-from reid.train.schedule import Budget
+from reid.train.schedule import Budget, served_size
 from reid.train.showing import by_class
 from reid.train.teacher import Teacher
 
@@ -139,7 +139,9 @@ def train(
         finally:
             run.lanes.close()
     head = run.pairing.head.plain() if run.pairing else None
-    model = write(net, recipe, seen, folder, name, base=base, head=head)
+    height, width = served_size(recipe)
+    serving = replace(seen, height=height, width=width)
+    model = write(net, recipe, serving, folder, name, base=base, head=head)
     checkpoints.remove(folder)
     shutil.rmtree(folder / teacher.FOLDER, ignore_errors=True)
     run.clock["total"] = budget.spent()
@@ -208,6 +210,11 @@ def _refuse_early(net: Network, recipe: Recipe, mean: Any, std: Any) -> None:
         raise ModelError(
             f"'{name}' takes photos of one size, and schedule.sizes has {list(recipe.schedule.sizes)}",
             next_step="write sizes = [1.0] under [schedule], or choose another backbone",
+        )
+    if served_size(recipe) != size:
+        raise ModelError(
+            f"'{name}' takes photos of one size, and input.served is {recipe.input.served}",
+            next_step="write served = 1.0 under [input], or choose another backbone",
         )
     backbone.graph_of(backbone.Backbone(net, mean, std), size, name)
 

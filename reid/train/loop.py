@@ -34,7 +34,7 @@ from reid.train.network import Network
 from reid.train.pairing import Pairing
 from reid.train.pictures import Pictures
 from reid.train.recipe import Recipe
-from reid.train.schedule import Budget, Plan, rate_at, size_at
+from reid.train.schedule import Budget, Plan, rate_at, served_size, size_at
 from reid.train.showing import Showing, Views, by_class
 from reid.train.teacher import Teacher
 
@@ -153,7 +153,7 @@ class Loop:
             return
         rng = np.random.default_rng([self.seed, 11])
         if self.recipe.schedule.norms == "train":
-            self.refresh(rng)
+            self.refresh(rng, (self.recipe.input.height, self.recipe.input.width))
         some = self.rows if len(self.rows) <= _WHITENED else np.sort(rng.permutation(self.rows)[:_WHITENED])
         pooled = self._through(some, lambda x: torch.stack(self.net.pooled(self.net.maps(x)), 1))
         stacked = [pooled[:, part] for part in range(self.net.n_parts)]
@@ -179,8 +179,10 @@ class Loop:
             np.add.at(total, self.codes[known] + (self.n if turned else 0), vectors)
         self.losses.start(torch.from_numpy(unit_rows(total)).to(self.device))
 
-    def refresh(self, rng: np.random.Generator, *, backbone: bool = True) -> None:
-        """Batch norms' running statistics anew, by augmented photos; without `backbone` only those behind it."""
+    def refresh(self, rng: np.random.Generator, size: tuple[int, int], *, backbone: bool = True) -> None:
+        """Batch norms' running statistics anew, by augmented photos of that size; without `backbone` only those behind
+        it.
+        """
         norms = _norms(self.net)
         self.net.train()
         if not backbone:
@@ -193,7 +195,6 @@ class Loop:
             norm.reset_running_stats()
             norm.momentum = None  # a plain mean over the batches
         some = rng.permutation(self.rows)[:_REFRESHED]
-        size = self.recipe.input.height, self.recipe.input.width
         with torch.no_grad():
             for batch in sampling.in_batches(some, min(_AT_ONCE, max(2, len(some)))):
                 turned = rng.random(len(batch)) < (0.0 if self.recipe.sampling.mirror == "none" else 0.5)
@@ -202,15 +203,15 @@ class Loop:
             norm.momentum = momentum
 
     def finish(self) -> None:
-        """The averaged weights, where the recipe wants some; batch norms as the photos have them with these weights. A
-        mean of the norms' statistics would be that of networks which do not serve; norms of the backbone that the
-        recipe holds still stay, those behind it never do.
+        """The averaged weights, where the recipe wants some; batch norms as the photos have them with these weights, at
+        the size that serves. A mean of the norms' statistics would be that of networks which do not serve; norms of the
+        backbone that the recipe holds still stay, those behind it never do.
         """
         if self.average:
             self.net.load_state_dict(self.average)
-        moving = self.recipe.schedule.norms == "train"
-        if moving or self.average:
-            self.refresh(np.random.default_rng([self.seed, 13]), backbone=moving)
+        moving, size = self.recipe.schedule.norms == "train", served_size(self.recipe)
+        if moving or self.average or self.recipe.input.served != 1:
+            self.refresh(np.random.default_rng([self.seed, 13]), size, backbone=moving)
         folding.unfold(self.folded)
         self.folded = []
         self.net.eval()
@@ -347,7 +348,7 @@ class Loop:
         return np.concatenate(out) if out else np.empty((0, self.net.dim), np.float32)
 
     def scores(self, held: Held) -> tuple[float, float]:
-        """MAP@5 of the held-out photos as they are, and worn."""
+        """MAP@5 of the held-out photos as they are, and worn; as large as the photos that teach."""
         both = np.concatenate([held.queries, held.gallery])
         split = Split(np.arange(len(held.queries)), np.arange(len(held.queries), len(both)))
         plain = unit_rows(self.vectors(both))

@@ -42,6 +42,7 @@ class InputConfig:
     width: int = 96  # pixels
     margin: float = 0.1
     grey: bool = False  # True: no colours, in training and ever after
+    served: float = 1.0  # size at which the network serves, as a share of that at which it learns
     views: Views = "one"  # of `reid.crop.VIEWS`, averaged when the model serves, unless a store says otherwise
 
 
@@ -351,6 +352,7 @@ def _check(recipe: Recipe, source: str) -> None:
     rules = [
         (bool(recipe.losses), "a recipe needs a [[loss]]"),
         (recipe.input.height >= 32 and recipe.input.width >= 32, "input: 32 pixels or more each way"),
+        (0.5 <= recipe.input.served <= 2, "input.served must be in [.5, 2]"),
         (0 <= recipe.input.margin <= 1, "input.margin must be in [0, 1]"),
         (network.dim >= 0 and network.stripes >= 1 and network.rows >= 1 and network.columns >= 1, "network: sizes"),
         (0 <= network.dropout < 1, "network.dropout must be in [0, 1)"),

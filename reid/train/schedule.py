@@ -132,10 +132,19 @@ def rate_at(done: float, config: ScheduleConfig) -> float:
 def size_at(done: float, recipe: Recipe) -> tuple[int, int]:
     """Height and width of the input at `done`, multiples of 16 but for the last."""
     sizes = recipe.schedule.sizes
-    factor = sizes[min(int(done * len(sizes)), len(sizes) - 1)]
+    return _scaled(recipe, sizes[min(int(done * len(sizes)), len(sizes) - 1)])
+
+
+def served_size(recipe: Recipe) -> tuple[int, int]:
+    """Height and width at which the network serves: larger than it learnt at it finds more (Touvron et al. 2019, NeurIPS),
+    and the training costs what the smaller size does.
+    """
+    return _scaled(recipe, recipe.input.served)
+
+
+def _scaled(recipe: Recipe, factor: float) -> tuple[int, int]:
+    size = recipe.input.height, recipe.input.width
     if factor == 1.0:
-        return recipe.input.height, recipe.input.width
-    height, width = (
-        max(32, round(pixels * factor / _STRIDE) * _STRIDE) for pixels in (recipe.input.height, recipe.input.width)
-    )
+        return size
+    height, width = (max(32, round(pixels * factor / _STRIDE) * _STRIDE) for pixels in size)
     return height, width

@@ -266,3 +266,20 @@ def test_a_recipe_goes_on_from_the_network_that_ships(fluke_sources: Sources, tm
     learnt = [name for name in theirs if name.endswith("weight")]
     assert len(learnt) > 50
     assert all(np.allclose(ours[name], theirs[name].astype(np.float32), atol=1e-5) for name in learnt)
+
+
+def test_a_network_serves_at_the_size_that_its_recipe_says(fluke_sources: Sources, tmp_path: Path) -> None:
+    """Cells are pooled at any size, so that the vector is as long; its norms know the larger photos."""
+    plain, larger = (
+        train(fluke_sources, tmp_path / str(served), tiny(f"[laptop.input]\nserved = {served}\n[laptop.schedule]\nepochs = 1\n"))
+        for served in (1.0, 1.5)
+    )
+    cards = [models.read_card(one.model) for one in (plain, larger)]
+    assert [(one.preprocessing.height, one.preprocessing.width) for one in cards] == [(32, 64), (48, 96)]
+    assert cards[0].dim == cards[1].dim and cards[0].fingerprint != cards[1].fingerprint
+    assert [e.loss for e in plain.history] == [e.loss for e in larger.history]
+    same_there, others = (
+        {k for k, v in weights(plain.model).items() if np.array_equal(v, weights(larger.model)[k]) is way}
+        for way in (True, False)
+    )
+    assert others and all("running" in one or "batches" in one for one in others) and len(same_there) > len(others)
