@@ -67,6 +67,7 @@ class Fit:
     cases are of scores that it has moved; `known_record` says what it was worth (`known.tried`). `whitened` is the share of
     `whiten.fit`, 0 where vectors serve as they are. `crowd` are the annotations by which crowding is told (`reid.crowding`)
     and `crowded` what the gallery's photos have on average, by species; both None where cosines serve as they are.
+    `prototypes`: half of each cosine is that with its animal's (`reid.prototypes`).
     """
 
     gallery: str
@@ -89,6 +90,7 @@ class Fit:
     whitened: float = 1.0
     crowd: dict[str, list[int]] | None = None
     crowded: dict[str, float] | None = None
+    prototypes: bool = False
 
 
 def read(store: Store, gallery_fingerprint: str) -> Fit | None:
@@ -125,6 +127,8 @@ def is_due(store: Store) -> bool:
         return len(gallery) > 0
     if last.basis != "default" and (last.crowd is None) != (store.config.decision.threshold >= 0):
         return True  # a threshold that somebody stated is for scores that nothing moves
+    if last.prototypes != (last.crowd is not None):
+        return True  # of a build that knew no prototypes
     if last.basis != "measured" and _can_be_measured(store, last):
         return True
     return len(gallery) >= max(GROWTH * last.photos, last.photos + LEAST_GROWTH)
@@ -193,6 +197,7 @@ def fit(store: Store, *, failures: list[Failure] | None = None, progress: Progre
         whitened=share,
         crowd=crowd,
         crowded=crowded,
+        prototypes=crowd is not None,
         photos=store.catalogue.counts().annotations - len(store.catalogue.lacking_embeddings(store.fingerprint)),
         threshold=found.value,
         basis=found.basis,

@@ -25,6 +25,7 @@ from reid.index import Gallery, IdSet, Names
 from reid.index.local import Votes
 from reid.keypoints import LocalFeatures, empty_features
 from reid.local import BoxKey, LocalSource
+from reid.prototypes import Animals
 from reid.records import Candidates, Side
 from reid.rescore import Heads
 from reid.shortlist import Shortlist
@@ -59,7 +60,8 @@ class Probe:
 class Found:
     """What the gallery has for a probe: candidates best first, what each source says of them (None by the embedder
     alone), and what was left out on the way. Of that, `failed` is what failed or took too long: low scores may be owed
-    to it, and nobody should be called new for them. `relief` is what each cosine was lowered by (`reid.crowding`).
+    to it, and nobody should be called new for them. `relief` is what each cosine was lowered by (`reid.prototypes`,
+    `reid.crowding`).
     """
 
     candidates: Candidates
@@ -100,6 +102,7 @@ class Searcher:
     names: Names | None
     heads: Heads | None = None
     crowds: Crowds | None = None
+    animals: Animals | None = None
     infos: dict[int, AnnotationInfo] = field(default_factory=dict)
 
     @classmethod
@@ -130,7 +133,9 @@ class Searcher:
                 )
             names = source.index.names(owners)
             heads = rescore.open_heads(store)
-        return cls(store, gallery, found, store.catalogue.counts().individuals, k, source, names, heads, crowds)
+        animals = Animals(gallery, owners) if crowds is not None and found is not None and found.prototypes else None
+        known = store.catalogue.counts().individuals
+        return cls(store, gallery, found, known, k, source, names, heads, crowds, animals)
 
     @property
     def fusion(self) -> Fusion:
@@ -152,10 +157,10 @@ class Searcher:
             rows = [i for i, one in enumerate(kinds) if one == kind]
             some = [probes[i] for i in rows]
             allow, exclude = self._filters(*kind)
-            near, off = self._relieved(self._nearest(some, allow, exclude))
-            answers = [Found(one, None, self._unmeasured(), relief=off) for one in near]
+            moved = [self._moved(*one) for one in zip(some, self._nearest(some, allow, exclude), strict=True)]
+            answers = [Found(one, None, self._unmeasured(), relief=off) for one, off in moved]
             if self.local is not None and self.names is not None:
-                answers = self._fused(some, near, allow, exclude)
+                answers = self._fused(some, moved, allow, exclude)
             for row, answer in zip(rows, answers, strict=True):
                 found[row] = answer
         return found
@@ -226,18 +231,27 @@ class Searcher:
             return np.zeros(len(ids))
         return self.crowds.of(ids, [self.info(id).species or "" for id in ids])
 
-    def _relieved(self, near: Sequence[Candidates]) -> tuple[list[Candidates], dict[str, float]]:
-        """Neighbours in the order of their cosines with crowding taken off, equal ones in the order given; and what was
-        taken off each.
+    def _scores(self, probe: Probe, ids: Sequence[str], cosines: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The cosines `(n,)` of a probe with photos as they are compared: half by prototypes, crowding taken off."""
+        if self.animals is not None:
+            cosines = self.animals.blended(probe.vector, ids, cosines, probe.exclude, self._group, self._learn)
+        return cosines - self._relief(ids)
+
+    def _group(self, id: str) -> tuple[int, str] | None:
+        """What a candidate's photo is compared as one with: its animal, or the flank of it; None where nobody knows it."""
+        code, info = self.code(id), self.info(id)
+        keeps = flanks.apart(self.store, self.fit.sides if self.fit else "separate")
+        return (code, info.side if info.side in flanks.OPPOSITE and keeps(info.species) else "") if code >= 0 else None
+
+    def _moved(self, probe: Probe, near: Candidates) -> tuple[Candidates, dict[str, float]]:
+        """Neighbours in the order of their cosines as they are compared, equal ones in the order given; and what each was
+        lowered by.
         """
-        every = tuple(dict.fromkeys(id for one in near for id in one.ids))
-        off = dict(zip(every, self._relief(every).tolist(), strict=True))
-        out = []
-        for one in near:
-            scores = np.array([score - off[id] for id, score in zip(one.ids, one.scores, strict=True)])
-            order = np.argsort(-scores, kind="stable")
-            out.append(Candidates(tuple(one.ids[i] for i in order), tuple(scores[order].tolist())))
-        return out, off
+        cosines = np.array(near.scores, np.float64)
+        scores = self._scores(probe, near.ids, cosines)
+        order = np.argsort(-scores, kind="stable")
+        off = dict(zip(near.ids, (cosines - scores).tolist(), strict=True))
+        return Candidates(tuple(near.ids[i] for i in order), tuple(scores[order].tolist())), off
 
     def _learn(self, annotations: set[int]) -> None:
         self.infos.update(self.store.catalogue.annotations(annotations - self.infos.keys()))
@@ -248,10 +262,15 @@ class Searcher:
         return len(known) < min(self.k, self.identities)
 
     def _fused(
-        self, probes: Sequence[Probe], near: Sequence[Candidates], allow: set[str] | None, exclude: set[str]
+        self,
+        probes: Sequence[Probe],
+        moved: Sequence[tuple[Candidates, dict[str, float]]],
+        allow: set[str] | None,
+        exclude: set[str],
     ) -> list[Found]:
-        """The embedder's neighbours and the local index's votes, checked and fused; a source that fails or takes too
-        long is done without."""
+        """The embedder's neighbours, as `_moved` has them, and the local index's votes, checked and fused; a source that
+        fails or takes too long is done without.
+        """
         polled = [self._voted(probe, allow, exclude) for probe in probes]
         votes = [outcome.value or Votes((), ()) for outcome in polled]
         self._learn({int(i) for one in votes for i in one.photos})
@@ -259,7 +278,7 @@ class Searcher:
         listed = settings.gallery.neighbours
         checked = [
             shortlist.in_turn(one.ids, vote.photos, settings.local.verify)
-            for one, vote in zip(near, votes, strict=True)
+            for (one, _), vote in zip(moved, votes, strict=True)
         ]
         keys = local.keys(self.store, {int(i) for ids in checked for i in ids})
         source = self.local
@@ -272,14 +291,22 @@ class Searcher:
         )
 
         def one(at: int) -> Found:
-            probe, candidates, vote = probes[at], near[at], votes[at]
+            probe, (candidates, near_off), vote = probes[at], moved[at], votes[at]
+            off = dict(near_off)
             own = probe.features if probe.features is not None else empty_features(0, 0)
             troubles = [*probe.troubles, *([polled[at].reason] if polled[at].reason else [])]
+
+            def cosines_of(ids: Sequence[str]) -> NDArray[np.float64]:
+                cosines = np.asarray(self.gallery.vectors(list(ids)) @ probe.vector, np.float64)
+                scores = self._scores(probe, ids, cosines)
+                off.update(zip(ids, (cosines - scores).tolist(), strict=True))
+                return scores
+
             gathered = shortlist.gather(
                 candidates.ids,
                 candidates.scores,
                 dict(zip(vote.photos, vote.votes, strict=True)),
-                lambda ids: self.gallery.vectors(list(ids)) @ probe.vector - self._relief(ids),
+                cosines_of,
                 own,
                 lambda id: source.compared_of(keys, id),
                 listed=listed,
@@ -292,7 +319,6 @@ class Searcher:
             undone = () if troubles else _left_undone(probe.features, gathered, checked[at])
             failed = tuple(troubles)
             noted = ("siamese: the head is of another model; reid train-siamese",) if outdated else ()
-            off = dict(zip(gathered.ids, self._relief(gathered.ids).tolist(), strict=True))
             return Found(Candidates(ids, scores), gathered, (*absent, *noted, *undone, *failed), failed, off)
 
         return [one(at) for at in range(len(probes))]  # the libraries below use all processors by themselves

@@ -22,6 +22,7 @@ from reid.flanks import Sides
 from reid.keypoints import LocalFeatures
 from reid.leaving_out import LeftOut, Neighbours
 from reid.measure import Asked
+from reid.prototypes import Prototypes
 from reid.records import Failure
 from reid.store import Store
 from reid.vectors import embed_lacking
@@ -220,6 +221,7 @@ def left_out(
     teach = unseen(groups, queries)
     rows = _rows(vectors, labels, teach, whitened)
     crowded = crowding_among(store, rows, labels, rest, teach)
+    middles = prototypes_among(store, rows, labels, rest, sides)
     k = min(len(rest), store.config.gallery.neighbours + int(np.bincount(groups).max(initial=1)))
     near = np.full((len(queries), max(k, 1)), -1, np.int64)
     scores = np.zeros((len(queries), max(k, 1)))
@@ -231,6 +233,10 @@ def left_out(
             found = leaving_out.nearest(matrix, k)
             near[at : at + 256], scores[at : at + 256] = rest[found.rows], found.scores
     near[np.isneginf(scores)] = -1
+    if middles is not None:
+        for row, query in enumerate(queries.tolist()):
+            there, sighting = near[row] >= 0, np.flatnonzero(groups == groups[query])
+            scores[row, there] = middles.blended(rows[query], scores[row, there], near[row, there], sighting)
     there, own = near >= 0, np.repeat(labels.individuals[queries], near.shape[1]).reshape(near.shape)
     known, unknown = (
         leaving_out.leave_one_out(
@@ -290,6 +296,15 @@ def crowding_among(
     return Crowding(cosines, animals, middles)
 
 
+def prototypes_among(
+    store: Store, rows: NDArray[np.float32], labels: Labels, rest: IntArray, sides: Sides
+) -> Prototypes | None:
+    """Those of the animals of the unit `rows (N, d)` at `rest`; None where a threshold was stated."""
+    if store.config.decision.threshold >= 0:
+        return None
+    return Prototypes.of(rows, flanks.grouped(store, labels, sides), rest)
+
+
 def kinds_of(store: Store, labels: Labels) -> IntArray:
     """A code for the species of each annotation, `(N,)`; those without one share one."""
     said = store.catalogue.species()
@@ -333,7 +348,8 @@ def ask_left_out(
     rows = _rows(vectors, labels, teach, whitened)
     ids = tuple(map(str, labels.annotations.tolist()))
     crowded = crowding_among(store, rows, labels, rest, teach)
-    gallery = measure.Gallery(ids, rows, labels.individuals, groups, crowded)
+    middles = prototypes_among(store, rows, labels, rest, sides)
+    gallery = measure.Gallery(ids, rows, labels.individuals, groups, crowded, middles)
     opposite = _opposite(store, labels, sides)
     near = store.config.gallery.neighbours
     total = len(queries) + len(further)

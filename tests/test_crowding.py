@@ -11,10 +11,11 @@ import pytest
 from fake_stores import DIM, fake_store, reopened, with_vectors
 from numpy.typing import NDArray
 
-from reid import crowding, fit, whiten, withheld
+from reid import crowding, fit, prototypes, whiten, withheld
 from reid.crowding import EACH, NEAR, Crowd, Crowding, Crowds
 from reid.embed import unit_rows
 from reid.index import Gallery
+from reid.prototypes import Prototypes
 from reid.search import Probe, Searcher
 from reid.store import CALIBRATION, Store
 
@@ -109,6 +110,12 @@ def test_the_index_gives_the_same_and_keeps_it(tmp_path: Path, monkeypatch: pyte
     assert Crowds(gallery, {}, {}, owners).of(["5"], [""]).tolist() == [0.0]
 
 
+@pytest.fixture
+def photos_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cosines with photos, none with prototypes, so that crowding can be told by a loop."""
+    monkeypatch.setattr(prototypes, "SHARE", 0.0)
+
+
 def hubs(seed: int = 0) -> tuple[Rows, list[str]]:
     """Animals with two photos each around directions of their own, and ten with one photo that look like all others."""
     rng = np.random.default_rng(seed)
@@ -136,14 +143,18 @@ def test_a_photo_that_looks_like_all_others_is_not_in_everyones_way(tmp_path: Pa
     assert made.crowded is not None and made.crowd is not None and set(made.crowd[""]) <= set(ids)
     crowded = crowding_of_all(store, vectors)
     assert made.crowded == {"": pytest.approx(crowded.middles[0], abs=1e-3)}
+    searcher = Searcher.open(store, k=5)
+    rows_of_all = store.project(vectors, searcher.gallery)
+    middles = Prototypes.of(rows_of_all, store.catalogue.labels().individuals, np.arange(len(vectors)))
     first = {"relieved": 0, "plain": 0}
     for own in range(0, 300, 2):
         searcher, order, scores, cosines = found(store, vectors, own)
         rows = searcher.gallery.vectors(order)
         plain = rows @ store.project(vectors[own : own + 1], searcher.gallery)[0]
         np.testing.assert_allclose(cosines, plain, atol=1e-5)
-        off = crowded.relief(np.array([int(id) - 1 for id in order]))
-        np.testing.assert_allclose(scores, plain - off, atol=3e-3)
+        at = np.array([int(id) - 1 for id in order])
+        halves = middles.blended(rows_of_all[own], plain.astype(np.float64), at, [own])
+        np.testing.assert_allclose(scores, halves - crowded.relief(at), atol=3e-3)
         assert scores == sorted(scores, reverse=True)
         first["relieved"] += order[0] == str(own + 2)
         first["plain"] += order[int(np.argmax(plain))] == str(own + 2)
@@ -157,7 +168,7 @@ def crowding_of_all(store: Store, vectors: Rows) -> Crowding:
     return withheld.crowding_among(store, rows, labels, every, every)
 
 
-def test_left_out_photos_are_measured_with_crowding_taken_off(tmp_path: Path) -> None:
+def test_left_out_photos_are_measured_with_crowding_taken_off(tmp_path: Path, photos_alone: None) -> None:
     """With its animal in the gallery, and with it taken out: then it is not among the crowd either."""
     store = fake_store(tmp_path / "s")
     with_vectors(store, *hubs())
@@ -177,7 +188,7 @@ def test_left_out_photos_are_measured_with_crowding_taken_off(tmp_path: Path) ->
         assert cases.other_scores[place, 0] == pytest.approx(scores.max(), abs=1e-5)
 
 
-def test_frames_of_a_querys_own_sighting_are_not_in_the_crowd(tmp_path: Path) -> None:
+def test_frames_of_a_querys_own_sighting_are_not_in_the_crowd(tmp_path: Path, photos_alone: None) -> None:
     """They look like it, so they would push down whatever else does: its rivals."""
     store = fake_store(tmp_path / "s")
     vectors, names = hubs()
@@ -200,7 +211,7 @@ def test_frames_of_a_querys_own_sighting_are_not_in_the_crowd(tmp_path: Path) ->
         assert cases.other_scores[place, 0] == pytest.approx(scores.max(), abs=1e-5)
 
 
-def test_each_species_has_a_crowd_of_its_own(tmp_path: Path) -> None:
+def test_each_species_has_a_crowd_of_its_own(tmp_path: Path, photos_alone: None) -> None:
     """Through fit and search: a few zebras among many whales are no less crowded for it."""
     store = fake_store(tmp_path / "s")
     vectors, names = hubs()

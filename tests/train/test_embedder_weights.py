@@ -271,7 +271,11 @@ def test_a_recipe_goes_on_from_the_network_that_ships(fluke_sources: Sources, tm
 def test_a_network_serves_at_the_size_that_its_recipe_says(fluke_sources: Sources, tmp_path: Path) -> None:
     """Cells are pooled at any size, so that the vector is as long; its norms know the larger photos."""
     plain, larger = (
-        train(fluke_sources, tmp_path / str(served), tiny(f"[laptop.input]\nserved = {served}\n[laptop.schedule]\nepochs = 1\n"))
+        train(
+            fluke_sources,
+            tmp_path / str(served),
+            tiny(f"[laptop.input]\nserved = {served}\n[laptop.schedule]\nepochs = 1\n"),
+        )
         for served in (1.0, 1.5)
     )
     cards = [models.read_card(one.model) for one in (plain, larger)]

@@ -1,0 +1,188 @@
+"""Half of each cosine is that with the mean of the animal's photos: as a loop has it, at fitting as at asking."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fake_stores import DIM, fake_store, reopened, with_vectors
+from numpy.typing import NDArray
+
+from reid import crowding, fit, flanks, prototypes, withheld
+from reid.embed import unit_rows
+from reid.prototypes import Animals, Prototypes
+from reid.search import Probe, Searcher
+from reid.store import CALIBRATION
+
+Rows = NDArray[np.float32]
+
+
+def rows_of(count: int, dim: int = 12, seed: int = 0) -> Rows:
+    return unit_rows(np.random.default_rng(seed).normal(size=(count, dim)).astype(np.float32) + 0.3)
+
+
+def by_a_loop(
+    rows: Rows, groups: list[int], gallery: list[int], query: Rows, at: list[int], barred: list[int]
+) -> list[float]:
+    out = []
+    for photo in at:
+        own = [i for i in gallery if groups[i] == groups[photo] and i not in barred]
+        cosine = float(rows[photo] @ query)
+        if groups[photo] >= 0 and len(own) > 0:
+            mean = np.mean([rows[i] for i in own], axis=0)
+            cosine = (cosine + float(mean @ query) / float(np.linalg.norm(mean))) / 2
+        out.append(cosine)
+    return out
+
+
+@pytest.mark.parametrize("barred", [[], [4, 5, 9, 80]])
+def test_half_of_each_cosine_is_that_with_the_mean_of_its_animals_photos(barred: list[int]) -> None:
+    rows = rows_of(90)
+    groups = np.random.default_rng(1).integers(-3, 25, 90).clip(-1)
+    gallery = np.arange(3, 88)
+    made = Prototypes.of(rows, groups, gallery)
+    at = np.setdiff1d(gallery, barred)
+    query = rows_of(1, seed=7)[0]
+    found = made.blended(query, np.asarray(rows[at] @ query, np.float64), at, barred)
+    np.testing.assert_allclose(
+        found, by_a_loop(rows, groups.tolist(), gallery.tolist(), query, at.tolist(), barred), atol=1e-6
+    )
+    assert np.abs(found - rows[at] @ query).max() > 0.01
+
+
+def test_photos_of_nobody_and_only_ones_keep_their_cosines() -> None:
+    rows, cosines = rows_of(6), np.linspace(0, 1, 6)
+    nobody = Prototypes.of(rows, np.full(6, -1), np.arange(6))
+    alone = Prototypes.of(rows, np.arange(6), np.arange(6))
+    for made in (nobody, alone, Prototypes.none(6)):
+        assert made.blended(rows[0], cosines, np.arange(6)).tolist() == cosines.tolist()
+
+
+class Read:
+    """A gallery at hand that says what was read of it."""
+
+    def __init__(self, rows: Rows, gone: set[str]) -> None:
+        self.rows, self.gone, self.read = rows, gone, []
+
+    def holds(self, ids: list[str]) -> NDArray[np.bool_]:
+        return np.array([id not in self.gone for id in ids], np.bool_)
+
+    def vectors(self, ids: list[str]) -> Rows:
+        self.read.append(len(ids))
+        return self.rows[[int(id) for id in ids]]
+
+
+def test_of_an_index_it_is_the_same_is_made_once_and_passes_over_what_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = rows_of(60)
+    groups = np.random.default_rng(2).integers(-1, 9, 60)
+    gone = {"3", "17"}
+    gallery = Read(rows, gone)
+    owners = {str(i): str(g) for i, g in enumerate(groups.tolist()) if g >= 0}
+    animals = Animals(gallery, owners)  # type: ignore[arg-type]
+    known: set[int] = set()
+
+    def group_of(id: str) -> int | None:
+        assert int(id) in known
+        return int(groups[int(id)]) if groups[int(id)] >= 0 else None
+
+    query, at = rows_of(1, seed=5)[0], list(range(20, 50))
+    known.update(at)
+    there = [i for i in range(60) if str(i) not in gone]
+    for barred in (set(), {"21", "59"}, set()):
+        wanted = [i for i in at if str(i) not in barred]
+        found = animals.blended(
+            query,
+            [str(i) for i in wanted],
+            np.asarray(rows[wanted] @ query, np.float64),
+            barred,
+            group_of,
+            known.update,
+        )
+        loop = by_a_loop(rows, groups.tolist(), there, query, wanted, [int(b) for b in barred])
+        np.testing.assert_allclose(found, loop, atol=1e-6)
+    assert len(gallery.read) <= 1 + 2  # once for all animals, and those that were barred
+    monkeypatch.setattr(prototypes, "MOST", 2)
+    few = Animals(gallery, owners)  # type: ignore[arg-type]
+    gallery.read.clear()
+    few.blended(
+        query, [str(i) for i in at], np.asarray(rows[at] @ query, np.float64), frozenset(), group_of, known.update
+    )
+    assert sum(gallery.read) <= 2 * 9
+
+
+def several(seed: int = 0, animals: int = 60, shots: int = 5) -> tuple[Rows, list[str]]:
+    """Animals around directions of their own, in photos that stray far from it."""
+    rng = np.random.default_rng(seed)
+    centres = np.repeat(unit_rows(rng.normal(size=(animals, DIM)).astype(np.float32)), shots, 0)
+    strayed = centres + 0.26 * rng.normal(size=centres.shape)
+    return unit_rows(strayed.astype(np.float32)), [f"w{n // shots}" for n in range(animals * shots)]
+
+
+def test_a_query_is_answered_as_the_left_out_photos_were_and_finds_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(crowding, "SHARE", 0.0)
+    store = fake_store(tmp_path / "s")
+    vectors, names = several()
+    with_vectors(store, vectors, names)
+    made = fit.fit(store)
+    assert made.prototypes and not fit.is_due(store)
+    labels, rows = withheld.gathered(store.catalogue, store.fingerprint)
+    queries = np.arange(0, 300, 5)
+    rest = np.setdiff1d(np.arange(300), queries)
+    cases = withheld.left_out(store, labels, rows, queries, whitened=0.0)
+    for place, query in enumerate(queries.tolist()):
+        wanted = by_a_loop(rows, labels.individuals.tolist(), rest.tolist(), rows[query], rest.tolist(), [query])
+        assert cases.known_best[place] == pytest.approx(max(wanted), abs=1e-5)
+    searcher = Searcher.open(store, k=5)
+    turned = store.project(vectors, searcher.gallery)
+    first = {"prototypes": 0, "photos": 0}
+    for own in range(0, 300, 5):
+        [answer] = searcher.find([Probe(turned[own], exclude=frozenset({str(own + 1)}))])
+        at = [int(id) - 1 for id in answer.candidates.ids]
+        others = [i for i in range(300) if i != own]
+        wanted = by_a_loop(turned, labels.individuals.tolist(), others, turned[own], at, [])
+        np.testing.assert_allclose(answer.candidates.scores, wanted, atol=3e-3)  # kept in half precision
+        plain = turned[at] @ turned[own]
+        np.testing.assert_allclose([answer.evidence(str(i + 1))["cosine"] for i in at], plain, atol=3e-3)
+        first["prototypes"] += names[at[0]] == names[own]
+        first["photos"] += names[at[int(np.argmax(plain))]] == names[own]
+    assert first["prototypes"] > first["photos"]
+
+
+def test_flanks_that_are_not_compared_have_prototypes_of_their_own(tmp_path: Path) -> None:
+    store = fake_store(tmp_path / "s")
+    settings = store.root / "reid.toml"
+    table = "[gallery.opposite_sides_of]"
+    settings.write_text(settings.read_text().replace(table, f'{table}\nzebra = "always"'))
+    store = reopened(store.root)
+    sides = ["left", "right", "unknown"] * 4
+    with_vectors(
+        store, rows_of(12, DIM), ["a"] * 6 + ["b"] * 5 + [None], sides=sides, species=["whale"] * 6 + ["zebra"] * 6
+    )
+    labels, _ = withheld.gathered(store.catalogue, store.fingerprint)
+    apart = flanks.grouped(store, labels, "separate").tolist()
+    assert len(set(apart[:6])) == 3 and apart[0] == apart[3] and len(set(apart[6:11])) == 1 and apart[11] == -1
+    assert not set(apart[:6]) & set(apart[6:11])
+    together = flanks.grouped(store, labels, "together").tolist()
+    assert len(set(together[:6])) == 1 and len(set(together[6:11])) == 1
+
+
+def test_an_earlier_fit_serves_as_it_did_until_the_next(tmp_path: Path) -> None:
+    store = fake_store(tmp_path / "s")
+    vectors, names = several()
+    with_vectors(store, vectors, names)
+    fit.fit(store)
+    file = store.root / CALIBRATION
+    raw = json.loads(file.read_text())
+    del raw["prototypes"]
+    file.write_text(json.dumps(raw))
+    again = reopened(store.root)
+    searcher = Searcher.open(again, k=5)
+    assert searcher.animals is None and fit.is_due(again)
+    [answer] = searcher.find([Probe(again.project(vectors[:1], searcher.gallery)[0])])
+    assert answer.candidates.ids
+    fit.fit(again)
+    assert Searcher.open(again, k=5).animals is not None and not fit.is_due(again)
