@@ -120,9 +120,9 @@ class Candidates:
 class IdentityScore:
     """One label of an answer. `probability` is calibrated P(same animal) where a calibration exists, else None.
 
-    `score` is the fused sources' P(same), or the cosine where the embedder answers alone, less the photo's crowding
-    (`reid.crowding`) where that was measured; where P(known) is in force (`reid.known`), all scores of an answer are
-    moved so that the first is P(known).
+    `score` is the fused sources' P(same), or the cosine where the embedder answers alone, half with its animal's
+    prototype (`reid.prototypes`) and less the photo's crowding (`reid.crowding`) where these were measured; where
+    P(known) is in force (`reid.known`), all scores of an answer are moved so that the first is P(known).
 
     `photo` and `annotation` name the best-scoring gallery photo, None for the new-individual label. `n_photos` is how many photos of that
     identity the gallery holds. `evidence` says what spoke for that photo: the cosine as it is, and votes and inliers of local features;

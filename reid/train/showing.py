@@ -19,8 +19,8 @@ import torch
 from numpy.typing import NDArray
 
 from reid.embed import unit_rows
-from reid.train import alike, augment, dividing, losses, sampling
-from reid.train.alike import Near
+from reid.train import augment, dividing, lookalikes, losses, sampling
+from reid.train.lookalikes import Near
 from reid.train.pairing import Pairing
 from reid.train.pictures import Pictures
 from reid.train.recipe import Divided, Recipe
@@ -99,7 +99,7 @@ class Showing:
         mirrored = None
         if self.recipe.sampling.mirror != "none":
             mirrored = unit_rows(self._vectors(drawn, turned=True))
-        return alike.nearest(animals, unit_rows(self._vectors(drawn)), mirrored, rng)
+        return lookalikes.nearest(animals, unit_rows(self._vectors(drawn)), mirrored, rng)
 
     def batches(self, done: float, rng: np.random.Generator) -> list[Batch]:
         """Of one epoch, in order, when a share `done` of the training is over."""
@@ -123,7 +123,7 @@ class Showing:
         how = self.recipe.sampling
         each = sampling.strangers(self.codes, how, size)
         rows = sampling.shown(self.codes, how, done)
-        known = alike.batches(self.codes, rows, size - each, how.photos, how.alike, near, rng)
+        known = lookalikes.batches(self.codes, rows, size - each, how.photos, how.alike, near, rng)
         if not each:
             return [Batch(*one) for one in known]
         new = sampling.without_identity(self.codes, each, len(known), rng)

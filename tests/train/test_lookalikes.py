@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reid.embed import unit_rows
-from reid.train import alike, sampling
-from reid.train.alike import Near
+from reid.train import lookalikes, sampling
+from reid.train.lookalikes import Near
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -18,7 +18,7 @@ def rng(seed: int = 0) -> np.random.Generator:
 
 def some(n: int, seed: int, *, mirrored: bool = True) -> tuple[Near, np.ndarray, np.ndarray]:
     upright, over = (unit_rows(rng(seed + way).standard_normal((n, 6), np.float32)) for way in (1, 2))
-    return alike.nearest(np.arange(n) * 3, upright, over if mirrored else None, rng(seed)), upright, over
+    return lookalikes.nearest(np.arange(n) * 3, upright, over if mirrored else None, rng(seed)), upright, over
 
 
 @pytest.mark.parametrize("mirrored", [True, False])
@@ -33,8 +33,8 @@ def test_the_nearest_are_those_of_brute_force(mirrored: bool) -> None:
 
 
 def test_many_animals_are_compared_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(alike, "_ALL", 16)
-    monkeypatch.setattr(alike, "_AT_ONCE", 5)
+    monkeypatch.setattr(lookalikes, "_ALL", 16)
+    monkeypatch.setattr(lookalikes, "_AT_ONCE", 5)
     near, _, _ = some(50, 3)
     assert near.others.shape[0] == 50 and near.others.shape[1] >= 8
     assert (near.others != np.arange(50)[:, None]).all() and near.others.min() >= 0 and near.others.max() < 50
@@ -45,7 +45,7 @@ def test_many_animals_are_compared_in_parts(monkeypatch: pytest.MonkeyPatch) -> 
 def test_an_epoch_shows_each_animal_as_often_as_without(seed: int, animals: int, photos: int, size: int) -> None:
     near, _, _ = some(animals, seed)
     codes = rng(seed).permutation(np.repeat(near.animals, rng(seed).integers(1, 7, animals)))
-    found = alike.batches(codes, np.arange(len(codes)), size, photos, 0.5, near, rng(seed))
+    found = lookalikes.batches(codes, np.arange(len(codes)), size, photos, 0.5, near, rng(seed))
     plain = sampling.identity_batches(codes, np.arange(len(codes)), size, photos, rng(seed))
     assert len(found) == len(plain)
     assert {len(rows) for rows, _ in found} == {len(rows) for rows in plain}
@@ -65,9 +65,9 @@ def test_a_batch_holds_look_alikes_the_way_round_that_they_look_alike() -> None:
     noise = 0.02 * rng(3).standard_normal((2, 120, 32)).astype(np.float32)
     upright = unit_rows(np.where(over[:, None], others[kind], kinds[kind]) + noise[0])
     mirrored = unit_rows(np.where(over[:, None], kinds[kind], others[kind]) + noise[1])
-    near = alike.nearest(np.arange(120), upright, mirrored, rng())
+    near = lookalikes.nearest(np.arange(120), upright, mirrored, rng())
     codes = np.repeat(np.arange(120), 2)
-    found = alike.batches(codes, np.arange(240), 24, 2, 0.5, near, rng())
+    found = lookalikes.batches(codes, np.arange(240), 24, 2, 0.5, near, rng())
     together, right = [], []
     for rows, turned in found:
         kinds_in, ways = kind[codes[rows[::2]]], (over[codes[rows]] ^ turned)[::2]
@@ -86,12 +86,12 @@ def test_a_batch_holds_look_alikes_the_way_round_that_they_look_alike() -> None:
 def test_where_mirrored_photos_are_not_shown_none_is() -> None:
     near, _, _ = some(12, 4, mirrored=False)
     codes = np.repeat(near.animals, 3)
-    assert not any(turned.any() for _, turned in alike.batches(codes, np.arange(36), 8, 2, 0.5, near, rng()))
+    assert not any(turned.any() for _, turned in lookalikes.batches(codes, np.arange(36), 8, 2, 0.5, near, rng()))
 
 
 def test_the_generator_decides_everything() -> None:
     near, _, _ = some(30, 9)
     codes = np.repeat(near.animals, 3)
-    one, two, other = (alike.batches(codes, np.arange(90), 16, 2, 0.25, near, rng(seed)) for seed in (1, 1, 2))
+    one, two, other = (lookalikes.batches(codes, np.arange(90), 16, 2, 0.25, near, rng(seed)) for seed in (1, 1, 2))
     assert all(np.array_equal(a, c) and np.array_equal(b, d) for (a, b), (c, d) in zip(one, two, strict=True))
     assert not all(np.array_equal(a, c) for (a, _), (c, _) in zip(one, other, strict=True))
