@@ -150,6 +150,7 @@ def trained(name: str, split: Split, work: Path, options: argparse.Namespace) ->
         "minutes": options.minutes,
         "seed": options.seed,
         "input": [chosen.input.height, chosen.input.width],
+        "served": list(chosen.input.served_size),
         "epochs": len(done.history),
         "steps": done.steps,
         "unnamed": len(shown) - len(split.gallery),

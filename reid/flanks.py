@@ -6,7 +6,6 @@ for a species (`[gallery.opposite_sides_of]`), else for the store, else by its f
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -35,16 +34,14 @@ def barred(store: Store, side: Side, sides: Sides) -> list[int]:
     return [id for id in store.catalogue.annotations_of(sides=opposite) if id not in free]
 
 
-def apart(store: Store, sides: Sides) -> Callable[[str | None], bool]:
-    """Whether opposite flanks of a species are not compared."""
-    said = store.config.gallery.opposite_sides_of
-    return lambda species: said.get(species or "", "never" if sides == "separate" else "always") == "never"
+def flank_of(store: Store, sides: Sides) -> dict[int, Side]:
+    """The flank of each annotation that those of the opposite one are not compared with."""
+    return {id: side for side, other in OPPOSITE.items() for id in barred(store, other, sides)}
 
 
 def grouped(store: Store, labels: Labels, sides: Sides) -> NDArray[np.int64]:
     """A code `(N,)` for what of each animal is compared as one: all of it, or a flank of it; −1 where nobody knows it."""
-    codes, said, keeps = labels.individuals * (1 + len(OPPOSITE)), store.catalogue.species(), apart(store, sides)
-    split = np.array([keeps(said.get(id)) for id in labels.annotations.tolist()], np.bool_)
-    for number, side in enumerate(OPPOSITE, 1):
-        codes[split & np.isin(labels.annotations, store.catalogue.annotations_of(sides=[side]))] += number
+    codes = labels.individuals * (1 + len(OPPOSITE))
+    for number, other in enumerate(OPPOSITE.values(), 1):
+        codes += number * np.isin(labels.annotations, barred(store, other, sides))
     return np.where(labels.individuals < 0, -1, codes)

@@ -4,14 +4,15 @@ One photo of an animal is blurred, another is taken from aside; what they share 
 them are. So half of each candidate's cosine is that with its animal's *prototype*, the unit mean of its photos' vectors
 (Snell et al. 2017, NeurIPS), and half that with the photo itself, which may be the only one from that side. Photos of
 nobody and animals with one photo keep their cosines. Where opposite flanks are not compared each has a prototype of its
-own. Both halves are cosines, so that scores keep their scale.
+own, and so have photos of neither. A prototype is made of `MOST` photos at most, evenly taken in the order in which they
+came. Both halves are cosines, so that scores keep their scale.
 
 Knows arrays and the gallery's index; what it gives is in docs/results.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
@@ -21,47 +22,47 @@ from numpy.typing import NDArray
 from reid.index import Gallery
 
 SHARE = 0.5
-MOST = 64  # photos of an animal that its prototype is made of, evenly taken: a query's work stays bounded
+MOST = 64  # photos of an animal, or of a flank of it: a query's work stays bounded
 
 Floats = NDArray[np.float64]
 Rows = NDArray[np.float32]
 IntArray = NDArray[np.int64]
-GroupOf = Callable[[str], Hashable | None]
-Learn = Callable[[set[int]], None]
+Group = tuple[str, str]  # an animal, and the flank of it, "" where there is none of its own
+
+
+def evenly(count: int) -> IntArray:
+    """Places of the photos, of so many, that a prototype is made of."""
+    along = np.arange(count) * min(MOST, count)
+    return np.flatnonzero(np.diff(along // max(1, count), prepend=-1))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prototypes:
     """Of a gallery at hand: unit `rows (N, d)`; `groups (N,)`, whose photos belong together, −1 where a photo stands for
-    itself; the `sums (G, d)` and `counts (G,)` of each group's rows.
+    itself; which are `taken (N,)`; the `sums (G, d)` and `counts (G,)` of the rows taken of each group.
     """
 
     rows: Rows
     groups: IntArray
+    taken: NDArray[np.bool_]
     sums: Rows
     counts: IntArray
 
     @classmethod
-    def none(cls, count: int) -> Prototypes:
-        """Every photo stands for itself."""
-        return cls(
-            np.empty((count, 0), np.float32), np.full(count, -1), np.empty((0, 0), np.float32), np.empty(0, np.int64)
-        )
-
-    @classmethod
     def of(cls, rows: Rows, groups: IntArray, gallery: IntArray) -> Prototypes:
         """Of the unit `rows (N, d)` at `gallery`; `groups (N,)` are codes of any kind, −1 for none."""
-        inside = gallery[groups[gallery] >= 0]
-        _, codes, counts = np.unique(groups[inside], return_inverse=True, return_counts=True)
-        several = np.flatnonzero(counts > 1)
-        places = np.full(len(counts), -1)
-        places[several] = np.arange(len(several))
-        own = np.full(len(rows), -1)
-        own[inside] = places[codes]
-        members = np.flatnonzero(own >= 0)
+        inside = np.sort(gallery[groups[gallery] >= 0])
+        inside = inside[np.argsort(groups[inside], kind="stable")]
+        parts = np.split(inside, np.flatnonzero(np.diff(groups[inside])) + 1)
+        several = [part for part in parts if len(part) > 1]
+        own, taken = np.full(len(rows), -1), np.zeros(len(rows), np.bool_)
         sums = np.zeros((len(several), rows.shape[1]), np.float32)
-        np.add.at(sums, own[members], rows[members])
-        return cls(rows, own, sums, counts[several])
+        counts = np.zeros(len(several), np.int64)
+        for code, part in enumerate(several):
+            some = part[evenly(len(part))]
+            own[part], taken[some] = code, True
+            sums[code], counts[code] = rows[some].sum(axis=0), len(some)
+        return cls(rows, own, taken, sums, counts)
 
     def blended(self, query: Rows, cosines: Floats, at: IntArray, barred: Sequence[int] | IntArray = ()) -> Floats:
         """`cosines (n,)` of the unit vector `query (d,)` with the rows `at (n,)`, half of each by its prototype, which the
@@ -74,7 +75,7 @@ class Prototypes:
         used, place = np.unique(codes[there], return_inverse=True)
         sums, counts = self.sums[used], self.counts[used]
         away = np.asarray(barred, np.int64)
-        away = away[np.isin(self.groups[away], used)]
+        away = away[self.taken[away] & np.isin(self.groups[away], used)]
         places = np.searchsorted(used, self.groups[away])
         np.subtract.at(sums, places, self.rows[away])
         np.subtract.at(counts, places, 1)
@@ -96,69 +97,62 @@ def _half(cosines: Floats, prototypes: Floats) -> Floats:
 
 
 class Animals:
-    """The prototypes of an index, made at first need and kept. `owners` names the animal of each photo that has one now."""
+    """The prototypes of an index, made at first need and kept. `owners` names the animal of each photo that has one now,
+    `flanks` gives those of photos that opposite ones are not compared with, when they are asked for.
+    """
 
-    def __init__(self, gallery: Gallery, owners: Mapping[str, str]) -> None:
-        self._gallery, self._owners = gallery, owners
-        self._photos: dict[str, list[str]] | None = None
-        self._made: dict[Hashable, tuple[Rows, frozenset[str]]] = {}
+    def __init__(self, gallery: Gallery, owners: Mapping[str, str], flanks: Callable[[], Mapping[str, str]]) -> None:
+        self._gallery, self._owners, self._flanks = gallery, owners, flanks
+        self._photos: dict[Group, list[str]] | None = None
+        self._flank: Mapping[str, str] = {}
+        self._made: dict[Group, tuple[Rows, frozenset[str]]] = {}
 
     def blended(
-        self,
-        query: Rows,
-        ids: Sequence[str],
-        cosines: Floats,
-        barred: AbstractSet[str],
-        group_of: GroupOf,
-        learn: Learn,
+        self, query: Rows, ids: Sequence[str], cosines: Floats, barred: AbstractSet[str] = frozenset()
     ) -> Floats:
-        """As `Prototypes.blended`, of photos of the index by their ids. `group_of` says which photos belong together, None
-        for one that stands for itself; `learn` is told beforehand of those that are not among `ids`.
-        """
-        groups = [group_of(id) for id in ids]
-        self._make({id: group for id, group in zip(ids, groups, strict=True) if group is not None}, group_of, learn)
-        place = {group: row for row, group in enumerate(dict.fromkeys(one for one in groups if one is not None))}
+        """As `Prototypes.blended`, of photos of the index by their ids."""
+        photos = self._by_group()
+        groups = [self._group(id) for id in ids]
+        place = {one: row for row, one in enumerate(dict.fromkeys(one for one in groups if one in photos))}
         if not place:
             return cosines
-        sums = np.stack([self._made[group][0] for group in place])
-        counts = np.array([len(self._made[group][1]) for group in place], np.int64)
-        for group, row in place.items():
-            away = sorted(self._made[group][1] & barred) if barred else []
+        self._make([one for one in place if one not in self._made])
+        sums = np.stack([self._made[one][0] for one in place])
+        counts = np.array([len(self._made[one][1]) for one in place], np.int64)
+        for one, row in place.items() if barred else ():
+            away = sorted(self._made[one][1] & barred)
             if away:
                 sums[row] -= self._gallery.vectors(away).sum(axis=0)
                 counts[row] -= len(away)
         found = np.append(_with_means(query, sums, counts), np.nan)  # the last: no group
-        return _half(cosines, found[[-1 if one is None else place[one] for one in groups]])
+        return _half(cosines, found[[place.get(one, -1) for one in groups]])
 
-    def _make(self, wanted: Mapping[str, Hashable], group_of: GroupOf, learn: Learn) -> None:
-        """The sums of groups that are not kept yet, by a photo of each."""
-        animals = {self._owners[id] for id, group in wanted.items() if group not in self._made and id in self._owners}
-        if animals:
-            photos = [photo for animal in sorted(animals) for photo in _some(self._by_animal()[animal])]
-            photos = [photo for photo, held in zip(photos, self._gallery.holds(photos).tolist(), strict=True) if held]
-            learn({int(photo) for photo in photos})
-            members: dict[Hashable, list[str]] = {}
-            for photo in photos:
-                group = group_of(photo)
-                if group is not None:
-                    members.setdefault(group, []).append(photo)
-            order = [photo for some in members.values() for photo in some]
-            rows = dict(zip(order, self._gallery.vectors(order), strict=True)) if order else {}
-            for group, some in members.items():
-                self._made[group] = np.sum([rows[photo] for photo in some], axis=0), frozenset(some)
-        for id, group in wanted.items():  # one that the even choice passed over, or whose owner changed meanwhile
-            if group not in self._made:
-                self._made[group] = self._gallery.vectors([id])[0].copy(), frozenset([id])
+    def _group(self, id: str) -> Group:
+        return self._owners.get(id, ""), self._flank.get(id, "")
 
-    def _by_animal(self) -> dict[str, list[str]]:
+    def _by_group(self) -> dict[Group, list[str]]:
+        """The photos of each group of two or more."""
         if self._photos is None:
-            self._photos = {}
-            for photo, animal in self._owners.items():
-                self._photos.setdefault(animal, []).append(photo)
+            self._flank = self._flanks()
+            photos: dict[Group, list[str]] = {}
+            for id in self._owners:
+                photos.setdefault(self._group(id), []).append(id)
+            self._photos = {group: some for group, some in photos.items() if len(some) > 1}
         return self._photos
 
-
-def _some(photos: Collection[str]) -> list[str]:
-    """At most `MOST` of an animal's, evenly taken in the order in which they came."""
-    ordered = sorted(photos, key=int)
-    return ordered if len(ordered) <= MOST else [ordered[i] for i in np.linspace(0, len(ordered) - 1, MOST).astype(int)]
+    def _make(self, groups: Sequence[Group]) -> None:
+        """The sums of groups that are not kept yet."""
+        if not groups:
+            return
+        photos = [sorted(self._by_group()[group], key=int) for group in groups]
+        held = self._gallery.holds([id for some in photos for id in some])
+        ends = np.cumsum([len(some) for some in photos])[:-1]
+        chosen: list[list[str]] = []
+        for some, there in zip(photos, np.split(held, ends), strict=True):
+            present = [id for id, held_now in zip(some, there.tolist(), strict=True) if held_now]
+            chosen.append([present[i] for i in evenly(len(present))])
+        order = [id for some in chosen for id in some]
+        rows = dict(zip(order, self._gallery.vectors(order), strict=True)) if order else {}
+        for group, some in zip(groups, chosen, strict=True):
+            total = np.sum([rows[id] for id in some], axis=0) if some else np.zeros(self._gallery.dim, np.float32)
+            self._made[group] = total, frozenset(some)

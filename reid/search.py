@@ -133,7 +133,12 @@ class Searcher:
                 )
             names = source.index.names(owners)
             heads = rescore.open_heads(store)
-        animals = Animals(gallery, owners) if crowds is not None and found is not None and found.prototypes else None
+        animals = None
+        if crowds is not None and found is not None and found.prototypes:
+            sides = found.sides
+            animals = Animals(
+                gallery, owners, lambda: {str(id): side for id, side in flanks.flank_of(store, sides).items()}
+            )
         known = store.catalogue.counts().individuals
         return cls(store, gallery, found, known, k, source, names, heads, crowds, animals)
 
@@ -234,14 +239,8 @@ class Searcher:
     def _scores(self, probe: Probe, ids: Sequence[str], cosines: NDArray[np.float64]) -> NDArray[np.float64]:
         """The cosines `(n,)` of a probe with photos as they are compared: half by prototypes, crowding taken off."""
         if self.animals is not None:
-            cosines = self.animals.blended(probe.vector, ids, cosines, probe.exclude, self._group, self._learn)
+            cosines = self.animals.blended(probe.vector, ids, cosines, probe.exclude)
         return cosines - self._relief(ids)
-
-    def _group(self, id: str) -> tuple[int, str] | None:
-        """What a candidate's photo is compared as one with: its animal, or the flank of it; None where nobody knows it."""
-        code, info = self.code(id), self.info(id)
-        keeps = flanks.apart(self.store, self.fit.sides if self.fit else "separate")
-        return (code, info.side if info.side in flanks.OPPOSITE and keeps(info.species) else "") if code >= 0 else None
 
     def _moved(self, probe: Probe, near: Candidates) -> tuple[Candidates, dict[str, float]]:
         """Neighbours in the order of their cosines as they are compared, equal ones in the order given; and what each was

@@ -56,7 +56,7 @@ def test_photos_of_nobody_and_only_ones_keep_their_cosines() -> None:
     rows, cosines = rows_of(6), np.linspace(0, 1, 6)
     nobody = Prototypes.of(rows, np.full(6, -1), np.arange(6))
     alone = Prototypes.of(rows, np.arange(6), np.arange(6))
-    for made in (nobody, alone, Prototypes.none(6)):
+    for made in (nobody, alone):
         assert made.blended(rows[0], cosines, np.arange(6)).tolist() == cosines.tolist()
 
 
@@ -74,42 +74,47 @@ class Read:
         return self.rows[[int(id) for id in ids]]
 
 
-def test_of_an_index_it_is_the_same_is_made_once_and_passes_over_what_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = rows_of(60)
-    groups = np.random.default_rng(2).integers(-1, 9, 60)
+@pytest.mark.parametrize("most", [64, 3])
+def test_of_an_index_it_is_the_same_in_any_order_is_made_once_and_passes_over_what_is_gone(
+    monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    """With flanks, and with fewer photos taken than an animal has."""
+    monkeypatch.setattr(prototypes, "MOST", most)
+    rows = rows_of(90)
+    animals = np.random.default_rng(2).integers(-1, 7, 90)
+    flank = np.random.default_rng(3).choice([0, 0, 1, 2], 90)
+    groups = np.where(animals < 0, -1, animals * 3 + flank)
     gone = {"3", "17"}
-    gallery = Read(rows, gone)
-    owners = {str(i): str(g) for i, g in enumerate(groups.tolist()) if g >= 0}
-    animals = Animals(gallery, owners)  # type: ignore[arg-type]
-    known: set[int] = set()
-
-    def group_of(id: str) -> int | None:
-        assert int(id) in known
-        return int(groups[int(id)]) if groups[int(id)] >= 0 else None
-
-    query, at = rows_of(1, seed=5)[0], list(range(20, 50))
-    known.update(at)
-    there = [i for i in range(60) if str(i) not in gone]
-    for barred in (set(), {"21", "59"}, set()):
-        wanted = [i for i in at if str(i) not in barred]
-        found = animals.blended(
-            query,
-            [str(i) for i in wanted],
-            np.asarray(rows[wanted] @ query, np.float64),
-            barred,
-            group_of,
-            known.update,
+    there = np.array([i for i in range(90) if str(i) not in gone])
+    owners = {str(i): str(g) for i, g in enumerate(animals.tolist()) if g >= 0}
+    sides = {str(i): ("left", "right")[f - 1] for i, f in enumerate(flank.tolist()) if f}
+    wanted = Prototypes.of(rows, groups, there)
+    queries = rows_of(4, seed=5)
+    for order in ([0, 1, 2, 3], [3, 1, 0, 2]):
+        gallery = Read(rows, gone)
+        made = Animals(gallery, owners, lambda: sides)  # type: ignore[arg-type]
+        for number in order:
+            barred = {"21", "59"} if number % 2 else set()
+            at = np.array([i for i in range(20 * number, 20 * number + 30) if str(i) not in gone | barred])
+            plain = np.asarray(rows[at] @ queries[number], np.float64)
+            found = made.blended(queries[number], [str(i) for i in at], plain, barred)
+            loop = wanted.blended(queries[number], plain, at, [int(b) for b in barred])
+            np.testing.assert_allclose(found, loop, atol=1e-6)
+        assert sum(gallery.read) <= min(90, 7 * 3 * most)
+    if most == 64:
+        at = there[:40]
+        loop = by_a_loop(rows, groups.tolist(), there.tolist(), queries[0], at.tolist(), [])
+        np.testing.assert_allclose(
+            wanted.blended(queries[0], np.asarray(rows[at] @ queries[0], np.float64), at), loop, atol=1e-6
         )
-        loop = by_a_loop(rows, groups.tolist(), there, query, wanted, [int(b) for b in barred])
-        np.testing.assert_allclose(found, loop, atol=1e-6)
-    assert len(gallery.read) <= 1 + 2  # once for all animals, and those that were barred
-    monkeypatch.setattr(prototypes, "MOST", 2)
-    few = Animals(gallery, owners)  # type: ignore[arg-type]
-    gallery.read.clear()
-    few.blended(
-        query, [str(i) for i in at], np.asarray(rows[at] @ query, np.float64), frozenset(), group_of, known.update
-    )
-    assert sum(gallery.read) <= 2 * 9
+
+
+def test_so_many_photos_at_most_are_taken_and_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prototypes, "MOST", 5)
+    assert [prototypes.evenly(n).tolist() for n in (0, 1, 5)] == [[], [0], [0, 1, 2, 3, 4]]
+    for n in range(6, 60):
+        gaps = np.diff(prototypes.evenly(n))
+        assert len(gaps) == 4 and gaps.max() - gaps.min() <= 1
 
 
 def several(seed: int = 0, animals: int = 60, shots: int = 5) -> tuple[Rows, list[str]]:

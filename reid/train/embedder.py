@@ -36,7 +36,7 @@ from reid.train.loop import Epoch, Loop, Progress, Told, inside
 from reid.train.network import Network
 from reid.train.pictures import Pictures
 from reid.train.recipe import Recipe
-from reid.train.schedule import Budget, served_size
+from reid.train.schedule import Budget
 from reid.train.showing import by_class
 from reid.train.teacher import Teacher
 
@@ -139,7 +139,7 @@ def train(
         finally:
             run.lanes.close()
     head = run.pairing.head.plain() if run.pairing else None
-    height, width = served_size(recipe)
+    height, width = recipe.input.served_size
     serving = replace(seen, height=height, width=width)
     model = write(net, recipe, serving, folder, name, base=base, head=head)
     checkpoints.remove(folder)
@@ -211,7 +211,7 @@ def _refuse_early(net: Network, recipe: Recipe, mean: Any, std: Any) -> None:
             f"'{name}' takes photos of one size, and schedule.sizes has {list(recipe.schedule.sizes)}",
             next_step="write sizes = [1.0] under [schedule], or choose another backbone",
         )
-    if served_size(recipe) != size:
+    if recipe.input.served_size != size:
         raise ModelError(
             f"'{name}' takes photos of one size, and input.served is {recipe.input.served}",
             next_step="write served = 1.0 under [input], or choose another backbone",

@@ -13,8 +13,7 @@ Knows torch modules; no losses, no photos.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -86,15 +85,17 @@ def _join(convolution: Any, norm: Any) -> None:
     """Have the convolution do what the norm does while that stands still."""
 
     def convolved(x: torch.Tensor) -> Any:
-        kind = type(convolution)
+        kind, weight, bias = type(convolution), convolution.weight, convolution.bias
         if norm.training:
             return kind.forward(convolution, x)
         factor = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
         shift = norm.bias - norm.running_mean * factor
-        if convolution.bias is not None:
-            shift = shift + convolution.bias * factor
-        with _instead(convolution, convolution.weight * factor.view(-1, 1, 1, 1), shift):
-            return kind.forward(convolution, x)
+        if bias is not None:
+            shift = shift + bias * factor
+        own = {"weight": weight * factor.view(-1, 1, 1, 1), "bias": shift}
+        twin = object.__new__(kind)  # the module itself is left alone: threads may be in it
+        twin.__dict__ = {**vars(convolution), "_parameters": own}
+        return kind.forward(twin, x)
 
     def normed(x: torch.Tensor) -> Any:
         if norm.training:
@@ -102,18 +103,6 @@ def _join(convolution: Any, norm: Any) -> None:
         return norm.act(norm.drop(x)) if hasattr(norm, "act") else x
 
     convolution.forward, norm.forward = convolved, normed
-
-
-@contextmanager
-def _instead(convolution: Any, weight: torch.Tensor, bias: torch.Tensor) -> Iterator[None]:
-    """A convolution with these for its own weights."""
-    own = convolution._parameters
-    kept = own["weight"], own["bias"]
-    own["weight"], own["bias"] = weight, bias
-    try:
-        yield
-    finally:
-        own["weight"], own["bias"] = kept
 
 
 def _alike(a: torch.Tensor, b: torch.Tensor) -> bool:

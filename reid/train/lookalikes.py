@@ -22,7 +22,7 @@ Rows = NDArray[np.float32]
 Bools = NDArray[np.bool_]
 _NEAREST = 200  # kept of each animal; most are shown before their turn comes
 _ALL = 20_000  # animals compared with one another; more are parted at random, so that work grows as they do
-_AT_ONCE = 1000
+_AT_ONCE = 8_000_000  # scores in memory
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,13 +48,12 @@ def nearest(animals: IntArray, upright: Rows, mirrored: Rows | None, rng: np.ran
     for part in parts:
         shown = [upright[part]] if mirrored is None else [upright[part], mirrored[part]]
         pool = np.concatenate(shown)
-        for start in range(0, len(part), _AT_ONCE):
-            some = np.arange(start, min(start + _AT_ONCE, len(part)))
+        for some in np.array_split(np.arange(len(part)), -(-len(part) * len(pool) // _AT_ONCE)):
             scores = upright[part[some]] @ pool.T
             for way in range(len(shown)):
                 scores[np.arange(len(some)), some + way * len(part)] = -np.inf  # itself
             few = min(k, len(part) - 1)
-            best = np.argpartition(-scores, few - 1, axis=1)[:, :few]
+            best = np.argpartition(scores, -few, axis=1)[:, -few:]
             best = np.take_along_axis(best, np.argsort(-np.take_along_axis(scores, best, 1), axis=1, kind="stable"), 1)
             others[part[some]] = part[best % len(part)]
             turned[part[some]] = best >= len(part)
@@ -64,8 +63,9 @@ def nearest(animals: IntArray, upright: Rows, mirrored: Rows | None, rng: np.ran
 def batches(
     codes: IntArray, rows: IntArray, size: int, photos: int, share: float, near: Near, rng: np.random.Generator
 ) -> list[tuple[IntArray, Bools]]:
-    """One epoch of `rows`: batches of `size // photos` animals with `photos` photos of each, and which are mirrored. A
-    share of each batch's animals is a cluster. As `sampling.identity_batches`, each animal comes ceil(n / photos) times.
+    """One epoch of `rows`: batches of `size // photos` animals with `photos` photos of each, and which are mirrored. They
+    are made of clusters, `share` of a batch each; late in an epoch, when look-alikes have been shown, of smaller ones. As
+    `sampling.identity_batches`, each animal comes ceil(n / photos) times.
     """
     waiting = _groups(codes, rows, photos, near.animals, rng)
     per = max(1, size // photos)
@@ -86,10 +86,16 @@ def batches(
     shown = [group for number in rng.permutation(len(clusters)) for group in clusters[number]]
     n = -(-len(shown) // per)
     shown = [shown[place % len(shown)] for place in range(n * per)]  # the last batch is filled from the front
-    parts = [shown[start : start + per] for start in range(0, len(shown), per)]
-    return [
-        (np.concatenate([group for group, _ in part]), np.repeat([turn for _, turn in part], photos)) for part in parts
-    ]
+    return [_batch(codes, shown[start : start + per], photos) for start in range(0, len(shown), per)]
+
+
+def _batch(codes: IntArray, groups: list[tuple[IntArray, bool]], photos: int) -> tuple[IntArray, Bools]:
+    """Photos, and which are mirrored: all of an animal's the same way round, as its first are, for its mirror image is no
+    other animal to learn from.
+    """
+    ways: dict[int, bool] = {}
+    turned = [ways.setdefault(int(codes[group[0]]), turn) for group, turn in groups]
+    return np.concatenate([group for group, _ in groups]), np.repeat(turned, photos)
 
 
 def _groups(

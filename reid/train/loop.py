@@ -34,7 +34,7 @@ from reid.train.network import Network
 from reid.train.pairing import Pairing
 from reid.train.pictures import Pictures
 from reid.train.recipe import Recipe
-from reid.train.schedule import Budget, Plan, rate_at, served_size, size_at
+from reid.train.schedule import Budget, Plan, rate_at, size_at
 from reid.train.showing import Showing, Views, by_class
 from reid.train.teacher import Teacher
 
@@ -180,8 +180,8 @@ class Loop:
         self.losses.start(torch.from_numpy(unit_rows(total)).to(self.device))
 
     def refresh(self, rng: np.random.Generator, size: tuple[int, int], *, backbone: bool = True) -> None:
-        """Batch norms' running statistics anew, by augmented photos of that size; without `backbone` only those behind
-        it.
+        """Batch norms' running statistics anew, by augmented photos brought to that size; without `backbone` only
+        those behind it.
         """
         norms = _norms(self.net)
         self.net.train()
@@ -209,7 +209,7 @@ class Loop:
         """
         if self.average:
             self.net.load_state_dict(self.average)
-        moving, size = self.recipe.schedule.norms == "train", served_size(self.recipe)
+        moving, size = self.recipe.schedule.norms == "train", self.recipe.input.served_size
         if moving or self.average or self.recipe.input.served != 1:
             self.refresh(np.random.default_rng([self.seed, 13]), size, backbone=moving)
         folding.unfold(self.folded)
@@ -241,9 +241,10 @@ class Loop:
         number = len(self.history)
         rng = np.random.default_rng([self.seed, 100, number])
         torch.manual_seed(self.seed * 100_003 + number)
+        before = budget.spent()
         self.shown.renew(number, self.plan.done, rng)
         batches = self.shown.batches(self.plan.done, rng)
-        self.plan.begin(len(batches), budget, self.recipe.schedule)
+        self.plan.begin(len(batches), budget, self.recipe.schedule, budget.spent() - before)
         total, shown = 0.0, 0
         size = size_at(self.plan.done, self.recipe)
         workers = 1 if self.device.type == "cpu" else max(1, min(8, (os.cpu_count() or 2) - 1))

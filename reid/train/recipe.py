@@ -45,6 +45,17 @@ class InputConfig:
     served: float = 1.0  # size at which the network serves, as a share of that at which it learns
     views: Views = "one"  # of `reid.crop.VIEWS`, averaged when the model serves, unless a store says otherwise
 
+    @property
+    def served_size(self) -> tuple[int, int]:
+        """Height and width at which the network serves: the shorter side a multiple of 16, the other in proportion. A
+        little larger than it learnt at it may find more (Touvron et al. 2019, NeurIPS), and the training costs no more.
+        """
+        if self.served == 1:
+            return self.height, self.width
+        short = min(self.height, self.width)
+        factor = max(2, round(short * self.served / 16)) * 16 / short
+        return round(self.height * factor), round(self.width * factor)
+
 
 @dataclass(frozen=True, slots=True)
 class NetworkConfig:
@@ -184,7 +195,7 @@ class SamplingConfig:
     kind: Kind = "shuffled"
     least: int = 0  # photos of an identity an epoch, repeated where it has fewer; 0: each photo once
     photos: int = 2  # of an identity in a batch, with `identities`
-    alike: float = 0.0  # share of a batch that is one cluster of look-alikes, with `identities`; 0: animals as drawn
+    alike: float = 0.0  # share of a batch that each cluster of look-alikes makes up, with `identities`; 0: as drawn
     mirror: Mirror = "class"  # mirrored photos are other animals, more views of the same, or not shown
     twins: bool = False  # True: an animal competes with its own mirror image, too; False: that class is masked
     new_share: float = 0.0  # of every batch, photos without identity; 0: none
@@ -353,6 +364,10 @@ def _check(recipe: Recipe, source: str) -> None:
         (bool(recipe.losses), "a recipe needs a [[loss]]"),
         (recipe.input.height >= 32 and recipe.input.width >= 32, "input: 32 pixels or more each way"),
         (0.5 <= recipe.input.served <= 2, "input.served must be in [.5, 2]"),
+        (
+            recipe.input.served == 1 or recipe.input.served_size != (recipe.input.height, recipe.input.width),
+            "input.served is too near 1: sizes are multiples of 16 pixels",
+        ),
         (0 <= recipe.input.margin <= 1, "input.margin must be in [0, 1]"),
         (network.dim >= 0 and network.stripes >= 1 and network.rows >= 1 and network.columns >= 1, "network: sizes"),
         (0 <= network.dropout < 1, "network.dropout must be in [0, 1)"),

@@ -55,15 +55,16 @@ class Plan:
     shown: int = 0
     limit: int = 0  # steps of this epoch that fit into the budget; 0: all
     since: float = field(default=math.nan)
+    ahead: float = 0.0  # seconds that this epoch took before its first step: look-alikes, pairs, clusters
     each: float = math.nan  # seconds an epoch
     costs: tuple[float, ...] = (1.0,)  # of an epoch at each of the sizes, in equal parts of the training
 
-    def begin(self, steps: int, budget: Budget, config: ScheduleConfig) -> None:
-        """An epoch of so many steps begins."""
-        self.steps, self.shown, self.since = steps, 0, budget.spent()
+    def begin(self, steps: int, budget: Budget, config: ScheduleConfig, ahead: float = 0.0) -> None:
+        """An epoch of so many steps begins, after `ahead` seconds of getting it ready."""
+        self.steps, self.shown, self.since, self.ahead = steps, 0, budget.spent(), ahead
         self.costs = tuple(size * size for size in config.sizes)
         if self.fixed and not math.isnan(self.each):
-            self._fit(budget.left(), self.each)
+            self._fit(budget.left() + ahead, self.each)
 
     def step(self, budget: Budget) -> None:
         """One more is done."""
@@ -78,9 +79,9 @@ class Plan:
         if self.shown == first:
             self.since = budget.spent()
         elif self.shown == last:
-            each = (budget.spent() - self.since) / (last - first) * self.steps
+            stepping = (budget.spent() - self.since) / (last - first) * self.steps
             self.fixed = True
-            self._fit(budget.left() + each * last / self.steps, each)
+            self._fit(budget.left() + stepping * last / self.steps + self.ahead, stepping + self.ahead)
             self.limit = max(self.limit, last) if self.limit else 0
 
     def cut(self, shown: int) -> bool:
@@ -90,7 +91,7 @@ class Plan:
     def end(self, budget: Budget) -> None:
         """The epoch is over."""
         if not self.limit:
-            spent = budget.spent() - self.since
+            spent = budget.spent() - self.since + self.ahead
             self.each = spent if self.shown else math.nan
         self.left -= 1
         self.fixed = True
@@ -132,19 +133,10 @@ def rate_at(done: float, config: ScheduleConfig) -> float:
 def size_at(done: float, recipe: Recipe) -> tuple[int, int]:
     """Height and width of the input at `done`, multiples of 16 but for the last."""
     sizes = recipe.schedule.sizes
-    return _scaled(recipe, sizes[min(int(done * len(sizes)), len(sizes) - 1)])
-
-
-def served_size(recipe: Recipe) -> tuple[int, int]:
-    """Height and width at which the network serves: larger than it learnt at it finds more (Touvron et al. 2019, NeurIPS),
-    and the training costs what the smaller size does.
-    """
-    return _scaled(recipe, recipe.input.served)
-
-
-def _scaled(recipe: Recipe, factor: float) -> tuple[int, int]:
-    size = recipe.input.height, recipe.input.width
+    factor = sizes[min(int(done * len(sizes)), len(sizes) - 1)]
     if factor == 1.0:
-        return size
-    height, width = (max(32, round(pixels * factor / _STRIDE) * _STRIDE) for pixels in size)
+        return recipe.input.height, recipe.input.width
+    height, width = (
+        max(32, round(pixels * factor / _STRIDE) * _STRIDE) for pixels in (recipe.input.height, recipe.input.width)
+    )
     return height, width

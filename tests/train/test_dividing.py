@@ -81,7 +81,7 @@ def test_every_number_of_a_divided_vector_is_trained(groups: list[int], parts: i
     loss = losses.Sum(shown.recipe.losses, losses.Space(DIM, 1, np.full(len(set(codes)), EACH)))
     moved, seen = np.zeros(DIM), set()
     for batch in shown.batches(0.0, np.random.default_rng(0)):
-        part, some = batch if isinstance(batch, tuple) else (None, batch)
+        part, some = batch.part, batch.rows
         seen.add(part or (0, 1))
         x = torch.tensor(np.random.default_rng(1).normal(size=(len(some), DIM)), dtype=torch.float32).requires_grad_()
         none = torch.full((len(some),), -1)

@@ -216,6 +216,23 @@ def test_a_budget_fixes_the_number_of_epochs_by_the_first_steps(step: float, slo
     assert shown == pytest.approx(epochs, abs=1) and (now[0] <= 1.16 * 200 or step > 20)
 
 
+def test_what_an_epoch_takes_before_its_first_step_is_paid_for_out_of_the_budget() -> None:
+    """40 steps of a second, and 40 seconds before them: two epochs of 200 seconds and a part of a third, not five."""
+    config, plan, now, shown = ScheduleConfig(), Plan(20), [0.0], 0
+    budget = Budget(215, lambda: now[0]).begun()
+    while plan.left:
+        now[0] += 40
+        plan.begin(40, budget, config, 40)
+        for number in range(40):
+            if plan.cut(number):
+                break
+            now[0] += 1
+            plan.step(budget)
+        plan.end(budget)
+        shown += 1
+    assert shown in (2, 3) and now[0] <= 215
+
+
 def test_a_training_with_a_budget_ends_in_time(fluke_sources: Sources, tmp_path: Path) -> None:
     how = replace(tiny(), schedule=replace(tiny().schedule, epochs=500))
     done = train(fluke_sources, tmp_path, how, budget=Budget(8.0))

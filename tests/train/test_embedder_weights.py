@@ -34,6 +34,7 @@ from reid.train import (  # noqa: E402
 from reid.train.pairing import Pairing  # noqa: E402
 from reid.train.recipe import AugmentConfig, Recipe, ScheduleConfig  # noqa: E402
 from reid.train.schedule import Budget  # noqa: E402
+from reid.train.showing import Batch  # noqa: E402
 
 __all__ = ["fluke_sources", "one_thread", "quick_export"]
 
@@ -132,7 +133,7 @@ def one_step(run: loop.Loop) -> dict[str, Any]:
     before = {name: one.detach().clone() for name, one in both}
     torch.manual_seed(0)
     run.plan.begin(1, Budget().begun(), run.recipe.schedule)
-    run._step(next(iter(run.shown.prepared([np.arange(12)], 0, (32, 64), 1))))
+    run._step(next(iter(run.shown.prepared([Batch(np.arange(12))], 0, (32, 64), 1))))
     return {name: (one.detach() - before[name]).numpy() for name, one in both if one.requires_grad}
 
 
@@ -178,7 +179,7 @@ def test_mirrored_photos_are_classes_of_their_own_that_their_twins_do_not_compet
     before = copy.deepcopy(run.losses)
     run.losses.register_forward_pre_hook(lambda _, some: given.append(some))
     run.plan.begin(1, Budget().begun(), how.schedule)
-    (views,) = run.shown.prepared([np.arange(PHOTOS)], 0, (32, 64), 1)
+    (views,) = run.shown.prepared([Batch(np.arange(PHOTOS))], 0, (32, 64), 1)
     found = run._step(views)
     ((x, aims),) = given
     for code, turned, own, twin in zip(codes, views.turned, aims.classes.tolist(), aims.twins.tolist(), strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
@@ -91,3 +92,23 @@ def test_a_map_that_others_read_too_is_not_folded() -> None:
     net = Both().eval()
     torch.nn.init.uniform_(net.norm.weight, 2, 3)
     assert folding.fold(net, lambda: [net(PHOTO)]) == []
+
+
+def test_threads_in_one_network_see_the_same_and_leave_it_as_it_is() -> None:
+    net = small()
+    photos = torch.rand(24, 2, 3, 32, 32, generator=torch.Generator().manual_seed(4))
+    with torch.inference_mode():
+        plain = [net.embed(x).whole.clone() for x in photos]
+    before = dict(net.named_parameters())
+    folding.fold(net.backbone, partial(net.maps, PHOTO))
+
+    def seen(x: torch.Tensor) -> torch.Tensor:
+        with torch.inference_mode():
+            return net.embed(x).whole.clone()
+
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(seen, photos))
+    for one, other in zip(found, plain, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+    after = dict(net.named_parameters())
+    assert after.keys() == before.keys() and all(after[name] is before[name] for name in before)

@@ -34,7 +34,7 @@ def test_the_nearest_are_those_of_brute_force(mirrored: bool) -> None:
 
 def test_many_animals_are_compared_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lookalikes, "_ALL", 16)
-    monkeypatch.setattr(lookalikes, "_AT_ONCE", 5)
+    monkeypatch.setattr(lookalikes, "_AT_ONCE", 100)
     near, _, _ = some(50, 3)
     assert near.others.shape[0] == 50 and near.others.shape[1] >= 8
     assert (near.others != np.arange(50)[:, None]).all() and near.others.min() >= 0 and near.others.max() < 50
@@ -52,6 +52,8 @@ def test_an_epoch_shows_each_animal_as_often_as_without(seed: int, animals: int,
     shown = np.concatenate([rows for rows, _ in found])
     assert set(shown) == set(range(len(codes)))
     for rows, turned in found:
+        ways = {(int(codes[row]), bool(turn)) for row, turn in zip(rows, turned, strict=True)}
+        assert len(ways) == len(set(codes[rows].tolist()))  # no animal beside its own mirror image
         for start in range(0, len(rows), photos):  # photos of one animal, all or none of them mirrored
             assert len(set(codes[rows[start : start + photos]])) == 1
             assert len(set(turned[start : start + photos].tolist())) == 1

@@ -75,6 +75,8 @@ def test_a_scale_changes_what_its_sections_say_and_nothing_else() -> None:
             "at most",
         ),
         ("[sampling]\nalike = 0.5", "sampling.alike needs"),
+        ("[input]\nserved = 3.0", "input.served must be"),
+        ("[input]\nheight = 96\nwidth = 192\nserved = 1.05", "too near 1"),
         ("[sampling]\nkind = 'identities'\nalike = 1.5", "sampling.alike must be"),
         (
             "[sampling]\nkind = 'identities'\nalike = 0.5\n[network]\ndim = 8\n[[loss]]\nkind = 'divided'",
@@ -94,6 +96,14 @@ def test_what_is_not_known_is_an_error_that_names_it(change: str, said: str) -> 
     with pytest.raises(ConfigError) as caught:
         recipe.parse(text, "mine", "gpu", "mine.toml")
     assert said in str(caught.value) and "mine.toml" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "served", "size"),
+    [(96, 192, 1.17, (112, 224)), (160, 192, 1.17, (192, 230)), (96, 96, 0.5, (48, 48)), (96, 192, 1.0, (96, 192))],
+)
+def test_a_network_serves_at_one_shape(height: int, width: int, served: float, size: tuple[int, int]) -> None:
+    assert recipe.InputConfig(height, width, served=served).served_size == size
 
 
 def test_a_recipe_of_ones_own_is_a_file(tmp_path: Path) -> None:
