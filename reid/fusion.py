@@ -5,7 +5,7 @@ a good score differs from photo to photo. A `Fusion` turns a row into a probabil
 store's own left-out photos (`trees`), by sources that are each calibrated on them and then fused (`logistic`, `power`:
 see `reid.sources`), by the mean of trees and logistic regression (`mean`), by three weights that were fitted on rendered
 flukes where a store is too small for that (`prior`), or not at all (`embedding`: the cosine stays what it is). Cosines
-come half by prototypes (`reid.prototypes`), with crowding taken off (`reid.crowding`).
+come with crowding taken off (`reid.crowding`).
 
 Pure functions on arrays; knows no photos, stores or identities. Sources: score-level fusion of calibrated matchers,
 WildFusion (Cermak et al. 2024); boosted trees over match features, fourth place of Humpback Whale Identification 2019.

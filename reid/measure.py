@@ -22,7 +22,6 @@ from reid.fusion import Fusion
 from reid.index import LocalIndex, Names
 from reid.keypoints import LocalFeatures, empty_features
 from reid.leaving_out import LeftOut, Neighbours
-from reid.prototypes import Prototypes
 from reid.verify import Verification, VerifyConfig
 
 IntArray = NDArray[np.int64]
@@ -32,8 +31,7 @@ Progress = Callable[[str, int, int], None]
 @dataclass(frozen=True, slots=True, eq=False)
 class Gallery:
     """All photos of a measurement, N of them: `ids` in both indexes, whitened `rows (N, d)`, `individuals` and
-    `groups` (N,) (codes of animals, −1 unknown, and of sightings), how crowded it is around each, and their animals'
-    prototypes (None: cosines with photos alone).
+    `groups` (N,) (codes of animals, −1 unknown, and of sightings), and how crowded it is around each.
     """
 
     ids: tuple[str, ...]
@@ -41,18 +39,10 @@ class Gallery:
     individuals: IntArray
     groups: IntArray
     crowding: Crowding
-    prototypes: Prototypes | None = None
 
-    def cosines(
-        self, query: int, rows: IntArray, without: int = -1, barred: IntArray | Sequence[int] = ()
-    ) -> NDArray[np.float64]:
-        """Of a row with others, `(n,)`, half by prototypes, in which the rows `barred` have no part; crowding taken off as
-        if the animal `without` (−1 none) were not in the gallery.
-        """
-        found = np.asarray(self.rows[rows] @ self.rows[query], np.float64)
-        if self.prototypes is not None:
-            found = self.prototypes.blended(self.rows[query], found, rows, barred)
-        return found - self.crowding.relief(rows, without)
+    def cosines(self, query: int, rows: IntArray, without: int = -1) -> NDArray[np.float64]:
+        """Of a row with others, `(n,)`, crowding taken off as if the animal `without` (−1 none) were not in the gallery."""
+        return np.asarray(self.rows[rows] @ self.rows[query], np.float64) - self.crowding.relief(rows, without)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -137,10 +127,9 @@ class _Asking:
         `barred`. Pairs that were verified before are in `made`, and so are the new ones afterwards.
         """
         gallery, local, id = self._gallery, self._local, self._gallery.ids[query]
-        away = np.fromiter(barred, np.int64, len(barred))
-        open_rows = self._rest[~np.isin(self._rest, away)]
+        open_rows = self._rest[~np.isin(self._rest, np.fromiter(barred, np.int64, len(barred)))]
         nearest = np.argsort(-(gallery.rows[open_rows] @ gallery.rows[query]), kind="stable")[: self._neighbours]
-        cosines = gallery.cosines(query, open_rows[nearest], without, away)
+        cosines = gallery.cosines(query, open_rows[nearest], without)
         order = np.argsort(-cosines, kind="stable")
         near = open_rows[nearest[order]]
         found = local.index.search(
@@ -161,7 +150,7 @@ class _Asking:
             [gallery.ids[r] for r in near],
             cosines[order],
             {one: v for one, v in zip(found.photos, found.votes, strict=True) if one in self._row_of},
-            lambda ids: gallery.cosines(query, np.array([self._row_of[i] for i in ids], np.int64), without, away),
+            lambda ids: gallery.cosines(query, np.array([self._row_of[i] for i in ids], np.int64), without),
             features,
             local.features_of,
             listed=self._neighbours,

@@ -7,6 +7,8 @@ nobody and animals with one photo keep their cosines. Where opposite flanks are 
 own, and so have photos of neither. A prototype is made of `MOST` photos at most, evenly taken in the order in which they
 came. Both halves are cosines, so that scores keep their scale.
 
+That serves where the embedder answers alone. Fused with votes and geometry, which speak of single photos, it lost.
+
 Knows arrays and the gallery's index; what it gives is in docs/results.md.
 """
 

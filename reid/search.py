@@ -237,7 +237,9 @@ class Searcher:
         return self.crowds.of(ids, [self.info(id).species or "" for id in ids])
 
     def _scores(self, probe: Probe, ids: Sequence[str], cosines: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The cosines `(n,)` of a probe with photos as they are compared: half by prototypes, crowding taken off."""
+        """The cosines `(n,)` of a probe with photos as they are compared: where the fit says so half by prototypes, and
+        crowding taken off.
+        """
         if self.animals is not None:
             cosines = self.animals.blended(probe.vector, ids, cosines, probe.exclude)
         return cosines - self._relief(ids)

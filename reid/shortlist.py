@@ -32,9 +32,9 @@ Check = Callable[[Sequence[str]], Mapping[str, Verification]]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Shortlist:
-    """Candidates of one query: `ids`, and rows of all that is known of each: `cosines` (half by prototypes, crowding
-    taken off), `votes` (C,), verifications (None where none was made), `features (C, F)` as in `reid.fusion.NAMES`;
-    `siamese (C,)` logits, NaN where the head was not asked, None without one.
+    """Candidates of one query: `ids`, and rows of all that is known of each: `cosines` (crowding taken off), `votes` (C,),
+    verifications (None where none was made), `features (C, F)` as in `reid.fusion.NAMES`; `siamese (C,)` logits, NaN where the head
+    was not asked, None without one.
     """
 
     ids: tuple[str, ...]

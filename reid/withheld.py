@@ -209,10 +209,12 @@ def left_out(
     *,
     whitened: float,
     sides: Sides = "separate",
+    prototypes: bool = False,
 ) -> LeftOut:
     """By the embedding alone: photos of the gallery answered as if they were queries, unseen by model, whitening and
     crowd, as their encounter and near-duplicates are (`unseen`), which they are not compared with; rows `queries`, or
-    those that the present model has not learnt. `whitened` is the share of `whiten.fit`, 0: vectors as they are.
+    those that the present model has not learnt. `whitened` is the share of `whiten.fit`, 0: vectors as they are; with
+    `prototypes` half of each cosine is that with its animal's, unless a threshold was stated.
     """
     groups = sightings_of(store.catalogue, labels)
     if queries is None:
@@ -221,7 +223,7 @@ def left_out(
     teach = unseen(groups, queries)
     rows = _rows(vectors, labels, teach, whitened)
     crowded = crowding_among(store, rows, labels, rest, teach)
-    middles = prototypes_among(store, rows, labels, rest, sides)
+    middles = prototypes_among(store, rows, labels, rest, sides) if prototypes else None
     k = min(len(rest), store.config.gallery.neighbours + int(np.bincount(groups).max(initial=1)))
     near = np.full((len(queries), max(k, 1)), -1, np.int64)
     scores = np.zeros((len(queries), max(k, 1)))
@@ -348,8 +350,7 @@ def ask_left_out(
     rows = _rows(vectors, labels, teach, whitened)
     ids = tuple(map(str, labels.annotations.tolist()))
     crowded = crowding_among(store, rows, labels, rest, teach)
-    middles = prototypes_among(store, rows, labels, rest, sides)
-    gallery = measure.Gallery(ids, rows, labels.individuals, groups, crowded, middles)
+    gallery = measure.Gallery(ids, rows, labels.individuals, groups, crowded)
     opposite = _opposite(store, labels, sides)
     near = store.config.gallery.neighbours
     total = len(queries) + len(further)

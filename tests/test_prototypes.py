@@ -137,7 +137,7 @@ def test_a_query_is_answered_as_the_left_out_photos_were_and_finds_more(
     labels, rows = withheld.gathered(store.catalogue, store.fingerprint)
     queries = np.arange(0, 300, 5)
     rest = np.setdiff1d(np.arange(300), queries)
-    cases = withheld.left_out(store, labels, rows, queries, whitened=0.0)
+    cases = withheld.left_out(store, labels, rows, queries, whitened=0.0, prototypes=True)
     for place, query in enumerate(queries.tolist()):
         wanted = by_a_loop(rows, labels.individuals.tolist(), rest.tolist(), rows[query], rest.tolist(), [query])
         assert cases.known_best[place] == pytest.approx(max(wanted), abs=1e-5)

@@ -126,12 +126,10 @@ def test_the_verdict_is_that_of_plain_loops_over_the_left_out_photos(store: Stor
         crowded = withheld.crowding_among(store, vectors, labels, rest, withheld.unseen(groups, judges)).relief()
         for asked in judges:
             best: dict[int, float] = {}
-            shown = [row for row in rest.tolist() if groups[row] != groups[asked]]
-            for row in shown:
-                who = int(labels.individuals[row])
-                mean = np.mean([vectors[one] for one in shown if labels.individuals[one] == who], axis=0)
-                cosines = (float(one @ vectors[asked]) for one in (vectors[row], mean / np.linalg.norm(mean)))
-                best[who] = max(best.get(who, -2.0), sum(cosines) / 2 - crowded[row])
+            for row in range(len(labels.annotations)):
+                if row not in judges and groups[row] != groups[asked]:
+                    who = int(labels.individuals[row])
+                    best[who] = max(best.get(who, -2.0), float(vectors[row] @ vectors[asked]) - crowded[row])
             rank = sorted(best, key=lambda who: -best[who]).index(int(labels.individuals[asked])) + 1
             points.append(1 / rank if rank <= 5 else 0.0)
             hits.append(rank == 1)
