@@ -67,7 +67,7 @@ class Fit:
     cases are of scores that it has moved; `known_record` says what it was worth (`known.tried`). `whitened` is the share of
     `whiten.fit`, 0 where vectors serve as they are. `crowd` are the annotations by which crowding is told (`reid.crowding`)
     and `crowded` what the gallery's photos have on average, by species; both None where cosines serve as they are.
-    `prototypes`: the embedder answers alone, and half of each cosine is that with its animal's (`reid.prototypes`).
+    `prototypes`: the store has no local features (no other ways were tried), and half of each cosine is that with its animal's (`reid.prototypes`).
     """
 
     gallery: str
@@ -127,7 +127,7 @@ def is_due(store: Store) -> bool:
         return len(gallery) > 0
     if last.basis != "default" and (last.crowd is None) != (store.config.decision.threshold >= 0):
         return True  # a threshold that somebody stated is for scores that nothing moves
-    if last.prototypes != (last.crowd is not None and last.fusion.kind == "embedding"):
+    if last.prototypes != (last.crowd is not None and last.fusion.kind == "embedding" and not last.ways):
         return True  # of a build that knew no prototypes
     if last.basis != "measured" and _can_be_measured(store, last):
         return True
@@ -197,7 +197,7 @@ def fit(store: Store, *, failures: list[Failure] | None = None, progress: Progre
         whitened=share,
         crowd=crowd,
         crowded=crowded,
-        prototypes=crowd is not None and kind.kind == "embedding",
+        prototypes=crowd is not None and kind.kind == "embedding" and not best.ways,
         photos=store.catalogue.counts().annotations - len(store.catalogue.lacking_embeddings(store.fingerprint)),
         threshold=found.value,
         basis=found.basis,

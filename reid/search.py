@@ -165,7 +165,7 @@ class Searcher:
             moved = [self._moved(*one) for one in zip(some, self._nearest(some, allow, exclude), strict=True)]
             answers = [Found(one, None, self._unmeasured(), relief=off) for one, off in moved]
             if self.local is not None and self.names is not None:
-                answers = self._fused(some, moved, allow, exclude)
+                answers = self._fused(some, [candidates for candidates, _ in moved], allow, exclude)
             for row, answer in zip(rows, answers, strict=True):
                 found[row] = answer
         return found
@@ -236,20 +236,15 @@ class Searcher:
             return np.zeros(len(ids))
         return self.crowds.of(ids, [self.info(id).species or "" for id in ids])
 
-    def _scores(self, probe: Probe, ids: Sequence[str], cosines: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The cosines `(n,)` of a probe with photos as they are compared: where the fit says so half by prototypes, and
-        crowding taken off.
-        """
-        if self.animals is not None:
-            cosines = self.animals.blended(probe.vector, ids, cosines, probe.exclude)
-        return cosines - self._relief(ids)
-
     def _moved(self, probe: Probe, near: Candidates) -> tuple[Candidates, dict[str, float]]:
-        """Neighbours in the order of their cosines as they are compared, equal ones in the order given; and what each was
-        lowered by.
+        """Neighbours in the order of their cosines as they are compared, equal ones in the order given, and what each was
+        lowered by: where the fit says so half is by prototypes, and crowding is taken off.
         """
         cosines = np.array(near.scores, np.float64)
-        scores = self._scores(probe, near.ids, cosines)
+        found = (
+            cosines if self.animals is None else self.animals.blended(probe.vector, near.ids, cosines, probe.exclude)
+        )
+        scores = found - self._relief(near.ids)
         order = np.argsort(-scores, kind="stable")
         off = dict(zip(near.ids, (cosines - scores).tolist(), strict=True))
         return Candidates(tuple(near.ids[i] for i in order), tuple(scores[order].tolist())), off
@@ -263,14 +258,10 @@ class Searcher:
         return len(known) < min(self.k, self.identities)
 
     def _fused(
-        self,
-        probes: Sequence[Probe],
-        moved: Sequence[tuple[Candidates, dict[str, float]]],
-        allow: set[str] | None,
-        exclude: set[str],
+        self, probes: Sequence[Probe], near: Sequence[Candidates], allow: set[str] | None, exclude: set[str]
     ) -> list[Found]:
-        """The embedder's neighbours, as `_moved` has them, and the local index's votes, checked and fused; a source that
-        fails or takes too long is done without.
+        """The embedder's neighbours and the local index's votes, checked and fused; a source that fails or takes too
+        long is done without.
         """
         polled = [self._voted(probe, allow, exclude) for probe in probes]
         votes = [outcome.value or Votes((), ()) for outcome in polled]
@@ -279,7 +270,7 @@ class Searcher:
         listed = settings.gallery.neighbours
         checked = [
             shortlist.in_turn(one.ids, vote.photos, settings.local.verify)
-            for (one, _), vote in zip(moved, votes, strict=True)
+            for one, vote in zip(near, votes, strict=True)
         ]
         keys = local.keys(self.store, {int(i) for ids in checked for i in ids})
         source = self.local
@@ -292,22 +283,15 @@ class Searcher:
         )
 
         def one(at: int) -> Found:
-            probe, (candidates, near_off), vote = probes[at], moved[at], votes[at]
-            off = dict(near_off)
+            probe, candidates, vote = probes[at], near[at], votes[at]
             own = probe.features if probe.features is not None else empty_features(0, 0)
             troubles = [*probe.troubles, *([polled[at].reason] if polled[at].reason else [])]
-
-            def cosines_of(ids: Sequence[str]) -> NDArray[np.float64]:
-                cosines = np.asarray(self.gallery.vectors(list(ids)) @ probe.vector, np.float64)
-                scores = self._scores(probe, ids, cosines)
-                off.update(zip(ids, (cosines - scores).tolist(), strict=True))
-                return scores
 
             gathered = shortlist.gather(
                 candidates.ids,
                 candidates.scores,
                 dict(zip(vote.photos, vote.votes, strict=True)),
-                cosines_of,
+                lambda ids: self.gallery.vectors(list(ids)) @ probe.vector - self._relief(ids),
                 own,
                 lambda id: source.compared_of(keys, id),
                 listed=listed,
@@ -319,6 +303,7 @@ class Searcher:
             ids, scores = shortlist.ranked(gathered, self.fusion)
             undone = () if troubles else _left_undone(probe.features, gathered, checked[at])
             failed = tuple(troubles)
+            off = dict(zip(gathered.ids, self._relief(gathered.ids).tolist(), strict=True))
             noted = ("siamese: the head is of another model; reid train-siamese",) if outdated else ()
             return Found(Candidates(ids, scores), gathered, (*absent, *noted, *undone, *failed), failed, off)
 

@@ -2,7 +2,8 @@
 
     codes → batches of an epoch → views, made ahead on threads of their own → targets of the losses
 
-Pairs, look-alikes and clusters of photos are found anew when it is time. Everything is drawn from the seed, the epoch and the step.
+Pairs, look-alikes and clusters of photos are found anew when it is time. Everything is drawn from the seed, the epoch
+and the step.
 
 Knows pixels and identities as numbers; no network but by the vectors it gives.
 """
