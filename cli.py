@@ -144,11 +144,18 @@ def reindex(
 
     Example: reid --store /data/whales reindex --json >> reindex.log
     """
-    from reid import console, retrain, verdicts
+    from reid import console, retrain, train_siamese, verdicts
     from reid.reindex import reindex as run
 
     with opened(context) as store, console.progress(json) as show:
-        done = run(store, who=who or user(), force=force, train=retrain.night if train else None, progress=show)
+        done = run(
+            store,
+            who=who or user(),
+            force=force,
+            train=retrain.night if train else None,
+            heads=train_siamese.night if train else None,
+            progress=show,
+        )
     if report:
         with errors_said():
             console.write_report(report, done.failures)
@@ -156,8 +163,8 @@ def reindex(
         console.as_json(done)
     else:
         console.reindexed(done)
-        verdicts.night(done.training)
-    refused = isinstance(done.training, retrain.Refused)
+        verdicts.night(done.training, done.siamese)
+    refused = any(isinstance(one, retrain.Refused) for one in (done.training, done.siamese))
     raise typer.Exit(1 if refused else LEFT_OUT if done.failures else 0)
 
 

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from reid.invocation import Json, opened
-
-if TYPE_CHECKING:
-    from reid.train_siamese import Report
 
 
 class Negatives(StrEnum):
@@ -64,7 +61,7 @@ def train_siamese(
 
     Example: reid --store whales train-siamese
     """
-    from reid import console, train_siamese
+    from reid import console, train_siamese, verdicts
 
     with opened(context) as store, console.progress(json) as show:
         done = train_siamese.train(
@@ -72,23 +69,4 @@ def train_siamese(
             train_siamese.Options(epochs, seed, negatives.value, hard_positives, views, mirror.value, among),
             show,
         )
-    console.as_json(done) if json else trained(done)
-
-
-def trained(report: Report) -> None:
-    """What a training gave."""
-    from reid import verdicts
-
-    gain = report.map_at_5
-    shown = report.photos - report.lonely
-    print(f"trained on {shown} photos of animals with two or more ({report.seconds['train']:.0f} s); run: {report.run}")
-    print(
-        f"negatives: {report.negatives}; {report.varied} photos in {report.views} views; {report.lonely} photos left out: "
-        "the only ones of their animals"
-    )
-    verdicts.suspected(report.suspects)
-    print(
-        f"MAP@5 of {report.queries} photos of animals that the head had not seen: cosine {gain.before:.3f}, head "
-        f"{gain.after:.3f}; difference {gain.gain:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]"
-    )
-    print(f"in force: {report.folder}; the sources are fused by: {report.fusion}")
+    console.as_json(done) if json else verdicts.heads(done)

@@ -142,6 +142,9 @@ class TrainingConfig:
     views: int = 3  # of each photo, the plain one included; 1: no augmentation
     pseudo_precision: float = 0.9  # of the names that --pseudo-rounds gives, the share that must be right, by estimate
     suspect: float = 0.9  # P from which two names may be one animal, and are not taught as two by a head; 1: none
+    siamese: bool = (
+        False  # `reindex --train` ends with new Siamese heads for the model in force, where it has no witness
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,6 +244,7 @@ epochs = 40              # passes over the kept vectors
 views = 3                # of each photo; 1: no augmentation
 pseudo_precision = 0.9   # of the names given by `reid train --pseudo-rounds`, the share that must be right
 suspect = 0.9            # P from which two names may be one animal: `reid train-siamese` names them; 1: none
+siamese = false          # true: `reid reindex --train` ends with `reid train-siamese`; needs refit = false beside mode = "full"
 """
 
 

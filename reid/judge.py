@@ -22,7 +22,7 @@ from reid.alike import Suspected
 from reid.catalogue import Labels
 from reid.embed import Embedder, unit_rows
 from reid.enrol import Progress, quiet
-from reid.errors import TrainError
+from reid.errors import ReidError, TrainError
 from reid.images import printable
 from reid.intervals import bootstrap_interval
 from reid.leaving_out import LeftOut
@@ -65,6 +65,22 @@ class Verdict:
     answers_before: float
     answers_after: float
     lost: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A training that could not be: the typed error's parts. What was in force stays."""
+
+    code: str
+    reason: str
+    source: str
+    next_step: str
+    swapped: bool = False
+
+    @classmethod
+    def of(cls, error: ReidError) -> Refused:
+        """What an error says."""
+        return cls(error.code, error.message, error.source, error.next_step)
 
 
 @dataclass(frozen=True, slots=True)

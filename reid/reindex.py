@@ -31,6 +31,7 @@ from reid.vectors import embed_lacking
 
 if TYPE_CHECKING:
     from reid.retrain import Refused, Report
+    from reid.train_siamese import Report as Heads
 
 SOURCES = "sources.json"
 UNKNOWNS = "unknowns.json"
@@ -66,6 +67,7 @@ class ReindexReport:
     threshold_now: float | None = None
     matches: list[UnknownMatch] = field(default_factory=list)
     training: Report | Refused | None = None
+    siamese: Heads | Refused | None = None
     failures: list[Failure] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -91,10 +93,12 @@ def reindex(
     who: str,
     force: bool = False,
     train: Callable[[Store, Progress], Report | Refused] | None = None,
+    heads: Callable[[Store, Progress], Heads | Refused | None] | None = None,
     progress: Progress = quiet,
 ) -> ReindexReport:
     """Bring the store up to date; `force` builds the index anew even where nothing asks for it. `train` may put another
-    model in force once everything else is taken in (`reid.retrain.night`).
+    model in force once everything else is taken in (`reid.retrain.night`), and `heads` train its Siamese heads after that
+    (`reid.train_siamese.night`).
 
     Raises:
         CatalogueError, GalleryError, ModelError: the store itself cannot be read or written; what was there before still serves.
@@ -120,6 +124,8 @@ def reindex(
     if report.rebuilt or fit.is_due(store):
         report.rebuilt = report.rebuilt or "the gallery has outgrown its last fit"
         fit.fit(store, failures=report.failures, progress=progress)
+    if heads is not None:
+        report.siamese = heads(store, progress)
     gallery = store.gallery()
     gallery.check()
     gallery.compact()

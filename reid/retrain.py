@@ -20,7 +20,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,7 @@ from reid.catalogue import Labels
 from reid.enrol import Progress, quiet
 from reid.errors import MissingExtra, ModelError, ReidError, TrainError
 from reid.judge import Candidate, Pool, advice, embedded, judge, pool_of, sources_of
+from reid.judge import Refused as Refused
 from reid.judge import Report as Report
 from reid.planning import UNASKED, Plan, as_settled, learnt_before, planned, refits
 from reid.planning import Options as Options
@@ -48,17 +49,6 @@ REFIT_PASSES, REFIT_TIME = 1 / 3, 1 / 3  # of the passes that a network was judg
 Told = Callable[[int, float, float], None]
 
 
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """A training that could not be: the typed error's parts. The present model stays."""
-
-    code: str
-    reason: str
-    source: str
-    next_step: str
-    swapped: bool = False
-
-
 def night(store: Store, progress: Progress = quiet, options: Options = UNASKED) -> Report | Refused:
     """Train, judge, and adopt the model if it is not worse than `[training] tolerance` allows: for `reindex --train`.
 
@@ -70,7 +60,7 @@ def night(store: Store, progress: Progress = quiet, options: Options = UNASKED) 
         if better:
             adopt(store, candidate)
     except ReidError as error:
-        return Refused(error.code, error.message, error.source, error.next_step)
+        return Refused.of(error)
     return replace(candidate.report, swapped=better, reason=reason, next_step="")
 
 

@@ -26,9 +26,9 @@ from numpy.typing import NDArray
 from reid import alike, fit, models, siamese, steps, withheld, witness
 from reid.alike import Suspected
 from reid.catalogue import Labels
-from reid.errors import MissingExtra, TrainError
+from reid.errors import MissingExtra, ReidError, TrainError
 from reid.intervals import bootstrap_interval
-from reid.judge import sources_of
+from reid.judge import Refused, sources_of
 from reid.metrics import reciprocal_ranks
 from reid.rescore import FOLDER, HALVES, WHOLE, half_of
 from reid.siamese import Siamese
@@ -138,6 +138,18 @@ def train(store: Store, options: Options, progress: Progress) -> Report:
         run.write_curves([one.loss for one in heads[WHOLE].history], [one.map_at_5 for one in heads[WHOLE].history])
         run.write_json(runs.METRICS, asdict(report) | {"epochs": curves})
     return report
+
+
+def night(store: Store, progress: Progress, options: Options | None = None) -> Report | Refused | None:
+    """New heads for the model in force, where `[training] siamese` wants them: for `reindex --train`. None where it does
+    not. Errors come back as `Refused`: the heads of before stay, and so does the rest of the nightly run.
+    """
+    if not store.config.training.siamese:
+        return None
+    try:
+        return train(store, options or Options(), progress)
+    except ReidError as error:
+        return Refused.of(error)
 
 
 def _named(store: Store) -> _Photos:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from reid import console, steps
 from reid.alike import Suspected
 from reid.judge import Figure, Report
 from reid.mine import HardPair, Mined
 from reid.retrain import Refused
+
+if TYPE_CHECKING:
+    from reid.train_siamese import Report as Heads
 
 WORST = 10  # hard pairs printed unless all are asked for
 
@@ -69,18 +73,40 @@ def judged(report: Report) -> None:
     console.failures(report.failures)
 
 
-def night(found: Report | Refused | None) -> None:
-    """What the training of a nightly run gave, if there was one."""
+def night(found: Report | Refused | None, siamese: Heads | Refused | None = None) -> None:
+    """What the trainings of a nightly run gave, if there were any."""
     if isinstance(found, Report):
         trained(found)
     elif found is not None:
-        _refused(found)
+        _refused("training", found, "the present model stays")
+    if isinstance(siamese, Refused):
+        _refused("Siamese heads", siamese, "what was in force stays")
+    elif siamese is not None:
+        print("Siamese heads:")
+        heads(siamese)
 
 
-def _refused(found: Refused) -> None:
-    """Why there was no training; the nightly run has done everything else."""
+def _refused(what: str, found: Refused, stays: str) -> None:
+    """Why there was none; the nightly run has done everything else."""
     where = f"{found.source}: " if found.source else ""
-    console.say(f"no training ({where}{found.reason}); {found.next_step}; the present model stays")
+    console.say(f"no {what} ({where}{found.reason}); {found.next_step}; {stays}")
+
+
+def heads(report: Heads) -> None:
+    """What a training of Siamese heads gave."""
+    gain = report.map_at_5
+    shown = report.photos - report.lonely
+    print(f"trained on {shown} photos of animals with two or more ({report.seconds['train']:.0f} s); run: {report.run}")
+    print(
+        f"negatives: {report.negatives}; {report.varied} photos in {report.views} views; {report.lonely} photos left out: "
+        "the only ones of their animals"
+    )
+    suspected(report.suspects)
+    print(
+        f"MAP@5 of {report.queries} photos of animals that the head had not seen: cosine {gain.before:.3f}, head "
+        f"{gain.after:.3f}; difference {gain.gain:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]"
+    )
+    print(f"in force: {report.folder}; the sources are fused by: {report.fusion}")
 
 
 def mined(found: Mined, *, everything: bool = False) -> None:

@@ -186,7 +186,8 @@ def test_training_a_projection_finds_the_numbers_that_tell_animals_apart(hidden:
         vectors, labels, HeadConfig(hidden=hidden, mirror_as_class=mirror_as_class, **FAST), held=held
     )
     before, after = holdout.map_at_5(plain, labels, held), holdout.map_at_5(head.apply(plain), labels, held)
-    assert after == pytest.approx(head.history[head.best].map_at_5) == max(epoch.map_at_5 for epoch in head.history)
+    assert after == pytest.approx(head.history[head.best].map_at_5)
+    assert head.history[head.best].judged == max(epoch.judged for epoch in head.history)
     start = head.history[0].map_at_5 if hidden else before  # a layer before the projection does not begin as the cosine
     assert after > start + 0.1
     assert head.history[-1].loss < head.history[0].loss
@@ -234,6 +235,20 @@ def test_a_run_stops_when_the_held_out_photos_no_longer_gain_and_keeps_its_best_
     config = HeadConfig(**{**FAST, "epochs": 60, "patience": 3})
     head = heads.train_head(vectors, labels, config, held=held)
     assert len(head.history) == head.best + 4 < 60
+
+
+def test_held_out_photos_judge_as_they_are_and_in_an_augmented_view() -> None:
+    vectors, labels = animals()
+    held = holdout.split(labels, seed=1)
+    spoilt = vectors.copy()
+    spoilt[held.queries, 1] = np.random.default_rng(0).normal(size=spoilt[held.queries, 1].shape)
+    config = HeadConfig(**{**FAST, "epochs": 2})
+    sound, harmed, alone = (
+        heads.train_head(one, labels, config, held=held).history[-1] for one in (vectors, spoilt, vectors[:, :1])
+    )
+    assert harmed.map_at_5 == sound.map_at_5 and harmed.worn < sound.worn - 0.1  # nobody learns from them
+    assert harmed.judged == (harmed.map_at_5 + harmed.worn) / 2
+    assert np.isnan(alone.worn) and alone.judged == alone.map_at_5
 
 
 def test_the_same_seed_gives_the_same_projection() -> None:

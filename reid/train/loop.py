@@ -33,6 +33,7 @@ from reid.train.lanes import Lanes
 from reid.train.network import Network
 from reid.train.pairing import Pairing
 from reid.train.pictures import Pictures
+from reid.train.precision import Arithmetic
 from reid.train.recipe import Recipe
 from reid.train.schedule import Budget, Plan, rate_at, size_at
 from reid.train.showing import Showing, Views, by_class
@@ -107,6 +108,7 @@ class Loop:
         self.shown = Showing(kept, codes, recipe, seed, self.pairing, self.vectors, teacher)
         self.mean, self.std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (seen.mean, seen.std))
         self.optimiser = self._optimiser()
+        self.arithmetic = Arithmetic.of(recipe.schedule.precision, device)
         still = net.groups()[: recipe.schedule.frozen] if recipe.schedule.frozen else []
         self.still = {name for group in still for name in group}
         self.plan = Plan(recipe.schedule.epochs)
@@ -266,18 +268,17 @@ class Loop:
         self._hold_still(done)
         for group in self.optimiser.param_groups:
             group["lr"] = config.rate * group["factor"] * rate_at(done, config)
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.device.type == "cuda"):
+        with self.arithmetic.enter():
             out = self.net.embed_maps(self.lanes.maps(self._normal(views.pixels)))
             loss = self.losses(out, self.shown.targets(views, done, self.device))
             if self.pairing is not None:
                 loss = loss + self.pairing.loss(torch.nn.functional.normalize(out.whole.float()))
         self._finite(loss, "loss")
         self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        self.arithmetic.backward(loss)
         self.lanes.backward()
         params = [p for group in self.optimiser.param_groups for p in group["params"]]
-        self._finite(torch.nn.utils.clip_grad_norm_(params, config.clip or math.inf), "gradient")
-        self.optimiser.step()
+        self._finite(self.arithmetic.step(self.optimiser, params, config.clip), "gradient")
         self.steps += 1
         return float(loss.item())
 
@@ -299,7 +300,7 @@ class Loop:
                 norm.eval()
         if not config.frozen:
             return
-        still = self.still if done < config.frozen_for else set()
+        still = self.still if config.frozen_from <= done < config.frozen_for else set()
         for name, parameter in self.net.backbone.named_parameters():
             parameter.requires_grad_(name not in still)
         owners = {name.rpartition(".")[0] for name in still}
@@ -368,23 +369,28 @@ class Loop:
     def state(self) -> dict[str, Any]:
         """Tensors and plain numbers: all that the next epoch needs."""
         return {
-            "about": checkpoints.about(self.recipe, self.seed, len(self.rows), self.n),
+            "about": self._about(),
             "network": self.net.state_dict(), "losses": self.losses.state_dict(),
             "pairing": self.pairing.state_dict() if self.pairing else {},
-            "optimiser": self.optimiser.state_dict(), "plan": self.plan.to_dict(),
+            "optimiser": self.optimiser.state_dict(), "arithmetic": self.arithmetic.state(), "plan": self.plan.to_dict(),
             "average": self.average, "averaged": self.averaged, "steps": self.steps,
             "clusters": None if self.shown.clusters is None else torch.from_numpy(self.shown.clusters),
             "history": [[e.loss, e.map_at_5, e.worn, e.seconds] for e in self.history],
         }  # fmt: skip
 
+    def _about(self) -> str:
+        """Whose checkpoint it is: this recipe's and seed's, of these photos of these animals, in this order."""
+        return checkpoints.about(self.recipe, self.seed, self.kept.pixels, self.codes)
+
     def restore(self, folder: Path) -> None:
         """Go on from the checkpoint in `folder`."""
-        kept = checkpoints.read(folder, checkpoints.about(self.recipe, self.seed, len(self.rows), self.n))
+        kept = checkpoints.read(folder, self._about())
         self.net.load_state_dict(kept["network"])
         self.losses.load_state_dict(kept["losses"])
         if self.pairing:
             self.pairing.load_state_dict(kept["pairing"])
         self.optimiser.load_state_dict(kept["optimiser"])
+        self.arithmetic.restore(kept["arithmetic"])
         self.plan = Plan.from_dict(kept["plan"])
         self.average = {name: value.to(self.device) for name, value in kept["average"].items()}
         self.averaged, self.steps = kept["averaged"], kept["steps"]

@@ -146,9 +146,11 @@ class Network(torch.nn.Module):  # type: ignore[misc]  # torch is not followed b
         return out
 
     def _gem(self, maps: torch.Tensor) -> torch.Tensor:
-        """Generalised mean over the places of each cell of `(B, C, h, w)`; inputs below 10⁻⁶ count as that."""
+        """Generalised mean over the places of each cell of `(B, C, h, w)`; inputs below 10⁻⁶ count as that. In single
+        precision always: the cube of 10⁻⁶ is 0 in float16, and the slope of a cube root there has no end.
+        """
         power = self.power if self.config.learn_gem else self.config.gem
-        return functional.adaptive_avg_pool2d(maps.clamp_min(1e-6).pow(power), self.cells).pow(1 / power)
+        return functional.adaptive_avg_pool2d(maps.float().clamp_min(1e-6).pow(power), self.cells).pow(1 / power)
 
     def check(self, size: Size | None) -> None:
         """Raises ModelError where photos of that size give no maps of the expected widths."""

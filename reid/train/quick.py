@@ -61,8 +61,8 @@ class QuickConfig:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Quick:
-    """What came out: the model directory, its head, MAP@5 of each way to train it on the inner fold (NaN where there was
-    no choice), how many photos could be used, which not, and the seconds of each stage.
+    """What came out: the model directory, its head, MAP@5 of each way to train it on the inner fold (of its photos as they
+    are and in an augmented view, the mean; NaN where there was no choice), how many photos could be used, which not, and the seconds of each stage.
     """
 
     model: Path
@@ -167,8 +167,8 @@ def _choose(
     config: QuickConfig,
     progress: Progress | None,
 ) -> tuple[HeadConfig, tuple[float, ...]]:
-    """The way to train that finds most photos of an inner fold (one photo of each animal with three), and the MAP@5 of
-    each; the first of them where there is no such fold, or nothing left of it to tell apart.
+    """The way to train that finds most photos of an inner fold (one photo of each animal with three, as it
+    is and in an augmented view), and the MAP@5 of each; the first of them where there is no such fold, or nothing left of it to tell apart.
     """
     ways = [replace(one, seed=config.seed) for one in config.heads]
     held = holdout.split(names, least=3, sightings=sightings, seed=config.seed)
@@ -178,7 +178,7 @@ def _choose(
     for number, way in enumerate(ways):
         if progress is not None:
             progress("choosing", number, len(ways))
-        scores.append(heads.train_head(vectors, names, way, held=held).history[-1].map_at_5)
+        scores.append(heads.train_head(vectors, names, way, held=held).history[-1].judged)
     return ways[int(np.argmax(scores))], tuple(scores)
 
 

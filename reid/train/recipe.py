@@ -31,6 +31,7 @@ Negatives = Literal["auto", "exact", "blocks", "sparse", "random"]
 NewTargets = Literal["uniform", "distilled"]
 Optimiser = Literal["adamw", "adam", "sgd"]
 Average = Literal["none", "ema", "swa"]
+Precision = Literal["auto", "single", "bfloat16", "float16"]
 _FOLDER = "recipes"
 
 
@@ -253,12 +254,14 @@ class ScheduleConfig:
     warm_up: float = 0.1  # share of the training
     restarts: int = 0  # of the cosine
     frozen: int = 0  # first stages of the backbone that stay as they are
-    frozen_for: float = 1.0  # share of the training for which
+    frozen_from: float = 0.0  # share of the training from which on
+    frozen_for: float = 1.0  # and until which
     norms: Literal["train", "frozen"] = "train"  # the backbone's batch norms: follow the batches, or stay
     sizes: tuple[float, ...] = (1.0,)  # of the input, one after the other for equal shares of the training
     average: Average = "none"  # weights served: the last, their running mean, or that of the last epochs
     average_of: float = 0.25  # share of the training that `swa` takes in
     clip: float = 5.0  # largest norm of a gradient; 0: no bound
+    precision: Precision = "auto"  # on a GPU; auto: bfloat16 where it has that, else float16; on a CPU always single
 
 
 @dataclass(frozen=True, slots=True)
@@ -393,6 +396,7 @@ def _check(recipe: Recipe, source: str) -> None:
         (schedule.epochs >= 1 and schedule.batch >= 2, "schedule.epochs must be 1 or more, schedule.batch 2 or more"),
         (schedule.rate > 0, "schedule.rate must be above 0"),
         (0 <= schedule.warm_up < 1, "schedule.warm_up must be in [0, 1)"),
+        (0 <= schedule.frozen_from < schedule.frozen_for <= 1, "schedule: 0 <= frozen_from < frozen_for <= 1"),
         (bool(schedule.sizes) and all(0.2 <= s <= 1 for s in schedule.sizes), "schedule.sizes must be in [.2, 1]"),
         (all(len(one.dynamic) in (0, 3) for one in recipe.losses if isinstance(one, Margin)), "dynamic: a, b and c"),
     ]  # fmt: skip

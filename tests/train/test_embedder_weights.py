@@ -63,6 +63,26 @@ def test_frozen_stages_and_norms_stay_as_they_are(fluke_sources: Sources, tmp_pa
     assert not any("running" in name for name in changed if "necks" not in name)
 
 
+def test_stages_are_held_still_between_two_shares_of_the_training(
+    fluke_sources: Sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three steps an epoch, three epochs: the first learns all, the second not its first stages, the third all again."""
+    how = tiny("[laptop.schedule]\nfrozen = 2\nfrozen_from = 0.3\nfrozen_for = 0.6\n")
+    moved: list[bool] = []
+    step = loop.Loop._step
+
+    def spy(self: Any, views: Any) -> float:
+        name = self.net.groups()[0][0]
+        before = self.net.backbone.get_parameter(name).detach().clone()
+        loss = step(self, views)
+        moved.append(not torch.equal(before, self.net.backbone.get_parameter(name)))
+        return loss
+
+    monkeypatch.setattr(loop.Loop, "_step", spy)
+    train(fluke_sources, tmp_path, how)
+    assert moved == [True] * 3 + [False] * 3 + [True] * 3
+
+
 def test_averaged_weights_are_served_with_norms_of_their_own(fluke_sources: Sources, tmp_path: Path) -> None:
     plain = train(fluke_sources, tmp_path / "plain")
     mean = train(fluke_sources, tmp_path / "mean", tiny('[laptop.schedule]\naverage = "swa"\naverage_of = 1.0\n'))

@@ -14,8 +14,10 @@ from fake_stores import DIM, fake_store, herd, reopened, taken_in, with_vectors
 
 torch = pytest.importorskip("torch")
 
-from reid import commands_siamese, rescore, siamese, train_siamese  # noqa: E402
+from reid import reindex as reindexing  # noqa: E402
+from reid import rescore, siamese, train_siamese, verdicts  # noqa: E402
 from reid.errors import ConfigError, TrainError  # noqa: E402
+from reid.judge import Refused  # noqa: E402
 from reid.store import Store  # noqa: E402
 from reid.train import runs  # noqa: E402
 from reid.train import siamese as training  # noqa: E402
@@ -75,7 +77,7 @@ def test_heads_see_views_find_pairs_by_the_index_and_tell_who_may_be_one(
     assert [{one.first, one.second} for one in report.suspects] == [{"alias", "a000"}]
     groups, labels = whole["groups"], whole["labels"]
     assert len(np.unique(groups)) == len(np.unique(labels)) - 1
-    commands_siamese.trained(report)
+    verdicts.heads(report)
     said = capsys.readouterr().out
     assert "not taught as two: 1 pair" in said and "mine --sheet" in said
     first = report.suspects[0]
@@ -163,3 +165,40 @@ def changed(store: Store, old: str, new: str) -> None:
     text = (store.root / "reid.toml").read_text()
     assert old in text
     (store.root / "reid.toml").write_text(text.replace(old, new))
+
+
+def night(root: Path) -> reindexing.ReindexReport:
+    def quickly(store: Store, progress: Any) -> Any:
+        return train_siamese.night(store, progress, Options(epochs=1, views=1))
+
+    return reindexing.reindex(reopened(root), who="t", heads=quickly)
+
+
+def test_a_night_trains_heads_where_the_settings_ask_for_them(taken: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert night(taken).siamese is None
+    settings = taken / "reid.toml"
+    before = settings.read_text()
+    changed(reopened(taken), "siamese = false", "siamese = true")
+    try:
+        found = night(taken).siamese
+        assert isinstance(found, train_siamese.Report) and found.queries
+        told = siamese.load(taken / siamese.FOLDER / rescore.WHOLE, reopened(taken).fingerprint).about
+        assert told["run"] == Path(found.run).name
+        verdicts.night(None, found)
+        assert "Siamese heads:" in capsys.readouterr().out
+    finally:
+        settings.write_text(before)
+
+
+def test_a_night_whose_heads_cannot_be_trained_does_all_the_rest_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = fake_store(tmp_path / "s", settings="siamese = false → siamese = true")
+    taken_in(store, herd(tmp_path / "photos", 3, 2))
+    store.close()
+    done = night(tmp_path / "s")
+    assert isinstance(done.siamese, Refused) and done.photos_now == 6
+    assert "photos of two sightings" in done.siamese.reason and not (tmp_path / "s" / siamese.FOLDER).exists()
+    verdicts.night(done.training, done.siamese)
+    said = capsys.readouterr()
+    assert "no Siamese heads" in said.out + said.err and "what was in force stays" in said.out + said.err
