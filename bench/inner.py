@@ -36,6 +36,7 @@ def main() -> None:
     )
     parser.add_argument("--duplicate", type=int, default=2, help="bits within which two photos show one moment")
     parser.add_argument("--burst", type=int, default=12, help="the same for two photos of one animal")
+    parser.add_argument("--most", type=int, default=0, help="queries at most, at random; 0: one of every animal")
     parser.add_argument("--new", default="new_whale", help="the label of photos that are nobody's")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -46,7 +47,7 @@ def main() -> None:
         hashes = np.array(list(pool.map(hash_of, (row["path"] for row in rows))), np.uint64)
     _, animals = np.unique([row["identity"] for row in rows], return_inverse=True)
     groups = sightings(hashes, animals, options.duplicate, options.burst)
-    gallery, queries = split(animals, groups, options.unknown, options.seed)
+    gallery, queries = split(animals, groups, options.unknown, options.seed, options.most)
     options.out.mkdir(parents=True, exist_ok=True)
     for name, some in (("gallery", gallery), ("queries", queries)):
         write(options.out / f"{name}.csv", [rows[row] for row in some])
@@ -80,7 +81,7 @@ def sightings(hashes: NDArray[np.uint64], animals: NDArray[np.int64], duplicate:
 
 
 def split(
-    animals: NDArray[np.int64], groups: NDArray[np.int64], unknown: float, seed: int
+    animals: NDArray[np.int64], groups: NDArray[np.int64], unknown: float, seed: int, most: int = 0
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Rows of the gallery and of the queries, both ascending."""
     rng = np.random.default_rng(seed)
@@ -91,7 +92,7 @@ def split(
         own = animals == animals[row]
         if int(animals[row]) not in queries and (away[row] or len(np.unique(groups[own])) > 1):
             queries[int(animals[row])] = row
-    asked = np.array(sorted(queries.values()), np.int64)
+    asked = np.array(sorted(list(queries.values())[: most or None]), np.int64)
     gallery = np.flatnonzero(~away & ~np.isin(groups, groups[asked]))
     # another animal's query may have taken the sightings that were left: then its own is neither known nor new
     return gallery, asked[away[asked] | np.isin(animals[asked], animals[gallery])]

@@ -174,7 +174,10 @@ def _run(
     _centre(loss_of, network, vectors, rows, classes, n_classes, config)
     steps = -(-len(rows) // config.batch)
     optimiser = torch.optim.AdamW(
-        [*network.parameters(), *loss_of.parameters()], config.learning_rate, weight_decay=config.weight_decay
+        [*network.parameters(), *loss_of.parameters()],
+        config.learning_rate,
+        weight_decay=config.weight_decay,
+        fused=True,
     )
     rate = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, config.learning_rate, total_steps=steps * config.epochs, pct_start=0.15
