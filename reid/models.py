@@ -45,7 +45,7 @@ DEFAULT = "lite0"
 WIDE = "lite0-wide"
 FLUKE = "fluke"  # learnt from rendered humpback flukes
 SHIPPED: dict[str, Path] = {FLUKE: Path(__file__).with_name("weights_embedder") / FLUKE}
-DEFAULTS = {DEFAULT: (256, 256), WIDE: (192, 384)}  # height and width in pixels; docs/results.md says why
+DEFAULTS = {DEFAULT: (384, 384), WIDE: (192, 384)}  # height and width in pixels; docs/results.md says why
 MARGIN = 0.1  # of a box's size, on each side
 WIDE_ASPECT = 1.6  # width over height of the median box from which WIDE serves better
 FORMAT = 1
@@ -276,7 +276,7 @@ def _copied(source: Path, folder: Path) -> Path:
 
 
 def write_default(
-    folder: Path, *, name: str = DEFAULT, height: int = 0, width: int = 0, pooling: str = "multi"
+    folder: Path, *, name: str = DEFAULT, height: int = 0, width: int = 0, pooling: str = "inner"
 ) -> Path:
     """Export EfficientNet-lite0 with ImageNet weights from its installed package into `folder/<name>`.
 

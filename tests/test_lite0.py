@@ -34,7 +34,7 @@ def run(pooling: str, crops: NDArray[np.uint8]) -> dict[str, Array]:
     graph = lite0.build(tensors(), pooling=pooling)
     compiled = openvino.Core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     found = compiled(crops)
-    return {name: np.array(found[name]) for name in ("embedding", "map")}
+    return {name: np.array(found[name]) for output in graph.outputs for name in output.get_names()}
 
 
 def convolve(x: Array, weight: Array, stride: int, groups: int) -> Array:
@@ -52,8 +52,8 @@ def convolve(x: Array, weight: Array, stride: int, groups: int) -> Array:
     return out
 
 
-def reference(crop: NDArray[np.uint8]) -> tuple[Array, Array, Array]:
-    """The last map and the two earlier ones of `multi`, layer by layer, batch norms as their paper writes them."""
+def reference(crop: NDArray[np.uint8]) -> dict[int, Array]:
+    """The last map and the inner ones by stage, layer by layer, batch norms as their paper writes them."""
 
     def layer(x: Array, convolution: str, norm: str, stride: int = 1, groups: int = 1, clamp: bool = True) -> Array:
         t = tensors()
@@ -72,26 +72,28 @@ def reference(crop: NDArray[np.uint8]) -> tuple[Array, Array, Array]:
         y = layer(y, f"{name}._depthwise_conv", f"{name}._bn1", stride, len(y))
         y = layer(y, f"{name}._project_conv", f"{name}._bn2", clamp=False)
         x = x + y if x.shape == y.shape else y
-    return layer(x, "_conv_head", "_bn1"), expanded[15], expanded[11]
+    return {lite0.LAST: layer(x, "_conv_head", "_bn1"), 6: expanded[15], 5: expanded[11], 4: expanded[8]}
 
 
 def test_the_graph_computes_the_published_network() -> None:
     crop = photos(1, 64, 96)
     found = run("avg", crop)
-    last, _, _ = reference(crop[0])
+    last = reference(crop[0])[lite0.LAST]
     np.testing.assert_allclose(found["map"][0], last, atol=2e-3)
     np.testing.assert_allclose(found["embedding"][0], last.mean((1, 2)), atol=1e-3)
 
 
-def test_multi_pools_three_maps_each_of_unit_length() -> None:
+@pytest.mark.parametrize(("pooling", "widths"), [("multi", [1280, 1152, 672]), ("inner", [1152, 672, 480])])
+def test_three_maps_are_pooled_each_of_unit_length(pooling: str, widths: list[int]) -> None:
     crop = photos(1, 64, 96)
-    found = run("multi", crop)["embedding"]
+    found = run(pooling, crop)["embedding"]
     blocks = []
-    for pooled in reference(crop[0]):
+    maps = reference(crop[0])
+    for pooled in (maps[stage] for stage in lite0.MAPS[pooling]):
         roots = np.array([np.sqrt(sum(channel.ravel()) / channel.size) for channel in pooled])
         blocks.append(roots / np.sqrt((roots**2).sum()))
-    assert [len(block) for block in blocks] == [1280, 1152, 672]
-    assert found.shape == (1, lite0.POOLINGS["multi"])
+    assert [len(block) for block in blocks] == widths
+    assert found.shape == (1, lite0.POOLINGS[pooling])
     np.testing.assert_allclose(found[0], np.concatenate(blocks), atol=1e-4)
 
 
@@ -105,13 +107,15 @@ def test_photos_of_a_batch_do_not_see_each_other(pooling: str) -> None:
 
 
 def test_an_unknown_pooling_is_refused_with_those_there_are() -> None:
-    with pytest.raises(ModelError, match=r"no pooling 'median'; choose one of avg, multi"):
+    with pytest.raises(ModelError, match=r"no pooling 'median'; choose one of avg, multi, inner"):
         lite0.build({}, pooling="median")
 
 
 def test_the_weights_of_the_classifier_are_not_needed() -> None:
     used: lite0.Tensors = {name: tensor for name, tensor in tensors().items() if not name.startswith("_fc.")}
     assert [sorted(o.get_names()) for o in lite0.build(used, pooling="multi").outputs] == [["embedding"], ["map"]]
+    ends = {name: t for name, t in used.items() if not name.startswith(("_conv_head", "_bn1."))}  # nor its last maps
+    assert [sorted(o.get_names()) for o in lite0.build(ends, pooling="inner").outputs] == [["embedding"]]
 
 
 def timm_network() -> Any:
@@ -135,12 +139,14 @@ def test_the_graph_agrees_with_timm() -> None:
 
     crops = photos(2, 224, 224)
     taps: dict[int, Array] = {}
-    for stage in (5, 6):
+    for stage in (4, 5, 6):
         first = network.blocks[stage][0]
         first.conv_dw.register_forward_pre_hook(lambda _, inputs, stage=stage: taps.update({stage: inputs[0].numpy()}))
     with torch.inference_mode():
         last = network.forward_features(torch.from_numpy(crops.transpose(0, 3, 1, 2) / 127.5 - 1).float()).numpy()
     np.testing.assert_allclose(run("avg", crops)["embedding"], last.mean((2, 3)), atol=1e-3)
-    roots = [np.sqrt(pooled.mean((2, 3))) for pooled in (last, taps[6], taps[5])]
-    expected = np.concatenate([block / np.linalg.norm(block, axis=1, keepdims=True) for block in roots], axis=1)
-    np.testing.assert_allclose(run("multi", crops)["embedding"], expected, atol=1e-4)
+    taps[lite0.LAST] = last
+    for pooling, maps in lite0.MAPS.items():
+        roots = [np.sqrt(taps[stage].mean((2, 3))) for stage in maps]
+        expected = np.concatenate([block / np.linalg.norm(block, axis=1, keepdims=True) for block in roots], axis=1)
+        np.testing.assert_allclose(run(pooling, crops)["embedding"], expected, atol=1e-4)

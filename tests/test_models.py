@@ -83,7 +83,7 @@ def test_every_pooling_is_another_model(tmp_path: Path) -> None:
 def test_the_defaults_differ_in_the_shape_of_their_crops(tmp_path: Path) -> None:
     cards = [models.read_card(models.ensure(tmp_path, name)) for name in models.DEFAULTS]
     sizes = [(c.name, c.preprocessing.height, c.preprocessing.width, c.preprocessing.margin, c.dim) for c in cards]
-    assert sizes == [("lite0", 256, 256, 0.1, 3104), ("lite0-wide", 192, 384, 0.1, 3104)]
+    assert sizes == [("lite0", 384, 384, 0.1, 2304), ("lite0-wide", 192, 384, 0.1, 2304)]
     assert cards[0].weights_sha256 == cards[1].weights_sha256 and cards[0].fingerprint != cards[1].fingerprint
 
 

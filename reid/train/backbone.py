@@ -30,13 +30,12 @@ LEAST_COSINE = 0.999  # between the exported graph's vectors and the network's
 LITE0 = "tf_efficientnet_lite0"
 HUB_TIMEOUT_S = 5.0
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # in the order in which timm looks for them
-_POOLED_STAGES = (5, 6)  # `multi` also pools the expanded map of the first block of these, as `reid.lite0` does
 
 
 class Backbone(torch.nn.Module):  # type: ignore[misc]  # torch is not followed by the type checker
     """`(B, H, W, 3) uint8 RGB → (B, D) float32`, not normalised.
 
-    `network` is timm's; with `pooling` "multi" its maps are pooled as `reid.lite0` says, else it pools itself.
+    `network` is timm's; with a `pooling` of `lite0.MAPS` its maps are pooled as `reid.lite0` says, else it pools itself.
     """
 
     def __init__(
@@ -52,25 +51,28 @@ class Backbone(torch.nn.Module):  # type: ignore[misc]  # torch is not followed 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """See the class."""
         x = (pixels.permute(0, 3, 1, 2).float() - self.mean) / self.std
-        out: torch.Tensor = _multi(self.network, x) if self.pooling == "multi" else self.network(x)
+        maps = lite0.MAPS.get(self.pooling)
+        out: torch.Tensor = self.network(x) if maps is None else _side_by_side(self.network, x, maps)
         return out
 
 
-def _multi(network: Any, x: torch.Tensor) -> torch.Tensor:
-    """`reid.lite0`'s "multi" for timm's EfficientNet-lite0: `(B, 3, H, W) → (B, 3104)`."""
-    pooled: list[torch.Tensor] = []
+def _side_by_side(network: Any, x: torch.Tensor, maps: tuple[int, ...]) -> torch.Tensor:
+    """`reid.lite0`'s maps for timm's EfficientNet-lite0: `(B, 3, H, W) → (B, D)`."""
+    pooled: dict[int, torch.Tensor] = {}
     x = network.bn1(network.conv_stem(x))
     for number, stage in enumerate(network.blocks):
-        if number not in _POOLED_STAGES:
+        if number not in maps:
             x = stage(x)
             continue
         first = stage[0]  # its stride or its width differs from its input's, so nothing is added around it
         wide = first.bn1(first.conv_pw(x))
-        pooled.insert(0, _root(wide))
+        pooled[number] = _root(wide)
         x = first.bn3(first.conv_pwl(first.bn2(first.conv_dw(wide))))
         for block in stage[1:]:
             x = block(x)
-    return torch.cat([_root(network.bn2(network.conv_head(x))), *pooled], dim=1)
+    if lite0.LAST in maps:
+        pooled[lite0.LAST] = _root(network.bn2(network.conv_head(x)))
+    return torch.cat([pooled[number] for number in maps], dim=1)
 
 
 def _root(maps: torch.Tensor) -> torch.Tensor:
@@ -164,7 +166,7 @@ def from_folder(folder: Path) -> tuple[Backbone, ModelCard]:
         ModelError: the directory has no weights that torch can use, or a pooling that its network does not have.
     """
     card = models.read_card(folder)
-    if card.pooling == "multi" and card.architecture != LITE0:
+    if card.pooling in lite0.MAPS and card.architecture != LITE0:
         raise ModelError(
             f"no pooling '{card.pooling}' for {card.architecture}",
             source=str(folder),
