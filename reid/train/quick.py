@@ -43,8 +43,8 @@ _WHITENED_BY = 6000  # photos, at random, by which the whitening is fitted
 @dataclass(frozen=True, slots=True)
 class QuickConfig:
     """`white` numbers after whitening, shrunk by `shrink` (`heads.whitening`); `views` of each photo, the plain one
-    included; `larger` is how many times the network's own size a crop is also looked at, 1 for its own size alone;
-    `grid` pools inner maps where the network has `TAPS` and takes wide crops. Neither holds for a network that a recipe
+    included; `grid` pools inner maps where the network has `TAPS` and takes wide crops, which `larger` times the network's
+    own size are looked at as well (1: at its own size alone). Neither holds for a network that a recipe
     made: its vector serves as it is. Of `heads` the one is used that finds
     most of an inner fold's photos.
     """
@@ -150,7 +150,7 @@ def whiten(
     wide = card.preprocessing.width >= models.WIDE_ASPECT * card.preprocessing.height
     pools = "network" in card.extra  # a network of a recipe has learnt where and at what size to look
     taps = TAPS.get(card.architecture, ()) if config.grid and wide and not pools else ()
-    larger = 1.0 if pools else config.larger
+    larger = config.larger if taps else 1.0  # the whole map of an inner layer says no more at two sizes than at one
     bare = heads.write_model(base, keep / "models", "bare", [], taps=taps, larger=larger)
     chosen = np.sort(np.random.default_rng(config.seed).permutation(len(sources))[:_WHITENED_BY])
     plain = _cached([sources[i] for i in chosen], bare, keep, 1, config, "photos to whiten by", progress)
