@@ -24,6 +24,8 @@ LEAST_WITHIN = 100  # photos beyond the first of their animal, from which on it 
 WITHIN_SHRINK = 0.3  # share of the mean variance within animals that is added in every direction
 MOST_PHOTOS = 20_000  # a random sample of so many is as good as all
 DIMENSIONS = 512
+LONG, LONG_FROM = 1024, 2048  # numbers kept of vectors that have so many, in galleries below `MANY` photos
+MANY = 30_000
 SHRINK = 0.5  # share of the mean variance mixed into each axis'; 0 whitens fully, 1 only rotates
 
 Vectors = NDArray[np.float32]
@@ -57,13 +59,13 @@ def fit(
     individuals: NDArray[np.int64] | None = None,
     *,
     least: int = LEAST_PHOTOS,
-    dimensions: int = DIMENSIONS,
+    dimensions: int = 0,
     shrink: float = SHRINK,
     share: float = 1.0,
     seed: int = 0,
 ) -> Whitening | None:
     """The whitening of unit rows `vectors (N, D)`, or None where N is below `least`. At most `MOST_PHOTOS` of
-    them are used.
+    them are used. `dimensions` 0 are those that `dimensions_of` gives.
 
     With `individuals (N,)` (−1 unknown), directions in which photos of one animal differ are turned down as well, as
     far as there are photos enough to see them.
@@ -74,6 +76,7 @@ def fit(
     """
     if len(vectors) < least:
         return None
+    dimensions = dimensions or dimensions_of(len(vectors), vectors.shape[1])
     if len(vectors) > MOST_PHOTOS:
         chosen = np.sort(np.random.default_rng(seed).choice(len(vectors), MOST_PHOTOS, replace=False))
         vectors = vectors[chosen]
@@ -96,6 +99,13 @@ def fit(
     if share < 1:
         axes = turned @ _mixed(centred @ turned, turned.T @ axes, share)
     return Whitening(mean, np.ascontiguousarray(axes, np.float32))
+
+
+def dimensions_of(photos: int, numbers: int) -> int:
+    """Of vectors of so many numbers, how many a gallery of so many photos keeps: more of long ones, which find more by
+    it, where memory allows (docs/results.md).
+    """
+    return LONG if numbers >= LONG_FROM and photos < MANY else DIMENSIONS
 
 
 def _within(rows: Vectors, individuals: NDArray[np.int64]) -> Vectors:

@@ -276,7 +276,10 @@ def _rows(vectors: NDArray[np.float32], labels: Labels, teach: IntArray, whitene
     """All vectors by the whitening of those at `teach`."""
     if not whitened:
         return vectors
-    whitening = whiten.fit(vectors[teach], labels.individuals[teach], least=2, share=whitened)
+    whitening = whiten.fit(
+        vectors[teach], labels.individuals[teach], least=2, share=whitened,
+        dimensions=whiten.dimensions_of(*vectors.shape),
+    )  # fmt: skip
     return vectors if whitening is None else whitening.apply(vectors)
 
 

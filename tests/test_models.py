@@ -166,7 +166,9 @@ def test_a_trained_default_network_is_exported_with_its_pooling(
 
     network, card = backbone.from_folder(folder)
     with torch.no_grad():
-        network.network.blocks[6][0].conv_pw.weight[:640] = 0.0  # as training would, it changes weights and keeps the rest
+        network.network.blocks[6][0].conv_pw.weight[:640] = (
+            0.0  # as training would, it changes weights and keeps the rest
+        )
     tensors = backbone.tensors_of(network.network)
     tuned = dataclasses.replace(card, name="tuned", weights_sha256=models.hash_tensors(tensors.items()))
     written = backbone.export(network, tuned, tmp_path)

@@ -275,3 +275,12 @@ def test_another_whitening_under_the_name_is_refused(tmp_path: Path) -> None:
     path.write_bytes(whiten.to_bytes(fitted(gallery(400, 16, seed=1))))
     with pytest.raises(SnapshotCorrupt, match="was changed"):
         whiten.read(path)
+
+
+def test_long_vectors_keep_more_numbers_while_the_gallery_is_not_large() -> None:
+    assert whiten.dimensions_of(whiten.MANY - 1, whiten.LONG_FROM) == whiten.LONG
+    assert whiten.dimensions_of(whiten.MANY, whiten.LONG_FROM) == whiten.DIMENSIONS
+    assert whiten.dimensions_of(500, whiten.LONG_FROM - 1) == whiten.DIMENSIONS
+    rows = np.random.default_rng(0).normal(size=(1100, whiten.LONG_FROM)).astype(np.float32)
+    found = whiten.fit(rows / np.linalg.norm(rows, axis=1, keepdims=True))
+    assert found is not None and found.dim == whiten.LONG

@@ -19,10 +19,13 @@ from reid.train import backbone, network, recipe
 LICENCE = "Apache-2.0"
 
 
-def halved(model: Path, folder: Path, name: str, *, source: str, by: str, licence: str = LICENCE) -> Path:
+def halved(
+    model: Path, folder: Path, name: str, *, source: str, by: str, threshold: float, licence: str = LICENCE
+) -> Path:
     """The network in the model directory `model` as `<folder>/<name>`, its weights rounded to half precision: graph and
-    vectors are those of the rounded weights, so both runtimes agree. `source` and `licence` go into the card, and `by`, the recipe
-    by which the network can learn further.
+    vectors are those of the rounded weights, so both runtimes agree. `source` and `licence` go into the card, `by`, the recipe
+    by which the network can learn further, and `threshold`, the cosine at which a new animal begins in galleries that are
+    too small to measure it.
 
     Raises:
         ModelError: there are no weights for torch, or the graph's vectors are not the network's.
@@ -43,7 +46,12 @@ def halved(model: Path, folder: Path, name: str, *, source: str, by: str, licenc
     digest = models.hash_tensors(backbone.tensors_of(net).items())
     with tempfile.TemporaryDirectory() as aside:
         card = replace(
-            card, name=name, source=source, licence=licence, weights_sha256=digest, extra=card.extra | {"recipe": by}
+            card,
+            name=name,
+            source=source,
+            licence=licence,
+            weights_sha256=digest,
+            extra=card.extra | {"recipe": by, "threshold": threshold},
         )
         whole = backbone.export(made, card, Path(aside))
         tensors = load_file(whole / "weights.safetensors")

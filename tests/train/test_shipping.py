@@ -37,7 +37,7 @@ def models_of_one(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]
     torch.manual_seed(3)
     net, (mean, std) = network.build(how.network, pretrained=False)
     whole = embedder.write(net.eval(), how, Preprocessing(48, 96, mean, std), folder, "whole")
-    return whole, shipping.halved(whole, folder, "small", source="drawn", by="tiny")
+    return whole, shipping.halved(whole, folder, "small", source="drawn", by="tiny", threshold=0.7)
 
 
 def test_it_takes_half_the_bytes_and_says_where_it_comes_from(models_of_one: tuple[Path, Path]) -> None:
