@@ -3,8 +3,10 @@
     members → vectors of everything, each photo decoded once → query × identity scores of each (`reid.train.folds`)
             → (w, α) of Σ w·P^α (`reid.train.ensembles`) → the weights that serve → `models/<date>-<name>/` → verdict
 
-What serves is linear in the cosines. Its weights are those, of equal ones and of two fits (α free, α held at 1), by
-which the store's own way of answering, whitening and all, finds most of the same photos. The power α stays in the
+What serves is linear in the cosines. A member's weight is its share over the spread of its vectors about their mean:
+cosines of a network that gives all photos of a species nearly one vector differ by little, and would have no voice. The
+shares are those, of equal ones and of two fits (α free, α held at 1), by which the store's own way of answering,
+whitening and all, finds most of the same photos. The power α stays in the
 record: it says what a fusion of calibrated scores would give.
 
 The photos are those that judge a training, less what a member has been trained on. Where witnesses speak for members
@@ -37,9 +39,12 @@ Vectors = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """One choice of weights, what it was called, and the MAP@5 of the store's own answers with it."""
+    """One choice of the members' shares, what it was called, the weights of their cosines that give these, and the MAP@5 of
+    the store's own answers with it.
+    """
 
     name: str
+    shares: tuple[float, ...]
     weights: tuple[float, ...]
     map_at_5: float
 
@@ -131,7 +136,7 @@ def lines(done: Assembled) -> list[str]:
         f"{done.queries} held-out photos that no member was trained on; MAP@5 of each by itself: {alone}",
         f"Σ w·P^α: {_weighted(done, done.fusion.weights)}, α = {done.fusion.alpha:g}: {done.fusion.map_at_5:.3f} "
         f"({done.apart:.3f} on photos apart from those it was fitted on)",
-        f"in service: {done.served.name}: {_weighted(done, done.served.weights)}, α = 1, {done.served.map_at_5:.3f}",
+        f"in service: {done.served.name}: {_weighted(done, done.served.shares)}, α = 1, {done.served.map_at_5:.3f}",
     ]
 
 
@@ -177,16 +182,27 @@ def _matrices(
 def _tried(
     store: Store, pool: Pool, parts: Sequence[Vectors], queries: IntArray, fusion: Fusion, linear: Fusion
 ) -> tuple[Served, ...]:
-    """Weights that might serve, equal ones first, each by the answers that the store would give."""
+    """Shares that might serve, equal ones first, each by the answers that the store would give."""
     n = len(parts)
-    choices: dict[str, tuple[float, ...]] = {"equal weights": (1 / n,) * n}
-    for called, weights in (("weights fitted at α = 1", linear.weights), ("weights of the fusion", fusion.weights)):
-        if all(weights) and weights not in choices.values():  # else a member would have no voice
-            choices[called] = weights
-    return tuple(
-        Served(called, weights, _answered(store, pool, ensemble.joined_rows(parts, weights), queries))
-        for called, weights in choices.items()
-    )
+    choices: dict[str, tuple[float, ...]] = {"equal shares": (1 / n,) * n}
+    for called, shares in (("shares fitted at α = 1", linear.weights), ("shares of the fusion", fusion.weights)):
+        if all(shares) and shares not in choices.values():  # else a member would have no voice
+            choices[called] = shares
+    served = []
+    for called, shares in choices.items():
+        weights = balanced(parts, shares)
+        found = _answered(store, pool, ensemble.joined_rows(parts, weights), queries)
+        served.append(Served(called, shares, weights, found))
+    return tuple(served)
+
+
+def balanced(parts: Sequence[Vectors], shares: Sequence[float]) -> tuple[float, ...]:
+    """Weights of the members' cosines, of sum 1, by which each has its share of how these differ: `shares` over the mean
+    squared distance of a member's unit rows `(N, D)` from their mean.
+    """
+    spread = [max(1 - float(np.square(part.mean(0, dtype=np.float64)).sum()), 1e-6) for part in parts]
+    raw = np.asarray(shares, np.float64) / spread
+    return tuple((raw / raw.sum()).tolist())
 
 
 def _answered(store: Store, pool: Pool, rows: Vectors, queries: IntArray) -> float:

@@ -310,7 +310,7 @@ def test_models_of_a_store_become_one_by_photos_that_none_was_trained_on(store: 
     found = told(store, "ensemble", "pair", "colours", *made)
     assert found["members"] == ["colours", *made] and found["queries"] == ANIMALS
     assert found["fusion"]["map_at_5"] >= max(found["fusion"]["singles"]) >= 0
-    assert found["served"] in found["tried"] and found["tried"][0]["name"] == "equal weights"
+    assert found["served"] in found["tried"] and found["tried"][0]["name"] == "equal shares"
     assert found["served"]["map_at_5"] == max(one["map_at_5"] for one in found["tried"])
     after = found["report"]["verdict"]["map_at_5_after"]["value"]
     assert after == pytest.approx(found["served"]["map_at_5"]) and found["report"]["verdict"]["photos"] == ANIMALS
@@ -322,6 +322,19 @@ def test_models_of_a_store_become_one_by_photos_that_none_was_trained_on(store: 
     again = use(store, card.name)
     reindex(again, who="t")
     assert_index_is_the_catalogue(again)
+
+
+def test_a_member_whose_vectors_lie_close_together_has_its_share_all_the_same() -> None:
+    """Cosines of the second differ by a hundredth of what the first's do; weighed, both move the sum alike."""
+    rng = np.random.default_rng(0)
+    wide, close = (unit_rows(rng.normal(size=(400, 32)) + far) for far in (0.0, 10.0))
+    weights = assemble.balanced([wide, close], (0.5, 0.5))
+    assert sum(weights) == pytest.approx(1) and weights[1] > 50 * weights[0]
+    apart = np.triu_indices(400, 1)
+    differ = [weight * float(np.std((one @ one.T)[apart])) for weight, one in zip(weights, (wide, close), strict=True)]
+    assert differ[1] == pytest.approx(differ[0], rel=0.5)  # where one's differed by 80 times as much
+    assert assemble.balanced([wide, wide], (0.25, 0.75)) == pytest.approx((0.25, 0.75))
+    assert assemble.balanced([wide, np.ones((9, 4)) / 2], (0.5, 0.5))[1] > 0.99  # all alike: finite at least
 
 
 def test_what_cannot_be_put_together_is_a_typed_error(store: Store) -> None:
