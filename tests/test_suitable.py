@@ -147,7 +147,7 @@ def test_the_shipped_embedder_is_whole_and_small(tmp_path: Path) -> None:
     assert sum(file.stat().st_size for file in folder.iterdir()) < 10e6
     crops = np.random.default_rng(0).integers(0, 256, (2, *_size(folder), 3), np.uint8)
     vectors = OpenVinoEmbedder(folder).embed(crops)
-    assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5) and float(vectors[0] @ vectors[1]) < 0.99
+    assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5) and float(vectors[0] @ vectors[1]) < 0.999
 
 
 def test_torch_gives_the_shipped_embedders_vectors(tmp_path: Path) -> None:

@@ -66,7 +66,8 @@ def test_a_head_on_a_network_of_a_recipe_takes_its_vector_as_it_is(tmp_path: Pat
     before, after = models.read_card(base), models.read_card(done.model)
     assert after.preprocessing == before.preprocessing and after.pooling == before.pooling
     assert after.extra["views"] == before.extra["views"] == "around"
-    rows = OpenVinoEmbedder(done.model).embed(np.zeros((1, 96, 192, 3), np.uint8))
+    seen = after.preprocessing
+    rows = OpenVinoEmbedder(done.model).embed(np.zeros((1, seen.height, seen.width, 3), np.uint8))
     assert rows.shape == (1, after.dim)
 
 
