@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 
 FloatArray = NDArray[np.float64]
 Kind = Literal["platt", "isotonic"]
+_SURE = np.nextafter(0.0, 1.0), np.nextafter(1.0, 0.0)  # a few pairs far apart make a curve that rounds to 0 and 1
 
 _NEWTON_STEPS = 100
 _STEEPEST = 1e4  # logits a standard deviation of the scores: separable data without smoothing would go on for ever
@@ -47,7 +48,7 @@ class Calibration:
         """P(same animal), float64 of the same shape as `scores`."""
         score = np.asarray(scores, dtype=np.float64)
         if self.kind == "platt":
-            return _sigmoid(self.slope * score + self.intercept)
+            return np.asarray(np.clip(_sigmoid(self.slope * score + self.intercept), *_SURE))
         return np.asarray(np.interp(score, self.scores, self.probabilities))
 
     def to_dict(self) -> dict[str, Any]:

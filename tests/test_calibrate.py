@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -32,6 +32,7 @@ def sample(n: int, seed: int = 0) -> tuple[NDArray[np.float64], NDArray[np.bool_
 
 
 @given(PAIRS, st.sampled_from(sorted(CALIBRATIONS)))
+@example([(-0.625, True), (-0.625, True), (-0.75, False)], "platt")
 def test_no_curve_falls_or_reaches_certainty(pairs: list[tuple[float, bool]], kind: str) -> None:
     curve = CALIBRATIONS[kind](*both_kinds(pairs))
     stated = curve.probability(np.linspace(-2, 2, 401))
