@@ -102,7 +102,7 @@ def build(tensors: Tensors, *, pooling: str = "avg") -> openvino.Model:
                 wide = _relu6(ops, _convolution(ops, x, tensors, f"{name}._expand_conv", f"{name}._bn0"))
             if block == 0:
                 found[stage] = wide
-            if len(found) > max(wanted):  # nothing behind it is asked for
+            if stage == max(wanted):  # nothing behind it is asked for
                 break
             x = _block(ops, x, wide, tensors, name, stride if block == 0 else 1, width)
             index += 1

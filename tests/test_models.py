@@ -165,10 +165,8 @@ def test_a_trained_default_network_is_exported_with_its_pooling(
     from reid.train import backbone
 
     network, card = backbone.from_folder(folder)
-    with torch.no_grad():
-        network.network.blocks[6][0].conv_pw.weight[:640] = (
-            0.0  # as training would, it changes weights and keeps the rest
-        )
+    with torch.no_grad():  # as training would, it changes weights and keeps the rest
+        network.network.blocks[6][0].conv_pw.weight[:640] = 0.0
     tensors = backbone.tensors_of(network.network)
     tuned = dataclasses.replace(card, name="tuned", weights_sha256=models.hash_tensors(tensors.items()))
     written = backbone.export(network, tuned, tmp_path)
