@@ -109,7 +109,7 @@ def assembled(
         record = {"queries": fusion.queries, "served_map_at_5": served.map_at_5, **asdict(fusion)}
         model = ensemble.write(
             store.models_folder, run.name, paths, served.weights, {"fusion": record},
-            speaking=speaking if speaking != paths else (),
+            speaking=speaking if speaking != paths else (), shares=served.shares,
         )  # fmt: skip
         joined = ensemble.joined_rows(parts, served.weights)
         verdict = judge(store, pool, joined, int((~there).sum()), trained_on=trained_on)

@@ -39,12 +39,15 @@ WITNESS = "witness"  # in a model's directory: the model that speaks for it (`re
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One of an ensemble: its folder's name, its share of the cosine, the length of its vectors, its fingerprint."""
+    """One of an ensemble: its folder's name, the weight of its cosine, the length of its vectors, its fingerprint, and its
+    share of how cosines differ from pair to pair (0 where nobody measured it), of which a weight says little.
+    """
 
     name: str
     weight: float
     dim: int
     fingerprint: str
+    share: float = 0.0
 
 
 def members_of(card: ModelCard) -> tuple[Member, ...]:
@@ -63,11 +66,11 @@ def members_of(card: ModelCard) -> tuple[Member, ...]:
 
 
 def lead(card: ModelCard) -> Preprocessing:
-    """How the heaviest member of an ensemble sees; any other model as it does."""
+    """How the member of an ensemble that has most to say sees; any other model as it does."""
     listed = members_of(card)
     if not listed:
         return card.preprocessing
-    return card.preprocessing.members[max(range(len(listed)), key=lambda i: listed[i].weight)]
+    return card.preprocessing.members[max(range(len(listed)), key=lambda i: (listed[i].share, listed[i].weight))]
 
 
 class EnsembleEmbedder:
@@ -117,27 +120,27 @@ def joined(folders: Sequence[Path], weights: Sequence[float] | None = None, *, t
     """An ensemble of model directories that is not on disk (equal weights by default), on the CPU."""
     flat = _flat(folders, [1.0] * len(folders) if weights is None else weights)
     cards = [models.read_card(one.folder) for one in flat]
-    card = _card("joined", cards, [one.name for one in flat], [one.weight for one in flat], {})
+    card = _card("joined", cards, flat, {})
     opened = [open_embedder(one.folder, threads=threads) for one in flat]
     return EnsembleEmbedder(card, opened, [one.weight for one in flat])
 
 
 def write(
     folder: Path, name: str, members: Sequence[Path], weights: Sequence[float], extra: dict[str, Any] | None = None,
-    *, names: Sequence[str] = (), speaking: Sequence[Path] = (),
+    *, names: Sequence[str] = (), speaking: Sequence[Path] = (), shares: Sequence[float] = (),
 ) -> Path:  # fmt: skip
     """The model directory `<folder>/<name>` of these members, copied, replacing one of that name; returns its path.
     Siamese heads stay behind: they know a member's vectors, not the ensemble's, and so do witnesses, of which the
     ensemble has its own where there are models `speaking` for the members. It has learnt what its members have. Members
     are called as their folders are, or by `names`.
 
-    A member that is an ensemble itself comes in with its own members, its weight shared out among them. `extra` goes
-    into the card (what was fitted, and on what).
+    A member that is an ensemble itself comes in with its own members, its weight shared out among them. `shares` are the
+    members' of how cosines differ, where that was measured; `extra` goes into the card (what was fitted, and on what).
 
     Raises:
         ModelError: a member is no model directory; ValueError for weights that are none.
     """
-    flat = _flat(members, weights, names)
+    flat = _flat(members, weights, names, shares)
     called = [one.name for one in flat]
     if len(set(called)) < len(called):
         raise ModelError("a model is named twice", source=", ".join(called), next_step="name each model once")
@@ -147,9 +150,10 @@ def write(
             shutil.copytree(one.folder, aside / one.name, ignore=left_behind)
         models.write_learnt(aside, frozenset[str]().union(*map(_learnt, members)))
         cards = [models.read_card(aside / member) for member in called]
-        models.write_card(aside, _card(name, cards, called, [one.weight for one in flat], extra or {}))
+        models.write_card(aside, _card(name, cards, flat, extra or {}))
         if speaking:
-            write(aside, WITNESS, speaking, weights, extra, names=names or [path.name for path in members])
+            called = names or [path.name for path in members]
+            write(aside, WITNESS, speaking, weights, extra, names=called, shares=shares)
     return folder / name
 
 
@@ -198,11 +202,12 @@ def weights_of(weights: ArrayLike, n: int) -> NDArray[np.float64]:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """A member to be: its name in the ensemble, where it is, its weight."""
+    """A member to be: its name in the ensemble, where it is, its weight and its share."""
 
     name: str
     folder: Path
     weight: float
+    share: float
 
 
 def _learnt(model: Path) -> frozenset[str]:
@@ -213,31 +218,37 @@ def _learnt(model: Path) -> frozenset[str]:
     return own | models.read_learnt(parent)
 
 
-def _flat(folders: Sequence[Path], weights: Sequence[float], names: Sequence[str] = ()) -> list[_Part]:
-    """The single networks of these models."""
+def _flat(
+    folders: Sequence[Path], weights: Sequence[float], names: Sequence[str] = (), shares: Sequence[float] = ()
+) -> list[_Part]:
+    """The single networks of these models. A member's share falls to its own members by their shares, if these were
+    measured, else by their weights.
+    """
     flat: list[_Part] = []
-    called = names or [path.name for path in folders]
-    for path, name, weight in zip(folders, called, weights_of(weights, len(folders)).tolist(), strict=True):
+    called, heard = names or [path.name for path in folders], shares or [0.0] * len(folders)
+    each = weights_of(weights, len(folders)).tolist()
+    for path, name, weight, share in zip(folders, called, each, heard, strict=True):
         inner = members_of(models.read_card(path))
-        flat += [_Part(f"{name}.{one.name}", path / one.name, weight * one.weight) for one in inner]
-        flat += [] if inner else [_Part(name, path, weight)]
+        measured = all(one.share for one in inner)
+        for one in inner:
+            own = one.share if measured else one.weight
+            flat.append(_Part(f"{name}.{one.name}", path / one.name, weight * one.weight, share * own))
+        flat += [] if inner else [_Part(name, path, weight, share)]
     return flat
 
 
-def _card(
-    name: str, cards: Sequence[ModelCard], names: Sequence[str], weights: Sequence[float], extra: dict[str, Any]
-) -> ModelCard:
-    """The card of an ensemble. Its `base`, on which a head would be trained, and the views by which it sees
-    are the heaviest member's.
+def _card(name: str, cards: Sequence[ModelCard], parts: Sequence[_Part], extra: dict[str, Any]) -> ModelCard:
+    """The card of an ensemble. Its `base`, on which a head would be trained, and the views by which it sees are those of
+    the member that has most to say.
     """
-    shares = weights_of(weights, len(cards)).tolist()
+    weights = weights_of([one.weight for one in parts], len(cards)).tolist()
     seen = [one.preprocessing for one in cards]
     listed = [
-        {"name": member, "weight": share, "dim": card.dim, "fingerprint": card.fingerprint}
-        for member, share, card in zip(names, shares, cards, strict=True)
+        {"name": part.name, "weight": weight, "share": part.share, "dim": card.dim, "fingerprint": card.fingerprint}
+        for part, weight, card in zip(parts, weights, cards, strict=True)
     ]
     facts = json.dumps([[one["fingerprint"], round(float(one["weight"]), 9)] for one in listed])
-    heaviest = cards[int(np.argmax(shares))]
+    first = cards[max(range(len(cards)), key=lambda i: (parts[i].share, weights[i]))]
     width = sum(one.height * one.width for one in seen)
     return ModelCard(
         name=name,
@@ -249,8 +260,8 @@ def _card(
         licence="; ".join(dict.fromkeys(card.licence for card in cards)),
         architecture=POOLING,
         extra={
-            "base": heaviest.extra.get("base", heaviest.name),
-            "views": heaviest.extra.get("views", "one"),
+            "base": first.extra.get("base", first.name),
+            "views": first.extra.get("views", "one"),
             **extra,
             "members": listed,
         },

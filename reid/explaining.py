@@ -88,7 +88,7 @@ def settings_of(store: Store, options: Options) -> Options:
 
 def eye_of(store: Store) -> Eye:
     """How this store sees: its model, its views, its whitening. Of an ensemble, whose members see crops of their own,
-    the eye is its heaviest member's; the others are given that crop in their size (roughly
+    the eye is that of the member with most to say; the others are given that crop in their size (roughly
     what they see, where their margin or their way to keep a shape differs).
     """
     gallery = store.gallery()

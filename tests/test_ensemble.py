@@ -200,6 +200,16 @@ def test_an_explanation_sees_with_the_heaviest_members_eye(members: list[Path], 
         assert rows.shape == asked.shape and ((rows * asked).sum(1) > 0.99).all()
 
 
+def test_the_member_with_most_to_say_leads_whatever_its_weight(members: list[Path], tmp_path: Path) -> None:
+    small = colours(tmp_path / "made", "small", Preprocessing(16, 24, ZERO, ONE, margin=0.1), centre=0.3)
+    loud = ensemble.write(tmp_path, "loud", [members[0], small], [0.1, 0.9], shares=[0.6, 0.4])
+    plain = ensemble.write(tmp_path, "plain", [members[0], small], [0.1, 0.9])
+    nested = ensemble.write(tmp_path, "nested", [plain, loud], [0.5, 0.5], shares=[0.3, 0.7])
+    assert [ensemble.lead(models.read_card(one)).height for one in (loud, plain)] == [32, 16]
+    shares = [one.share for one in ensemble.members_of(models.read_card(nested))]
+    assert shares == pytest.approx([0.03, 0.27, 0.42, 0.28])
+
+
 def test_a_query_by_an_ensemble_imports_no_torch(members: list[Path], tmp_path: Path) -> None:
     with store_of(tmp_path / "store", members) as store:
         taken_in(store, herd(tmp_path / "photos", 3, 2))
