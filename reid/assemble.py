@@ -17,12 +17,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from reid import ensemble, models, whiten, withheld, witness
+from reid import ensemble, local, models, whiten, withheld, witness
 from reid.embed import unit_rows
 from reid.enrol import Progress, quiet
 from reid.errors import InputError, TrainError
@@ -104,7 +103,7 @@ def assembled(
         matrices, truth = _matrices(store, pool, parts, queries)
         fusion = ensembles.fit_fusion(matrices, truth)
         linear = ensembles.fit_fusion(matrices, truth, alphas=(1.0,))
-        tried = _tried(store, pool, parts, queries, fusion, linear)
+        tried = _tried(store, pool, parts, there, queries, fusion, linear)
         served = max(tried, key=lambda one: one.map_at_5)
         record = {"queries": fusion.queries, "served_map_at_5": served.map_at_5, **asdict(fusion)}
         model = ensemble.write(
@@ -118,7 +117,7 @@ def assembled(
             run.name, "ensemble", f"an ensemble of {len(members)}", str(run.folder), models.read_card(model).source,
             store.embedder.card.name, len(pool.chosen), len(set(pool.names)), verdict,
             failures=tuple(failures), next_step=advice(verdict, run.name),
-            refitted=len(learnt) if all(map(Path.__ne__, speaking, paths)) else 0, by_witness=bool(witness.present(store)),
+            refitted=len(learnt) if speaking != paths else 0, by_witness=bool(witness.present(store)),
         )  # fmt: skip
         apart = ensembles.fit_apart(matrices, truth, seed=seed)
         done = Assembled(report, tuple(members), fusion.queries, fusion, linear, apart, tried, served)
@@ -171,7 +170,7 @@ def _matrices(
     for part in parts:
         found = None
         if len(codes) >= whiten.LEAST_PHOTOS:
-            found = whiten.fit(part[rest], codes[rest], least=2)
+            found = whiten.fit(part[rest], codes[rest], least=2, dimensions=withheld.numbers_kept(store, part))
         rows = part if found is None else found.apply(part)
         scores, known = folds.identity_scores(rows, queries, rest, codes, groups)
         matrices.append(scores)
@@ -180,9 +179,12 @@ def _matrices(
 
 
 def _tried(
-    store: Store, pool: Pool, parts: Sequence[Vectors], queries: IntArray, fusion: Fusion, linear: Fusion
-) -> tuple[Served, ...]:
-    """Shares that might serve, equal ones first, each by the answers that the store would give."""
+    store: Store, pool: Pool, parts: Sequence[Vectors], there: NDArray[np.bool_], queries: IntArray,
+    fusion: Fusion, linear: Fusion,
+) -> tuple[Served, ...]:  # fmt: skip
+    """Shares that might serve, equal ones first, each by the answers that the store would give. Photos that are not
+    `there` have no vectors to be balanced by.
+    """
     n = len(parts)
     choices: dict[str, tuple[float, ...]] = {"equal shares": (1 / n,) * n}
     for called, shares in (("shares fitted at α = 1", linear.weights), ("shares of the fusion", fusion.weights)):
@@ -190,7 +192,7 @@ def _tried(
             choices[called] = shares
     served = []
     for called, shares in choices.items():
-        weights = balanced(parts, shares)
+        weights = balanced([part[there] for part in parts], shares)
         found = _answered(store, pool, ensemble.joined_rows(parts, weights), queries)
         served.append(Served(called, shares, weights, found))
     return tuple(served)
@@ -208,6 +210,7 @@ def balanced(parts: Sequence[Vectors], shares: Sequence[float]) -> tuple[float, 
 def _answered(store: Store, pool: Pool, rows: Vectors, queries: IntArray) -> float:
     """MAP@5 of the store's own answers to these photos, with these vectors whitened fully."""
     whitened = len(rows) >= whiten.LEAST_PHOTOS
-    cases = withheld.left_out(store, pool.labels, unit_rows(rows), pool.played, whitened=whitened)
+    alone = local.description(store) is None  # then prototypes speak in answers, too
+    cases = withheld.left_out(store, pool.labels, unit_rows(rows), pool.played, whitened=whitened, prototypes=alone)
     usable = cases.known_case & np.isin(pool.played, queries)
     return float(reciprocal_ranks(cases.truth_rank[usable]).mean()) if usable.any() else float("nan")

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from reid import models, siamese
+from reid import decide, models, siamese
 from reid.embed import EMBEDDERS, Crops, Embedder, OpenVinoEmbedder, Vectors, unit_rows
 from reid.errors import ModelError
 from reid.models import ModelCard, Preprocessing
@@ -70,7 +70,14 @@ def lead(card: ModelCard) -> Preprocessing:
     listed = members_of(card)
     if not listed:
         return card.preprocessing
-    return card.preprocessing.members[max(range(len(listed)), key=lambda i: (listed[i].share, listed[i].weight))]
+    return card.preprocessing.members[_first([(one.share, one.weight) for one in listed])]
+
+
+def _first(voices: Sequence[tuple[float, float]]) -> int:
+    """Which of the members' (share, weight) has most to say, the first named of equals. A weight counts only where no
+    shares were measured: it is large where a member's cosines are all alike.
+    """
+    return max(range(len(voices)), key=lambda i: voices[i][0] or voices[i][1])
 
 
 class EnsembleEmbedder:
@@ -152,8 +159,8 @@ def write(
         cards = [models.read_card(aside / member) for member in called]
         models.write_card(aside, _card(name, cards, flat, extra or {}))
         if speaking:
-            called = names or [path.name for path in members]
-            write(aside, WITNESS, speaking, weights, extra, names=called, shares=shares)
+            told = names or [path.name for path in members]
+            write(aside, WITNESS, speaking, weights, extra, names=told, shares=shares)
     return folder / name
 
 
@@ -238,8 +245,9 @@ def _flat(
 
 
 def _card(name: str, cards: Sequence[ModelCard], parts: Sequence[_Part], extra: dict[str, Any]) -> ModelCard:
-    """The card of an ensemble. Its `base`, on which a head would be trained, and the views by which it sees are those of
-    the member that has most to say.
+    """The card of an ensemble. Its `base`, on which a head would be trained, is that of the member that has most to say;
+    it sees in the views of the first member that asks for several, whatever the weights, and where nothing was measured
+    a new animal begins at its members' thresholds, weighed as their cosines are.
     """
     weights = weights_of([one.weight for one in parts], len(cards)).tolist()
     seen = [one.preprocessing for one in cards]
@@ -248,7 +256,9 @@ def _card(name: str, cards: Sequence[ModelCard], parts: Sequence[_Part], extra: 
         for part, weight, card in zip(parts, weights, cards, strict=True)
     ]
     facts = json.dumps([[one["fingerprint"], round(float(one["weight"]), 9)] for one in listed])
-    first = cards[max(range(len(cards)), key=lambda i: (parts[i].share, weights[i]))]
+    first = cards[_first([(one.share, one.weight) for one in parts])]
+    asked = [str(card.extra.get("views", "one")) for card in cards]
+    begins = [float(card.extra.get("threshold", decide.DEFAULT_THRESHOLD)) for card in cards]
     width = sum(one.height * one.width for one in seen)
     return ModelCard(
         name=name,
@@ -261,7 +271,8 @@ def _card(name: str, cards: Sequence[ModelCard], parts: Sequence[_Part], extra: 
         architecture=POOLING,
         extra={
             "base": first.extra.get("base", first.name),
-            "views": first.extra.get("views", "one"),
+            "views": next((one for one in asked if one != "one"), "one"),
+            "threshold": float(np.dot(weights, begins)),
             **extra,
             "members": listed,
         },

@@ -172,7 +172,8 @@ def fit(store: Store, *, failures: list[Failure] | None = None, progress: Progre
     if failures is not None:
         failures.extend(unread)
     share = whitening_share(store, told, rows) if len(vectors) >= whiten.LEAST_PHOTOS else 0.0
-    whitening = whiten.fit(vectors, labels.individuals, share=share) if share else None
+    kept = withheld.numbers_kept(store, vectors)
+    whitening = whiten.fit(vectors, labels.individuals, share=share, dimensions=kept) if share else None
     sides = sides_policy(store, told, rows, whitened=share)
     best = measured(store, told, rows, whitened=share, sides=sides, progress=progress)
     kind, cases = best.fusion, best.cases

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from reid import intake, thresholds, whiten, withheld
+from reid import intake, local, thresholds, whiten, withheld
 from reid.alike import Suspected
 from reid.catalogue import Labels
 from reid.embed import Embedder, unit_rows
@@ -223,8 +223,9 @@ def judge(store: Store, pool: Pool, vectors: Vectors, lost: int, *, trained_on: 
     new model has seen. Both are whitened fully, though the fit that follows may choose a lesser share.
     """
     whitened = len(pool.labels.annotations) >= whiten.LEAST_PHOTOS
+    alone = local.description(store) is None  # then prototypes speak in answers, too
     before, after = (
-        withheld.left_out(store, pool.labels, unit_rows(rows), pool.played, whitened=whitened)
+        withheld.left_out(store, pool.labels, unit_rows(rows), pool.played, whitened=whitened, prototypes=alone)
         for rows in (pool.vectors, vectors)
     )
     learnt = withheld.learnt(store, pool.labels, withheld.sightings_of(store.catalogue, pool.labels), trained_on)

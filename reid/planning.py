@@ -109,7 +109,7 @@ def planned(options: Options, store: Store) -> Plan:
     cuda = torch.cuda.is_available()
     counts = store.catalogue.counts()
     photos = counts.annotations - counts.unnamed
-    machine = f"{'a' if cuda else 'no'} CUDA device, {photos} animals with a name in photos"
+    machine = f"{'a' if cuda else 'no'} CUDA device, {photos} boxes with a name"
     asked = options.mode == "full" or bool(options.recipe or options.begin_with)
     if options.mode == "head" or not (asked or (cuda and photos >= LEAST_FULL)):
         hint = "" if cuda else "; --mode full --minutes 60 trains all of it on a CPU"

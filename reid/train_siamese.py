@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from reid import alike, fit, models, siamese, steps, withheld, witness
+from reid import alike, fit, local, models, siamese, steps, withheld, witness
 from reid.alike import Suspected
 from reid.catalogue import Labels
 from reid.errors import MissingExtra, ReidError, TrainError
@@ -81,6 +81,7 @@ class Report:
     animals alone, one photo an animal as the query. `lonely` photos have no second one of their animal and were not
     shown; `varied` ones were shown in `views` views, the others (not readable now) plain alone. `negatives` is how the
     head for queries found them; `suspects` are names that were not taught as two animals; `run` is the record's folder.
+    `heard` is whether queries ask heads here at all: they do beside local features only.
     """
 
     photos: int
@@ -96,6 +97,7 @@ class Report:
     folder: str
     run: str
     seconds: dict[str, float]
+    heard: bool = True
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -209,7 +211,7 @@ def _trained(
         photos=len(codes), animals=len(np.unique(codes)), lonely=whole.lonely, views=views, varied=varied,
         negatives=whole.negatives, suspects=suspects, queries=queries, map_at_5=gain, fusion=found.fusion.kind,
         folder=str(folder), run=str(run.folder),
-        seconds={"train": trained - begun, "fit": time.perf_counter() - trained},
+        seconds={"train": trained - begun, "fit": time.perf_counter() - trained}, heard=local.description(store) is not None,
     )  # fmt: skip
     return report, done
 

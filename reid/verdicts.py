@@ -57,7 +57,7 @@ def judged(report: Report) -> None:
     print(f"difference of MAP@5: {said(verdict.gain, sign=True)}")
     if report.refitted and report.mode == "ensemble":
         print(
-            f"its members have since learnt {report.refitted} photos, the judges' among them: the figures are of their witnesses"
+            f"members of it have learnt {report.refitted} photos, the judges' among them: the figures are of their witnesses"
         )
     elif report.refitted:
         print(
@@ -106,7 +106,13 @@ def heads(report: Heads) -> None:
         f"MAP@5 of {report.queries} photos of animals that the head had not seen: cosine {gain.before:.3f}, head "
         f"{gain.after:.3f}; difference {gain.gain:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]"
     )
-    print(f"in force: {report.folder}; the sources are fused by: {report.fusion}")
+    if report.heard:
+        print(f"in force: {report.folder}; the sources are fused by: {report.fusion}")
+    else:
+        print(
+            f"in {report.folder}, where no query asks them: local features are off here, and heads are heard beside these; "
+            "set use = true under [local] and run reid reindex, or go without heads"
+        )
 
 
 def mined(found: Mined, *, everything: bool = False) -> None:

@@ -221,7 +221,7 @@ def left_out(
         queries = chosen_queries(labels.individuals, groups, allowed=~learnt(store, labels, groups))
     rest = np.setdiff1d(np.arange(len(groups)), queries)
     teach = unseen(groups, queries)
-    rows = _rows(vectors, labels, teach, whitened)
+    rows = _rows(store, vectors, labels, teach, whitened)
     crowded = crowding_among(store, rows, labels, rest, teach)
     middles = prototypes_among(store, rows, labels, rest, sides) if prototypes else None
     k = min(len(rest), store.config.gallery.neighbours + int(np.bincount(groups).max(initial=1)))
@@ -272,13 +272,20 @@ def unseen(groups: IntArray, queries: IntArray) -> IntArray:
     return apart if 2 * len(apart) >= len(rest) else rest
 
 
-def _rows(vectors: NDArray[np.float32], labels: Labels, teach: IntArray, whitened: float) -> NDArray[np.float32]:
+def numbers_kept(store: Store, vectors: NDArray[np.float32]) -> int:
+    """How many numbers the whitening of `vectors (N, D)` keeps: by the boxes in service, of which these may be a sample."""
+    return whiten.dimensions_of(store.catalogue.counts().annotations, vectors.shape[1])
+
+
+def _rows(
+    store: Store, vectors: NDArray[np.float32], labels: Labels, teach: IntArray, whitened: float
+) -> NDArray[np.float32]:
     """All vectors by the whitening of those at `teach`."""
     if not whitened:
         return vectors
     whitening = whiten.fit(
         vectors[teach], labels.individuals[teach], least=2, share=whitened,
-        dimensions=whiten.dimensions_of(*vectors.shape),
+        dimensions=numbers_kept(store, vectors),
     )  # fmt: skip
     return vectors if whitening is None else whitening.apply(vectors)
 
@@ -350,7 +357,7 @@ def ask_left_out(
     further = _taught_by(labels.individuals, groups, queries, by_heart)
     rest = np.setdiff1d(np.arange(len(groups)), queries)
     teach = unseen(groups, queries)
-    rows = _rows(vectors, labels, teach, whitened)
+    rows = _rows(store, vectors, labels, teach, whitened)
     ids = tuple(map(str, labels.annotations.tolist()))
     crowded = crowding_among(store, rows, labels, rest, teach)
     gallery = measure.Gallery(ids, rows, labels.individuals, groups, crowded)

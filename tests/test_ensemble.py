@@ -210,6 +210,24 @@ def test_the_member_with_most_to_say_leads_whatever_its_weight(members: list[Pat
     assert shares == pytest.approx([0.03, 0.27, 0.42, 0.28])
 
 
+def test_of_equal_shares_the_first_named_leads(members: list[Path], tmp_path: Path) -> None:
+    small = colours(tmp_path / "made", "small", Preprocessing(16, 24, ZERO, ONE, margin=0.1), centre=0.3)
+    made = ensemble.write(tmp_path, "even", [members[0], small], [0.05, 0.95], shares=[0.5, 0.5])
+    card = models.read_card(made)
+    assert ensemble.lead(card).height == 32 and card.extra["base"] == "wide"
+
+
+def test_views_and_threshold_of_an_ensemble_are_its_members(members: list[Path], tmp_path: Path) -> None:
+    for path, extra in zip(members, ({"views": "around", "threshold": 0.7}, {"threshold": 0.99}), strict=True):
+        card = models.read_card(path)
+        models.write_card(path, replace(card, extra=dict(card.extra) | extra))
+    # whatever the weights, and before there are any: what judges it sees as what serves does
+    for weights in ([0.1, 0.9], [0.9, 0.1]):
+        card = models.read_card(ensemble.write(tmp_path, "mixed", members, weights))
+        assert card.extra["views"] == ensemble.joined(members).card.extra["views"] == "around"
+        assert card.extra["threshold"] == pytest.approx(weights[0] * 0.7 + weights[1] * 0.99)
+
+
 def test_a_query_by_an_ensemble_imports_no_torch(members: list[Path], tmp_path: Path) -> None:
     with store_of(tmp_path / "store", members) as store:
         taken_in(store, herd(tmp_path / "photos", 3, 2))

@@ -96,6 +96,8 @@ def test_a_table_in_a_folder_is_pointed_out(tmp_path: Path) -> None:
     photo(tmp_path / "photos" / "a.jpg")
     table(tmp_path / "labels.csv", "path,identity", "photos/a.jpg,w")
     assert f"{tmp_path}: labels.csv was not read; name it to use its labels" in read_sources([tmp_path]).notes
+    named = read_sources([tmp_path], table=tmp_path / "labels.csv").notes
+    assert not [note for note in named if "labels.csv" in note or ".csv" in note]
 
 
 def test_globs_and_single_photos(tmp_path: Path) -> None:

@@ -330,3 +330,18 @@ def test_nothing_is_promised_where_no_left_out_photo_speaks_for_served_scores(
     with pytest.raises(InputError, match=why) as caught:
         fit.calibrate_rates(store, false_match=0.3, false_new=0.3, confidence=0.9)
     assert "second sighting" in caught.value.next_step or "two sightings" in caught.value.next_step
+
+
+def test_a_sample_of_a_large_gallery_keeps_as_many_numbers_as_the_gallery(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("LONG_FROM", 1), ("MANY", 440), ("LONG", 9), ("DIMENSIONS", 5)):
+        monkeypatch.setattr(whiten, name, value)
+    rows = unit_rows(np.random.default_rng(0).normal(size=(440, DIM)).astype(np.float32))
+    store = fake_store(tmp_path / "s")
+    with_vectors(store, rows, [f"w{n // 2}" for n in range(440)])
+    _, some = withheld.gathered(store.catalogue, store.fingerprint, most=100)
+    assert len(some) < whiten.MANY and withheld.numbers_kept(store, some) == 5
+    with monkeypatch.context() as larger:
+        larger.setattr(whiten, "MANY", 441)
+        assert withheld.numbers_kept(store, some) == 9

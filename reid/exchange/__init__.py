@@ -49,7 +49,8 @@ def read_sources(
     `labels.csv row 12`, counted as a spreadsheet counts them. Raises TableError for a `table`, or a table among the
     sources, that cannot be read at all.
     """
-    gathering = Gathering(keep_boxless, removed)
+    named = {os.path.abspath(one) for one in (*sources, *([table] if table else []))}
+    gathering = Gathering(keep_boxless, removed, named)
     formats = [_read_source(source, gathering, root, layout) for source in sources]
     if table is not None:
         bases = [Path(s) for s in sources if os.path.isdir(s)]

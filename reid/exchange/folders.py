@@ -105,7 +105,7 @@ def _photos(folder: Path, gathering: Gathering) -> Iterator[str]:
                 yield entry.path
             elif entry.is_symlink() and not os.path.exists(entry.path):
                 gathering.fail(_vanished(entry.path))
-            else:
+            elif os.path.abspath(entry.path) not in gathering.named:
                 suffix = os.path.splitext(entry.name)[1].lower()
                 passed[suffix or "without extension"] += 1
                 if here == str(folder) and suffix in (".csv", ".tsv"):

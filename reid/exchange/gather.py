@@ -34,11 +34,13 @@ class Gathering:
 
     `removed` are the paths of photos that somebody took out: rows that mean one whose file is gone are no mistakes.
     With `keep_boxless`, a row whose box is nonsense is reported all the same, but its photo stays, without a box.
+    `named` are the absolute paths of what the user named: a table in a folder is not one that was passed by then.
     """
 
-    def __init__(self, keep_boxless: bool = False, removed: Collection[str] = ()) -> None:
+    def __init__(self, keep_boxless: bool = False, removed: Collection[str] = (), named: Collection[str] = ()) -> None:
         self.keep_boxless = keep_boxless
         self.removed = frozenset(removed)
+        self.named = frozenset(named)
         self.sightings: list[Sighting] = []
         self.failures: list[Failure] = []
         self.notes: list[str] = []

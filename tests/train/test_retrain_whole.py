@@ -198,7 +198,7 @@ def test_what_is_trained_unasked_depends_on_machine_and_photos(store: Store, mon
     assert plan.recipe is not None and plan.recipe.scale == "gpu" and plan.why.startswith("full, chosen: a CUDA device")
     store.catalogue.unassign(store.catalogue.labels().annotations.tolist()[:47], who="t")
     plan = planning.planned(Options(), store)
-    assert plan.recipe is None and "49 animals with a name" in plan.why
+    assert plan.recipe is None and "49 boxes with a name" in plan.why
     assert planning.planned(Options(mode="head"), store).recipe is None
     named = planning.planned(Options(recipe="ninth_cosface", scale="laptop", epochs=3), store).recipe
     assert named is not None and (named.name, named.scale, named.schedule.epochs) == ("ninth_cosface", "laptop", 3)

@@ -80,6 +80,7 @@ def test_heads_see_views_find_pairs_by_the_index_and_tell_who_may_be_one(
     verdicts.heads(report)
     said = capsys.readouterr().out
     assert "not taught as two: 1 pair" in said and "mine --sheet" in said
+    assert not report.heard and "no query asks them" in said  # such a store has no local features
     first = report.suspects[0]
     assert f"individuals merge {first.first} {first.second}" in said
     again = train_siamese.train(reopened(taken), Options(epochs=1, views=3), quiet)

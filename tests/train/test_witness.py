@@ -217,7 +217,9 @@ def test_an_ensemble_of_such_networks_is_weighed_by_their_witnesses(
     assert done.queries == done.report.verdict.photos == 24
     assert done.report.refitted == ALL
     verdicts.judged(done.report)
-    assert f"its members have since learnt {ALL} photos" in capsys.readouterr().out
+    assert f"members of it have learnt {ALL} photos" in capsys.readouterr().out
+    mixed = assemble.assembled(lenient, [names[0], "colours"], "mixed")[0].report
+    assert mixed.refitted == ALL  # one of the two has learnt the judges' photos
     served = lenient.models_folder / done.report.model
     listed = [[one.name for one in ensemble.members_of(models.read_card(f))] for f in (served, served / witness.FOLDER)]
     assert listed == [names, names]
