@@ -64,3 +64,12 @@ def test_it_can_learn_further(models_of_one: tuple[Path, Path]) -> None:
     assert all(
         torch.equal(value, value.half().float()) for value in net.state_dict().values() if value.is_floating_point()
     )
+
+
+def test_graph_and_weights_of_the_network_that_ships_are_of_one_training(tmp_path: Path) -> None:
+    shipped = models.ensure(tmp_path, models.FLUKE)
+    card = models.read_card(shipped)
+    size = (3, card.preprocessing.height, card.preprocessing.width, 3)
+    crops = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)
+    served = OpenVinoEmbedder(shipped, threads=1).embed(crops)
+    np.testing.assert_allclose(TorchEmbedder(shipped, device="cpu").embed(crops), served, atol=2e-3)
