@@ -1,8 +1,9 @@
 """Enrolling twelve-megapixel photos with boxes, end to end, beside the way wildlife-tools goes with the same network.
 
 Ours is all of `reid.enrol`: reading, decoding, cropping, embedding, catalogue, index, and what the store learns from
-its photos. Theirs is PIL's decoder, the box cut out, torchvision's resize, and timm in float32 in batches of 16, with one
-worker process loading ahead, which is wildlife-tools' default; it ends with vectors in memory. Ours is measured twice:
+its photos (with which of the embedders that ship a store begins is settled before, once). Theirs is PIL's decoder, the
+box cut out, torchvision's resize, and timm in float32 in batches of 16, with one worker process loading ahead, which is
+wildlife-tools' default; it ends with vectors in memory. Ours is measured twice:
 as it is by default (`photos_per_s`, `ratio_with_local`), which also finds and indexes the local features of each box, and
 with the embedder alone (`ratio`, `embedder_photos_per_s`), which is what theirs does. All take turns, chunk by chunk, on
 the same files (theirs on some of each chunk); a ratio is photos a second over photos a second, all chunks together. Each
@@ -38,7 +39,6 @@ WIDTH, HEIGHT = 4000, 3000
 GRAIN = 7.0  # standard deviation, in pixel units
 QUALITY = 92
 SCENES = 24
-TEMPLATE_WITHOUT_LOCAL = "[local]\nuse = false\n"
 
 
 def main() -> None:
@@ -47,11 +47,12 @@ def main() -> None:
     parser.add_argument("--theirs", type=int, default=64, help="how many of them the other way takes as well")
     parser.add_argument("--chunks", type=int, default=4)
     parser.add_argument("--workers", type=int, default=1, help="the other way's loading processes")
+    parser.add_argument("--model", help="the embedder of both ways; else the store chooses, by its first photos")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         table = write_photos(folder, options.photos)
-        print(json.dumps(compare(folder, table, options.theirs, options.chunks, options.workers)))
+        print(json.dumps(compare(folder, table, options)))
 
 
 def write_photos(folder: Path, number: int) -> Path:
@@ -89,17 +90,20 @@ def write_photo(folder: Path, number: int, scene: RenderedPhoto, grain: np.ndarr
     return [str(number), scene.identity, name, json.dumps([round(v, 1) for v in box])]
 
 
-def compare(folder: Path, table: Path, theirs: int, chunks: int, workers: int) -> dict[str, Any]:
+def compare(folder: Path, table: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Both ways by turns."""
     sightings = read_sources([table]).sightings
+    chunks = options.chunks
     parts = [sightings[i::chunks] for i in range(chunks)]
-    each = -(-theirs // chunks)
-    other = TheirWay(folder, sightings, workers)
+    each = -(-options.theirs // chunks)
+    if options.model:
+        chosen = options.model
+    else:  # asked apart: it is done once a store, and would weigh on the first chunk alone
+        with Store.create(folder / "asked") as asked:
+            chosen = suitable.choose(asked, sightings).name
+    ways = {name: opened(folder / name, chosen, local=name == "default") for name in ("default", "embedder")}
+    other = TheirWay(folder, chosen, options.workers)
     other(sightings[:1])
-    ways = {name: Store.create(folder / name) for name in ("default", "embedder")}
-    (folder / "embedder" / "reid.toml").write_text(TEMPLATE_WITHOUT_LOCAL)
-    ways["embedder"].close()
-    ways["embedder"] = Store.open(folder / "embedder")
     rounds: list[dict[str, float]] = []
     stages: dict[str, float] = {}
     for turn, part in enumerate(parts):
@@ -137,14 +141,21 @@ def compare(folder: Path, table: Path, theirs: int, chunks: int, workers: int) -
     }
 
 
+def opened(folder: Path, model: str, *, local: bool) -> Store:
+    """A new store with that embedder, with local features or without."""
+    Store.create(folder).close()
+    (folder / "reid.toml").write_text(f'[embedder]\nmodel = "{model}"\n[local]\nuse = {str(local).lower()}\n')
+    return Store.open(folder)
+
+
 class TheirWay:
     """Files with boxes → vectors, by PIL, torchvision and timm."""
 
-    def __init__(self, folder: Path, sightings: Sequence[Sighting], workers: int) -> None:
-        """The network is the one that the store will choose for these sightings."""
+    def __init__(self, folder: Path, model: str, workers: int) -> None:
+        """The network is the store's own, one view a box."""
         from reid.train import backbone
 
-        self.name = suitable.by_shape(sightings)
+        self.name = model
         self.network, card = backbone.from_folder(models.ensure(folder / "their-models", self.name))
         self.size = card.preprocessing.height, card.preprocessing.width
         self.workers = workers
