@@ -21,6 +21,7 @@ from reid import lite0, models, weights
 from reid.compiled import SINGLE
 from reid.errors import ModelError
 from reid.models import ModelCard, Preprocessing
+from reid.train import lite0_maps
 from reid.train.torchvision_ops import import_timm
 
 if TYPE_CHECKING:
@@ -52,32 +53,10 @@ class Backbone(torch.nn.Module):  # type: ignore[misc]  # torch is not followed 
         """See the class."""
         x = (pixels.permute(0, 3, 1, 2).float() - self.mean) / self.std
         maps = lite0.MAPS.get(self.pooling)
-        out: torch.Tensor = self.network(x) if maps is None else _side_by_side(self.network, x, maps)
-        return out
-
-
-def _side_by_side(network: Any, x: torch.Tensor, maps: tuple[int, ...]) -> torch.Tensor:
-    """`reid.lite0`'s maps for timm's EfficientNet-lite0: `(B, 3, H, W) → (B, D)`."""
-    pooled: dict[int, torch.Tensor] = {}
-    x = network.bn1(network.conv_stem(x))
-    for number, stage in enumerate(network.blocks):
-        if number not in maps:
-            x = stage(x)
-            continue
-        first = stage[0]  # its stride or its width differs from its input's, so nothing is added around it
-        wide = first.bn1(first.conv_pw(x))
-        pooled[number] = _root(wide)
-        x = first.bn3(first.conv_pwl(first.bn2(first.conv_dw(wide))))
-        for block in stage[1:]:
-            x = block(x)
-    if lite0.LAST in maps:
-        pooled[lite0.LAST] = _root(network.bn2(network.conv_head(x)))
-    return torch.cat([pooled[number] for number in maps], dim=1)
-
-
-def _root(maps: torch.Tensor) -> torch.Tensor:
-    """`(B, C, H, W) ≥ 0 → (B, C)` of unit length: the square roots of the means (kept off 0, where a root has no slope)."""
-    return torch.nn.functional.normalize(maps.float().mean((2, 3)).clamp_min(1e-12).sqrt(), dim=1)
+        if maps is None:
+            out: torch.Tensor = self.network(x)
+            return out
+        return torch.cat([lite0_maps.root(one) for one in lite0_maps.expanded(self.network, x, maps)], dim=1)
 
 
 def from_name(spec: str, checkpoint: Path | None = None) -> tuple[Backbone, ModelCard]:

@@ -3,9 +3,10 @@
     maps → pooling → [batch norm] → dropout → projection → [activation] → batch norm whose shift stays zero (the neck)
 
 Poolings: `avg`; `gem`, the generalised mean (Radenović et al. 2018, TPAMI); `max`; `max_avg`, both side by side;
-`last_two`, GeM of the last two maps; `all_stages`, means of the last four; `stripes`, GeM of upright strips of the map,
-each with a projection of its own, side by side (Sun et al. 2018, ECCV, part-based). All but the strips can be pooled in
-each cell of a grid over the map, side by side: where animals lie alike in their boxes, a place says much.
+`last_two`, GeM of the last two maps; `all_stages`, means of the last four; `inner`, roots of the means of lite0's inner
+maps (`reid.lite0`); `stripes`, GeM of upright strips of the map, each with a projection of its own, side by side (Sun et
+al. 2018, ECCV, part-based). All but these two can be pooled in each cell of a grid over the map, side by side: where
+animals lie alike in their boxes, a place says much.
 
 With `both`, what serves is that vector and the mirrored photo's, side by side: a cosine is then the mean of those of
 the upright and of the mirrored photos, and upright is never compared with mirrored, as averaged vectors are.
@@ -27,11 +28,14 @@ from torch.nn import functional
 
 from reid import lite0, weights
 from reid.errors import ModelError
+from reid.train import lite0_maps
 from reid.train.recipe import NetworkConfig
 from reid.train.torchvision_ops import import_timm
 
 Size = tuple[int, int]  # height, width
 _LITE0 = "tf_efficientnet_lite0"
+_INNER = lite0.MAPS["inner"]
+_LEAST = 1e-6  # mean of a channel below which it counts as that
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,11 +65,15 @@ class Network(torch.nn.Module):  # type: ignore[misc]  # torch is not followed b
             widths = widths[: config.levels]
             last = widths[-1]
             backbone.prune_intermediate_layers([config.levels - 1], prune_norm=True, prune_head=True)
+        if config.pooling == "inner":
+            _inner_of(config)
+            lite0_maps.prune(backbone, _INNER)
         before = {"last_two": 1, "all_stages": 3}.get(config.pooling, 0)
         self.stages = list(range(len(widths) - 1 - before, len(widths) - 1))
         self.cells = (1, 1) if config.pooling == "stripes" else (config.rows, config.columns)
         wide = {
             "max_avg": 2 * last, "last_two": sum(widths[-2:-1]) + last, "all_stages": sum(widths[-4:-1]) + last,
+            "inner": lite0.POOLINGS["inner"],
         }.get(config.pooling, last) * self.cells[0] * self.cells[1]  # fmt: skip
         self.power = torch.nn.Parameter(torch.tensor(config.gem), requires_grad=config.learn_gem)
         self.n_parts = config.stripes if config.pooling == "stripes" else 1
@@ -112,10 +120,12 @@ class Network(torch.nn.Module):  # type: ignore[misc]  # torch is not followed b
         return Embedded(torch.cat(parts, 1), parts, rows)
 
     def maps(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """The maps `(B, C, h, w)` that are pooled, the last one last."""
+        """The maps `(B, C, h, w)` that are pooled, the last one last (of `inner` as `reid.lite0` has them)."""
         if self.grey:
             luma = torch.tensor([0.299, 0.587, 0.114], dtype=x.dtype, device=x.device).view(1, 3, 1, 1)
             x = (x * luma).sum(1, keepdim=True).expand(-1, 3, -1, -1)
+        if self.config.pooling == "inner":
+            return lite0_maps.expanded(self.backbone, x, _INNER)
         if not self.whole:
             levels = [*self.stages, (self.config.levels or len(self.backbone.feature_info)) - 1]
             cut: list[torch.Tensor] = self.backbone.forward_intermediates(
@@ -130,6 +140,8 @@ class Network(torch.nn.Module):  # type: ignore[misc]  # torch is not followed b
     def pooled(self, maps: list[torch.Tensor]) -> list[torch.Tensor]:
         """One `(B, C)` for each part of the network."""
         last, kind = maps[-1], self.config.pooling
+        if kind == "inner":
+            return [torch.cat([lite0_maps.root(one, _LEAST) for one in maps], 1)]
         if kind == "stripes":
             return [self._gem(strip).flatten(1) for strip in _strips(last, self.n_parts)]
         if kind in ("gem", "last_two"):
@@ -171,6 +183,15 @@ class Network(torch.nn.Module):  # type: ignore[misc]  # torch is not followed b
 
         found = group_parameters(self.backbone, self.backbone.group_matcher(coarse=True))
         return [found[number] for number in sorted(found)]
+
+
+def _inner_of(config: NetworkConfig) -> None:
+    """Raises ModelError where a network has no such maps, or something else is asked of them."""
+    if config.backbone != _LITE0:
+        raise ModelError(
+            f"no pooling 'inner' for '{config.backbone}'",
+            next_step=f'choose another pooling under [network], or backbone = "{_LITE0}"',
+        )
 
 
 def _neck(width: int) -> torch.nn.BatchNorm1d:

@@ -23,7 +23,7 @@ from reid.train import ladder
 from reid.train.sections import known_only, section
 
 Scale = Literal["laptop", "gpu"]
-Pooling = Literal["avg", "gem", "max", "max_avg", "last_two", "all_stages", "stripes"]
+Pooling = Literal["avg", "gem", "max", "max_avg", "last_two", "all_stages", "inner", "stripes"]
 Views = Literal["one", "around", "scales", "boxes"]
 Kind = Literal["shuffled", "identities", "pairs"]
 Mirror = Literal["class", "views", "none"]
@@ -375,6 +375,11 @@ def _check(recipe: Recipe, source: str) -> None:
         (network.dim >= 0 and network.stripes >= 1 and network.rows >= 1 and network.columns >= 1, "network: sizes"),
         (0 <= network.dropout < 1, "network.dropout must be in [0, 1)"),
         (network.pooling != "stripes" or network.dim > 0, "network.dim must be above 0 with stripes"),
+        (
+            network.pooling != "inner"
+            or (network.levels == 0 and network.rows == network.columns == 1 and not network.local),
+            'network.pooling "inner" goes with no levels, no cells and no local rows',
+        ),
         (not aligned or network.local > 0, "network.local must be above 0 for an aligned triplet"),
         (all(network.dim % n == 0 for n in divided), "network.dim must be a multiple of the clusters"),
         (len(divided) < 2, 'one loss "divided" at most: there is one vector to divide'),

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 
+from reid import models  # noqa: E402
+from reid.embed import OpenVinoEmbedder, unit_rows  # noqa: E402
 from reid.errors import ModelError  # noqa: E402
 from reid.train import network  # noqa: E402
 from reid.train.network import Network  # noqa: E402
@@ -200,6 +204,39 @@ def test_an_unknown_backbone_or_uneven_stripes_are_errors() -> None:
         network.build(NetworkConfig(backbone="nonet"), pretrained=False)
     with pytest.raises(ModelError, match="cannot be shared"):
         made(replace(TINY, pooling="stripes", stripes=3, dim=8))
+
+
+@torch.inference_mode()
+def test_inner_maps_are_those_of_what_ships(tmp_path: Path) -> None:
+    from reid.train import backbone
+
+    net, (mean, std) = network.build(NetworkConfig(dim=0, neck=False, pooling="inner"))
+    rng = np.random.default_rng(0)
+    pixels = np.stack([cv2.blur(rng.integers(0, 256, (96, 128, 3), np.uint8), (5, 5)) for _ in range(2)])
+    mine = backbone.Backbone(net.eval(), mean, std)(torch.from_numpy(pixels)).numpy()
+    ships = OpenVinoEmbedder(models.write_default(tmp_path, name="small", height=96, width=128)).embed(pixels)
+    assert np.abs(unit_rows(mine) - ships).max() < 2e-3
+    whole, _ = network.build(NetworkConfig(dim=0, neck=False, pooling="avg"))
+    assert sum(p.numel() for p in net.parameters()) < 0.8 * sum(p.numel() for p in whole.parameters())
+
+
+def test_inner_maps_learn_and_come_back_from_their_weights(tmp_path: Path) -> None:
+    from reid.train import backbone
+
+    config = NetworkConfig(dim=16, pooling="inner")
+    net, _ = network.build(config, size=(64, 64))
+    net(torch.rand(4, 3, 64, 64)).square().sum().backward()
+    first, last = net.backbone.conv_stem.weight.grad, net.backbone.blocks[6][0].conv_pw.weight.grad
+    assert torch.isfinite(first).all() and first.abs().max() > 0 and last.abs().max() > 0
+    again, _ = network.build(config, pretrained=False, size=(64, 64))
+    again.load_state_dict({name: torch.from_numpy(one) for name, one in backbone.tensors_of(net).items()})
+    x = torch.rand(2, 3, 64, 64)
+    torch.testing.assert_close(net.eval()(x), again.eval()(x))
+
+
+def test_inner_maps_are_those_of_lite0_alone() -> None:
+    with pytest.raises(ModelError, match="no pooling 'inner' for 'mobilenetv3_small_050'"):
+        network.build(NetworkConfig(backbone="mobilenetv3_small_050", pooling="inner"), pretrained=False)
 
 
 def test_lite0_begins_with_its_published_weights() -> None:

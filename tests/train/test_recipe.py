@@ -60,6 +60,7 @@ def test_a_scale_changes_what_its_sections_say_and_nothing_else() -> None:
         ("[laptop.network]\ndepth = 3", "unknown key 'network.depth'"),
         ("[schedule]\nepochs = 2.5", "'schedule.epochs' is 2.5"),
         ("[network]\npooling = 'mean'", "'network.pooling' is 'mean'"),
+        ("[network]\npooling = 'inner'\nlevels = 3", "goes with no levels"),
         ("[schedule]\nsizes = ['large']", "'schedule.sizes'"),
         ("[schedule]\nepochs = true", "'schedule.epochs' is True"),
         ("network = 3", "'network' is 3"),
