@@ -127,6 +127,8 @@ def planned(options: Options, store: Store) -> Plan:
     chosen = recipe.load(options.recipe or usual, scale)  # type: ignore[arg-type]  # a wrong one is refused there
     if options.epochs:
         chosen = replace(chosen, schedule=replace(chosen.schedule, epochs=options.epochs))
+    if options.begin_with:
+        chosen = _shaped_as(chosen, store, options.begin_with)
     if chosen.sampling.teacher:
         chosen = _with_teacher(chosen, store)
     how = "asked for" if asked else "chosen"
@@ -155,6 +157,19 @@ def refits(options: Options, plan: Plan, rules: TrainingConfig) -> bool:
             next_step="leave out --refit, or choose another recipe",
         )
     return options.refit
+
+
+def _shaped_as(recipe: Recipe, store: Store, model: str) -> Recipe:
+    """The recipe with the network that `model` has, where that was made by an earlier form of the same recipe."""
+    from reid.train.recipe import NetworkConfig
+
+    extra = models.read_card(store.models_folder / model).extra
+    if extra.get("recipe") != recipe.name or "network" not in extra:
+        return recipe
+    try:
+        return replace(recipe, network=NetworkConfig(**extra["network"]))
+    except TypeError:  # of another version; what does not fit is said when its weights are read
+        return recipe
 
 
 def _with_teacher(recipe: Recipe, store: Store) -> Recipe:

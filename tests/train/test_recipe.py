@@ -130,8 +130,10 @@ def test_the_package_has_every_published_system_and_those_of_our_own() -> None:
 def tiny(made: Recipe) -> Recipe:
     """The same system on as few pixels and numbers as it can stand."""
     wide = made.input.width > made.input.height
+    inner = made.network.pooling == "inner"  # of that one network
     network = replace(
-        made.network, backbone="test_efficientnet", dim=32 if made.network.dim else 0, local=8 if made.network.local else 0,
+        made.network, backbone=made.network.backbone if inner else "test_efficientnet",
+        dim=32 if made.network.dim else 0, local=8 if made.network.local else 0,
     )  # fmt: skip
     schedule = replace(made.schedule, epochs=2, batch=12, sizes=made.schedule.sizes[-2:])
     return replace(
@@ -151,7 +153,7 @@ def test_every_recipe_takes_steps_and_is_exported(name: str, tmp_path: Path, flu
     assert done.steps >= 2 and len(done.history) == 2 and all(np.isfinite(e.loss) for e in done.history)
     assert (done.model / siamese.FOLDER).is_dir() == (made.sampling.kind == "pairs")
     found = OpenVinoEmbedder(done.model)
-    crops = np.random.default_rng(0).integers(0, 256, (3, 32, made.input.width, 3), np.uint8)
+    crops = np.random.default_rng(0).integers(0, 256, (3, *made.input.served_size, 3), np.uint8)
     vectors = found.embed(crops)
     assert vectors.shape == (3, found.card.dim) and found.card.extra["recipe"] == name
     assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-4)

@@ -170,6 +170,16 @@ def test_a_nightly_run_trains_as_the_settings_say_and_goes_on_from_last_night(st
     assert begun == ["", first.model]
 
 
+def test_a_network_by_an_earlier_form_of_its_recipe_is_gone_on_from_as_it_is(store: Store, tiny: str) -> None:
+    first = retrain.train(store, Options(recipe=tiny, refit=False)).report.model
+    text = Path(tiny).read_text()
+    assert "dim = 16" in text
+    Path(tiny).write_text(text.replace("dim = 16", "dim = 24"))
+    second = retrain.train(store, Options(recipe=tiny, begin_with=first, refit=False)).report.model
+    anew = retrain.train(store, Options(recipe=tiny, name="anew", refit=False)).report.model
+    assert [models.read_card(store.models_folder / one).dim for one in (first, second, anew)] == [16, 16, 24]
+
+
 def test_only_a_network_of_the_same_shape_can_be_gone_on_from(store: Store, tiny: str, tmp_path: Path) -> None:
     with pytest.raises(TrainError, match="'colours' is no network that a recipe trained") as caught:
         retrain.train(store, Options(begin_with="colours"))
