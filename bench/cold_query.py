@@ -64,11 +64,17 @@ def main() -> None:
     parser.add_argument("--photos", type=int, default=10_000)
     parser.add_argument("--rendered", type=int, default=300)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--model", default="", help="the store's embedder; else it chooses, by the rendered flukes")
+    parser.add_argument("--work", type=Path, help="where the store is kept, to be asked again; else it is not")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        query = prepare(folder, options.photos, min(options.rendered, options.photos))
-        result = measure(folder / "store", query, options.rounds)
+        folder = options.work or Path(name)
+        query = folder / "query.jpg"  # written last
+        if not query.is_file():
+            prepare(folder, options.photos, min(options.rendered, options.photos), options.model)
+        with Store.open(folder / "store") as store:
+            model = store.embedder.card.name
+        result = measure(folder / "store", query, options.rounds) | {"model": model}
     print(
         json.dumps(
             result
@@ -81,10 +87,10 @@ def main() -> None:
     )
 
 
-def prepare(folder: Path, photos: int, rendered: int) -> Path:
-    """Make `folder/store`; the path of the photo to ask about."""
+def prepare(folder: Path, photos: int, rendered: int, model: str) -> None:
+    """Make `folder/store`, and `folder/query.jpg` to ask it about."""
     table = write_dataset(folder / "flukes", max(1, rendered // 3), rendered, n_queries=1)
-    with Store.create(folder / "store") as store:
+    with Store.create(folder / "store", model=model) as store:
         report = enrol.enrol(store, read_sources([table]).sightings, who="bench")
         if report.failures:
             raise SystemExit(f"enrolment left out: {report.failures[0]}")
@@ -98,9 +104,7 @@ def prepare(folder: Path, photos: int, rendered: int) -> Path:
             raise SystemExit(f"the gallery holds {len(store.gallery())} of {photos} photos")
     asked = (folder / "flukes" / "queries.csv").read_text().splitlines()[1].split(",")[0]
     small = cv2.imread(str(folder / "flukes" / "photos" / f"{asked}.jpg"))
-    path = folder / "query.jpg"
-    cv2.imwrite(str(path), cv2.resize(small, (4000, 3000), interpolation=cv2.INTER_CUBIC))
-    return path
+    cv2.imwrite(str(folder / "query.jpg"), cv2.resize(small, (4000, 3000), interpolation=cv2.INTER_CUBIC))
 
 
 def fill(store: Store, number: int) -> None:
