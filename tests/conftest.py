@@ -6,13 +6,8 @@ from pathlib import Path
 
 import pytest
 from galleries import DIM
-from hypothesis import HealthCheck, settings
 
 from reid.index import Gallery
-
-# How long an example takes says how busy the machine is, not whether what it tries holds.
-settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("untimed")
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
