@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test lint types unit bench clean
+.PHONY: demo test lint types unit clean
 
 demo: $(VENV)/.base
 	$(BIN)/reid demo demo
@@ -23,14 +23,11 @@ types: $(VENV)/.dev
 unit: $(VENV)/.dev
 	$(BIN)/python -m pytest -n auto -q --durations=30
 
-bench: $(VENV)/.dev
-	for script in bench/[a-z]*.py; do $(BIN)/python $$script || exit 1; done
-
 clean:
 	rm -rf $(VENV) demo build dist *.egg-info
 
 $(VENV)/.base: pyproject.toml
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv --clear $(VENV)
 	$(PIP) install --quiet --editable .
 	touch $@
 

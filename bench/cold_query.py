@@ -15,6 +15,7 @@ import argparse
 import hashlib
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -65,26 +66,23 @@ def main() -> None:
     parser.add_argument("--rendered", type=int, default=300)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--model", default="", help="the store's embedder; else it chooses, by the rendered flukes")
-    parser.add_argument("--work", type=Path, help="where the store is kept, to be asked again; else it is not")
+    parser.add_argument(
+        "--work", type=Path, help="where the store is kept, to be asked again (as it is); else it is not"
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = options.work or Path(name)
         query = folder / "query.jpg"  # written last
+        rendered = min(options.rendered, options.photos)
         if not query.is_file():
-            prepare(folder, options.photos, min(options.rendered, options.photos), options.model)
+            shutil.rmtree(folder / "store", ignore_errors=True)  # of a preparation that was interrupted
+            prepare(folder, options.photos, rendered, options.model)
         with Store.open(folder / "store") as store:
-            model = store.embedder.card.name
-        result = measure(folder / "store", query, options.rounds) | {"model": model}
-    print(
-        json.dumps(
-            result
-            | {
-                "photos": options.photos,
-                "rendered": options.rendered,
-                "filled": f"catalogue filled from {options.rendered} to {options.photos} photos with jittered vectors",
-            }
-        )
-    )
+            model, photos = store.embedder.card.name, len(store.gallery())
+        if photos != options.photos or options.model not in ("", model):
+            raise SystemExit(f"{folder} holds {photos} photos by {model}: choose another --work")
+        result = measure(folder / "store", query, options.rounds) | {"model": model, "photos": photos}
+    print(json.dumps(result | {"filled": f"catalogue filled from {rendered} photos with jittered vectors"}))
 
 
 def prepare(folder: Path, photos: int, rendered: int, model: str) -> None:

@@ -1,7 +1,8 @@
 """Our embedder against timm run eagerly in float32: the same backbone, weights and crops from memory, on the CPU's threads.
 
-Both get decoded 224 × 224 crops (rendered flukes) as uint8 and give vectors; what differs is the engine. The two take turns, so that a drift of
-the machine's speed hits both; the ratio is the median of the rounds' ratios. Prints one JSON object last.
+Both get decoded crops (rendered flukes, of the size that the model asks for) as uint8 and give vectors; what differs
+is the engine. The two take turns, so that a drift of the machine's speed hits both; the ratio is the median of the
+rounds' ratios. Prints one JSON object last.
 """
 
 from __future__ import annotations

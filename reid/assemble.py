@@ -135,7 +135,7 @@ def lines(done: Assembled) -> list[str]:
         f"{done.queries} held-out photos that no member was trained on; MAP@5 of each by itself: {alone}",
         f"Σ w·P^α: {_weighted(done, done.fusion.weights)}, α = {done.fusion.alpha:g}: {done.fusion.map_at_5:.3f} "
         f"({done.apart:.3f} on photos apart from those it was fitted on)",
-        f"in service: {done.served.name}: {_weighted(done, done.served.shares)}, α = 1, {done.served.map_at_5:.3f}",
+        f"as it serves, once it is named: {done.served.name}: {_weighted(done, done.served.shares)}, α = 1, {done.served.map_at_5:.3f}",
     ]
 
 

@@ -67,7 +67,7 @@ def train(
     epochs: Annotated[int, typer.Option(min=0, help="Passes over the photos; 0: as reid.toml or the recipe says.")] = 0,
     views: Annotated[int, typer.Option(min=0, help="Views of each photo; 0: as reid.toml says.")] = 0,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same model.")] = 0,
-    name: Annotated[str, typer.Option(help="The model's name, behind the date.")] = "head",
+    name: Annotated[str, typer.Option(help="The model's name, behind the date; a recipe's has the recipe's.")] = "head",
     folds: Annotated[
         int, typer.Option(min=0, help="Train so many models, each without one part of the photos; together they serve.")
     ] = 0,
@@ -81,7 +81,7 @@ def train(
     begin_with: Annotated[
         str,
         typer.Option(
-            "--from", help="A network of this store, trained by a recipe, that learns further: see `reid models`."
+            "--from", help="A network of this store, trained by a recipe, that learns further: see `reid models list`."
         ),
     ] = "",
     refit: Annotated[

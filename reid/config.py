@@ -52,7 +52,7 @@ class GalleryConfig:
 class EmbedderConfig:
     """Which model turns crops into vectors."""
 
-    model: str = "auto"  # a directory below models/; auto: settled at the first enrolment, by the shape of its boxes
+    model: str = "auto"  # a directory below models/; auto: settled at the first enrolment, by its photos
     device: str = "cpu"  # cpu (OpenVINO) or cuda (torch)
     threads: int = 0  # 0: all cores
     mirror: bool = False  # True: average each vector with that of the mirrored crop (twice the time)

@@ -160,16 +160,23 @@ def refits(options: Options, plan: Plan, rules: TrainingConfig) -> bool:
 
 
 def _shaped_as(recipe: Recipe, store: Store, model: str) -> Recipe:
-    """The recipe with the network that `model` has, where that was made by an earlier form of the same recipe."""
-    from reid.train.recipe import NetworkConfig
+    """The recipe with the network that `model` has, where that was made by an earlier form of the same recipe, at the
+    same scale.
+
+    Raises:
+        ConfigError: the recipe asks for what that network does not have.
+    """
+    from reid.train.recipe import NetworkConfig, check
 
     extra = models.read_card(store.models_folder / model).extra
-    if extra.get("recipe") != recipe.name or "network" not in extra:
+    if (extra.get("recipe"), extra.get("scale")) != (recipe.name, recipe.scale) or "network" not in extra:
         return recipe
     try:
-        return replace(recipe, network=NetworkConfig(**extra["network"]))
+        shaped = replace(recipe, network=NetworkConfig(**extra["network"]))
     except TypeError:  # of another version; what does not fit is said when its weights are read
         return recipe
+    check(shaped, f"recipe {recipe.name} with the network of {model}", "train anew, without --from or onwards")
+    return shaped
 
 
 def _with_teacher(recipe: Recipe, store: Store) -> Recipe:

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from rendered_store import PHOTOS, QUERIES, enrolled, flukes, reid, reid_json, rows_of, write_rows
 
-from reid import figures
+from reid import evaluate, figures, models
 from reid.exchange import read_sources
 from reid.pipeline import Query, identify
 from reid.records import Answer
@@ -230,6 +230,15 @@ def test_another_model_may_be_given_as_a_directory(enrolled: Path, flukes: Path)
     assert found["model"] == "fluke"
     result = reid("evaluate", flukes / "labels.csv", flukes / "queries.csv", "--model", flukes / "photos")
     assert (result.exit_code, "model" in result.stderr) == (1, True)
+
+
+def test_a_model_that_was_named_serves_whatever_the_settings_say(tmp_path: Path) -> None:
+    settings = tmp_path / "own.toml"
+    settings.write_text('[embedder]\nmodel = "lite0"\nmirror = true\n\n[decision]\nshare_new = 0.2\n')
+    model = models.ensure(tmp_path / "models", models.FLUKE)
+    with evaluate._store(tmp_path, model, settings) as store:
+        assert store.embedder.card.name == models.FLUKE
+        assert store.config.embedder.mirror and store.config.decision.share_new == 0.2
 
 
 def test_the_table_for_people_holds_the_same_figures(evaluated: dict[str, Any], flukes: Path) -> None:

@@ -237,6 +237,15 @@ def test_a_run_stops_when_the_held_out_photos_no_longer_gain_and_keeps_its_best_
     assert len(head.history) == head.best + 4 < 60
 
 
+def test_a_run_that_nothing_ends_asks_the_held_out_photos_once_and_keeps_its_last_epoch() -> None:
+    vectors, labels = animals()
+    held = holdout.split(labels, seed=1)
+    head = heads.train_head(vectors, labels, HeadConfig(**{**FAST, "epochs": 3, "patience": 0}), held=held)
+    assert head.best == 2 and [np.isnan(epoch.map_at_5) for epoch in head.history] == [True, True, False]
+    found = holdout.map_at_5(head.apply(vectors[:, 0, 0]), np.unique(labels, return_inverse=True)[1], held)
+    assert found == pytest.approx(head.history[-1].map_at_5)
+
+
 def test_held_out_photos_judge_as_they_are_and_in_an_augmented_view() -> None:
     vectors, labels = animals()
     held = holdout.split(labels, seed=1)

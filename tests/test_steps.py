@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import re
 import shlex
 from collections.abc import Iterator
 from importlib import metadata
@@ -9,8 +11,9 @@ from pathlib import Path
 
 import pytest
 from rendered_store import reid
+from typer.main import get_command
 
-from reid import steps
+from reid import cli, steps
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -90,3 +93,18 @@ def test_an_installed_wheel_names_what_the_part_needs(monkeypatch: pytest.Monkey
     assert steps.install("train") == "pip install 'torch>=2.13' 'lap>=0.5.12'"
     assert steps.requirements("matchers") == ["kornia>=0.9"]
     assert steps.install("nonsense") == "pip install '.[nonsense]'"
+
+
+def test_every_command_that_a_text_of_ours_names_is_one() -> None:
+    commands = getattr(get_command(cli.app), "commands")  # noqa: B009  # typer's own copy of click says nothing of its groups
+    texts = [
+        (file, node.value)
+        for file in sorted((ROOT / "reid").rglob("*.py"))
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+    named = [
+        (file.name, said) for file, text in texts for said in re.findall(r"\breid ([a-z][a-z-]*[a-z])\b(?!-)", text)
+    ]
+    assert len(named) > 100
+    assert [one for one in named if one[1] not in {*commands, "import"}] == []

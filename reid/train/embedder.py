@@ -243,7 +243,7 @@ def _codes(labels: Sequence[str], kept: Pictures, held: Split | None) -> IntArra
     if len(np.unique(names[known])) < 2:
         raise TrainError(
             f"{int(known.sum())} readable photos of {len(np.unique(names[known]))} animals: there is nothing to tell apart",
-            next_step="add photos with names of other animals, and see the failures of `reid check`",
+            next_step="add photos with names of other animals, and see what enrolment left out: reid enroll … --report left-out.csv",
         )
     codes[known] = codes_of(names[known])
     codes[~used] = -2

@@ -47,7 +47,8 @@ class HeadConfig:
     `dim` numbers in the new vector; `hidden` units of a layer before it, 0 for none; `margin` in degrees and `scale` of
     ArcFace; `dropout` share of the inputs, 0 for none; `mirror_as_class` makes mirrored photos another animal, with
     which the photos that they mirror do not compete, otherwise they are more views of the same; `patience` epochs
-    without a better MAP@5 on the held-out photos end the run, 0 never.
+    without a better MAP@5 on the held-out photos end the run, 0 never: then these are asked for after the last epoch
+    alone, and its weights are kept.
     """
 
     dim: int = 512
@@ -138,8 +139,8 @@ def train_head(
     """Train a projection on `vectors (n, V, 2, D)` of photos with identities `labels (n,)`.
 
     Every epoch shows each photo once, in one of its views, mirrored or not at random. `held` are photos by which to
-    stop (`holdout.split`): only its gallery is then trained on, and the weights of the best epoch are kept; without it
-    all photos are trained on for all epochs.
+    stop (`holdout.split`): only its gallery is then trained on, and with `patience` the weights of the best epoch are
+    kept; without it all photos are trained on for all epochs.
 
     Raises:
         TrainError: all photos are of one identity, or the loss is no number (any more).
@@ -188,16 +189,16 @@ def _run(
         started = time.perf_counter()
         loss = _epoch(network, loss_of, optimiser, rate, vectors, rows, classes, n_classes, config, rng)
         scores = [math.nan, math.nan]
-        if held is not None:
+        if held is not None and (config.patience or epoch == config.epochs - 1):
             for place, seen in enumerate(_asked(vectors, held)):
                 found = unit_rows(graphs.apply_layers(seen, _layers(network)))
                 scores[place] = holdout.map_at_5(found, codes, held)
         history.append(Epoch(loss, scores[0], scores[1], time.perf_counter() - started))
         if progress is not None:
             progress(epoch, loss, scores[0])
-        if held is None or best < 0 or history[-1].judged > history[best].judged:
+        if held is None or not config.patience or best < 0 or history[-1].judged > history[best].judged:
             best, best_state = epoch, copy.deepcopy(network.state_dict())
-        elif config.patience and epoch - best >= config.patience:
+        elif epoch - best >= config.patience:
             break
     network.load_state_dict(best_state)
     return Head(tuple(_layers(network)), tuple(history), best)

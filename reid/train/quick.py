@@ -206,5 +206,8 @@ def _cached(
         progress=tell,
     )
     if not len(kept.rows):
-        raise TrainError("not one of the photos can be read", next_step="see the failures of `reid check` on the table")
+        raise TrainError(
+            "not one of the photos can be read",
+            next_step="see what enrolment left out: reid enroll … --report left-out.csv",
+        )
     return kept

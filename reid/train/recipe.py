@@ -341,7 +341,7 @@ def _built(raw: dict[str, Any], scale: Scale, name: str, source: str) -> Recipe:
         sections[key] = section(kind, {**raw.get(key, {}), **own.get(key, {})}, source, f"{key}.")
     losses = tuple(_loss(one, source) for one in own.get("loss", raw.get("loss", [])))
     made = Recipe(name, str(raw.get("system", "")), str(raw.get("notes", "")), scale, losses, **sections)
-    _check(made, source)
+    check(made, source)
     return made
 
 
@@ -355,8 +355,8 @@ def _loss(raw: dict[str, Any], source: str) -> LossConfig:
     return made
 
 
-def _check(recipe: Recipe, source: str) -> None:
-    """Ranges and combinations that types cannot say."""
+def check(recipe: Recipe, source: str, next_step: str = "correct it there") -> None:
+    """Ranges and combinations that types cannot say; raises ConfigError."""
     network, sampling, schedule = recipe.network, recipe.sampling, recipe.schedule
     pairs = any(isinstance(loss, Pair) for loss in recipe.losses)
     aligned = any(isinstance(loss, Triplet) and loss.aligned for loss in recipe.losses)
@@ -407,4 +407,4 @@ def _check(recipe: Recipe, source: str) -> None:
     ]  # fmt: skip
     for holds, message in rules:
         if not holds:
-            raise ConfigError(message, source=source, next_step="correct it there")
+            raise ConfigError(message, source=source, next_step=next_step)

@@ -49,6 +49,12 @@ epochs = 2
 batch = 24
 """
 
+ALIGNED = """
+[[loss]]
+kind = "triplet"
+aligned = true
+"""
+
 
 @pytest.fixture
 def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
@@ -178,6 +184,23 @@ def test_a_network_by_an_earlier_form_of_its_recipe_is_gone_on_from_as_it_is(sto
     second = retrain.train(store, Options(recipe=tiny, begin_with=first, refit=False)).report.model
     anew = retrain.train(store, Options(recipe=tiny, name="anew", refit=False)).report.model
     assert [models.read_card(store.models_folder / one).dim for one in (first, second, anew)] == [16, 16, 24]
+
+
+def test_a_recipe_that_asks_for_more_than_its_earlier_network_has_is_refused(store: Store, tiny: str) -> None:
+    first = retrain.train(store, Options(recipe=tiny, refit=False)).report.model
+    Path(tiny).write_text(TINY.replace("dim = 16", "dim = 16\nlocal = 8") + ALIGNED)
+    with pytest.raises(ConfigError, match="network.local must be above 0") as caught:
+        retrain.train(store, Options(recipe=tiny, begin_with=first))
+    assert first in str(caught.value) and "--from" in caught.value.next_step
+
+
+def test_another_scale_of_a_recipe_has_its_own_network(store: Store, tiny: str) -> None:
+    first = retrain.train(store, Options(recipe=tiny, refit=False)).report.model
+    Path(tiny).write_text(TINY + "\n[gpu.network]\ndim = 24\n")
+    plans = [
+        planning.planned(Options(recipe=tiny, begin_with=first, scale=scale), store) for scale in ("laptop", "gpu")
+    ]
+    assert [plan.recipe.network.dim for plan in plans if plan.recipe] == [16, 24]
 
 
 def test_only_a_network_of_the_same_shape_can_be_gone_on_from(store: Store, tiny: str, tmp_path: Path) -> None:
