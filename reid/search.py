@@ -139,7 +139,7 @@ class Searcher:
             animals = Animals(
                 gallery, owners, lambda: {str(id): side for id, side in flanks.flank_of(store, sides).items()}
             )
-        known = store.catalogue.counts().individuals
+        known = store.catalogue.live_individuals()
         return cls(store, gallery, found, known, k, source, names, heads, crowds, animals)
 
     @property

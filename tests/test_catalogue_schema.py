@@ -17,7 +17,7 @@ from sqlalchemy import URL, create_engine, inspect, text
 
 from reid.catalogue import Catalogue, schema, sqlite_url
 from reid.catalogue.engine import database_url
-from reid.catalogue.tables import Base
+from reid.catalogue.tables import METADATA
 from reid.errors import CatalogueError, StoreBusy
 
 
@@ -33,14 +33,14 @@ def test_migrating_from_nothing_makes_exactly_what_the_models_say(database: URL)
     engine = create_engine(database)
     with engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
-        assert compare_metadata(context, Base.metadata) == []
+        assert compare_metadata(context, METADATA) == []
     engine.dispose()
 
 
 def test_tables_made_from_the_models_are_those_of_the_migrations(bare: URL, tmp_path: Path) -> None:
     migrated_url = fresh_url(bare.get_backend_name(), tmp_path)
     made, migrated = create_engine(bare), create_engine(migrated_url)
-    Base.metadata.create_all(made)
+    METADATA.create_all(made)
     a, b = inspect(made), inspect(migrated)
     assert {*a.get_table_names(), "alembic_version"} == set(b.get_table_names())
     for table in a.get_table_names():

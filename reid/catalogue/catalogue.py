@@ -101,13 +101,13 @@ class Catalogue:
     def revision(self) -> int:
         """Counts the changes that an answer may depend on; only ever grows."""
         with reading(self._engine) as connection:
-            return connection.scalar(select(CatalogueState.revision)) or 0
+            return connection.scalar(select(CatalogueState.c.revision)) or 0
 
     @property
     def vectors_revision(self) -> int:
         """The revision that last changed which vectors serve: an index made at it or later is complete."""
         with reading(self._engine) as connection:
-            return connection.scalar(select(CatalogueState.vectors_revision)) or 0
+            return connection.scalar(select(CatalogueState.c.vectors_revision)) or 0
 
     # Photos
 
@@ -326,6 +326,11 @@ class Catalogue:
         """How much of everything there is."""
         with reading(self._engine) as connection:
             return queries.counts(connection)
+
+    def live_individuals(self) -> int:
+        """How many animals there are: of `counts`, the one that a query needs."""
+        with reading(self._engine) as connection:
+            return queries.live_individuals(connection)
 
     def cut_out(self, newest: int = 500) -> tuple[int, int]:
         """Of the `newest` annotations in service, how many show a part of their photo only; and how many there are."""

@@ -18,13 +18,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event, func, insert, inspect, make_url, select, update
+from sqlalchemy import URL, Connection, Engine, Table, create_engine, event, func, insert, make_url, select, update
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError, SQLAlchemyError
 
 from reid import steps
 from reid.catalogue.tables import (
     Annotation,
-    Base,
     CatalogueState,
     EmbeddingModel,
     Encounter,
@@ -142,7 +141,7 @@ def reading(engine: Engine) -> Iterator[Connection]:
         yield connection
 
 
-def _insert(connection: Connection, model: type[Base]) -> sqlite.Insert | postgresql.Insert:
+def _insert(connection: Connection, model: Table[Any]) -> sqlite.Insert | postgresql.Insert:
     """An INSERT that knows ON CONFLICT; the dialects are imported here so that a query on SQLite does not pay for
     PostgreSQL's.
     """
@@ -166,33 +165,33 @@ class Writer:
         self.revision = revision + 1
         self.changed = False
         self.vectors_changed = False
-        self._last: dict[type[Base], int] = {}
+        self._last: dict[Table[Any], int] = {}
 
     def touch(self, *, vectors: bool = False) -> None:
         """Note that this transaction moves the catalogue to the next revision."""
         self.changed = True
         self.vectors_changed = self.vectors_changed or vectors
 
-    def new_id(self, model: type[Base]) -> int:
+    def new_id(self, model: Table[Any]) -> int:
         """The next id of a table; safe because writers come one at a time and rows are never deleted."""
         if not self._last:
-            highest = [select(func.max(one.id)).scalar_subquery() for one in _NUMBERED]
+            highest = [select(func.max(one.c.id)).scalar_subquery() for one in _NUMBERED]
             found = self.connection.execute(select(*highest)).one()
             self._last = {one: number or 0 for one, number in zip(_NUMBERED, found, strict=True)}
         self._last[model] += 1
         return self._last[model]
 
-    def insert(self, model: type[Base], rows: list[dict[str, Any]]) -> None:
+    def insert(self, model: Table[Any], rows: list[dict[str, Any]]) -> None:
         """Insert many rows, possibly none."""
         if rows:
             self.connection.execute(insert(model), rows)
 
-    def upsert(self, model: type[Base], rows: list[dict[str, Any]]) -> None:
+    def upsert(self, model: Table[Any], rows: list[dict[str, Any]]) -> None:
         """Insert rows, or overwrite those whose primary key is there."""
         if not rows:
             return
         statement = _insert(self.connection, model)
-        keys = [column.name for column in inspect(model).primary_key]
+        keys = [column.name for column in model.primary_key.columns]
         values = {name: statement.excluded[name] for name in rows[0] if name not in keys}
         self.connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=values), rows)
 
@@ -206,11 +205,13 @@ def writing(engine: Engine) -> Iterator[Writer]:
         wait_ms = connection.get_execution_options().get("reid_wait_ms")
         if wait_ms is not None:
             connection.exec_driver_sql(f"SET LOCAL lock_timeout = {int(wait_ms)}")
-        revision = connection.scalar(select(CatalogueState.revision).where(CatalogueState.id == 1).with_for_update())
+        revision = connection.scalar(
+            select(CatalogueState.c.revision).where(CatalogueState.c.id == 1).with_for_update()
+        )
         writer = Writer(connection, revision or 0)
         yield writer
         if writer.changed:
             values = {"revision": writer.revision}
             if writer.vectors_changed:
                 values["vectors_revision"] = writer.revision
-            connection.execute(update(CatalogueState).where(CatalogueState.id == 1).values(values))
+            connection.execute(update(CatalogueState).where(CatalogueState.c.id == 1).values(values))

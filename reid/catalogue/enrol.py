@@ -148,7 +148,7 @@ class _Round:
         keys = {normal_name(photo.encounter) for photo in photos if photo.encounter is not None}
         if not keys:
             return {}
-        query = select(Encounter.key, Encounter.id).where(Encounter.key.in_(keys))
+        query = select(Encounter.c.key, Encounter.c.id).where(Encounter.c.key.in_(keys))
         return {key: number for key, number in self.writer.connection.execute(query) if key is not None}
 
     def _encounter(self, key: str) -> int:
@@ -283,7 +283,7 @@ class _Round:
         if lacks and mark.row is None:
             mark.columns.update(lacks)
             self.writer.touch()
-            self.writer.connection.execute(update(Annotation).where(Annotation.id == mark.id).values(lacks))
+            self.writer.connection.execute(update(Annotation).where(Annotation.c.id == mark.id).values(lacks))
 
     def _name(self, mark: _Mark, name: str, where: str, conflicts: list[Conflict]) -> bool:
         """Note the identity given to an annotation, or the conflict; whether it is to be named now."""
@@ -308,9 +308,9 @@ class _Round:
         writer.insert(Annotation, rows)
         for old, new in self.superseded:
             values = {"superseded_by_id": new, "revision": writer.revision}
-            writer.connection.execute(update(Annotation).where(Annotation.id == old).values(values))
+            writer.connection.execute(update(Annotation).where(Annotation.c.id == old).values(values))
         for number, facts in self.mended:
-            writer.connection.execute(update(Photo).where(Photo.id == number).values(facts))
+            writer.connection.execute(update(Photo).where(Photo.c.id == number).values(facts))
         if self.photos or rows or self.superseded or self.mended:
             writer.touch(vectors=bool(self.superseded))
         assign_many(writer, self.by, namings)
@@ -330,7 +330,7 @@ class _Round:
             if mark.row is not None:
                 rows.append({**mark.row, **owned})
             else:
-                writer.connection.execute(update(Annotation).where(Annotation.id == mark.id).values(owned))
+                writer.connection.execute(update(Annotation).where(Annotation.c.id == mark.id).values(owned))
             if owner is not None:
                 evidence: dict[str, Any] = {"where": mark.where} if mark.where else {}
                 if mark.inherits is not None:
@@ -355,9 +355,9 @@ def _on_record(writer: Writer, hashes: Sequence[str]) -> dict[str, _Known]:
     """The photos of these bytes that are in the catalogue, with their annotations in service."""
     connection = writer.connection
     query = (
-        select(Photo, Encounter.key)
-        .outerjoin(Encounter, Encounter.id == Photo.encounter_id)
-        .where(Photo.sha256.in_(hashes))
+        select(Photo, Encounter.c.key)
+        .outerjoin(Encounter, Encounter.c.id == Photo.c.encounter_id)
+        .where(Photo.c.sha256.in_(hashes))
     )
     known: dict[str, _Known] = {}
     for row in connection.execute(query).mappings():
@@ -369,10 +369,10 @@ def _on_record(writer: Writer, hashes: Sequence[str]) -> dict[str, _Known]:
         return known
     by_id = {photo.id: photo for photo in known.values()}
     given = (
-        select(Annotation, Individual.name)
-        .outerjoin(Individual, Individual.id == Annotation.given_id)
-        .where(Annotation.photo_id.in_(by_id), Annotation.superseded_by_id.is_(None))
-        .order_by(Annotation.id)
+        select(Annotation, Individual.c.name)
+        .outerjoin(Individual, Individual.c.id == Annotation.c.given_id)
+        .where(Annotation.c.photo_id.in_(by_id), Annotation.c.superseded_by_id.is_(None))
+        .order_by(Annotation.c.id)
     )
     rows = connection.execute(given).mappings().all()
     live = names.roots(connection, {row["individual_id"] for row in rows if row["individual_id"] is not None})

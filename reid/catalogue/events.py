@@ -116,10 +116,10 @@ def merge(writer: Writer, by: Signature, keep: str, absorbed: str) -> int:
     if kept.root == gone.root:
         raise IdentityError(f"{keep!r} and {absorbed!r} are the same individual already", source=kept.root_name)
     writer.connection.execute(
-        update(Individual).where(Individual.id == gone.root).values(merged_into_id=kept.root, live=False)
+        update(Individual).where(Individual.c.id == gone.root).values(merged_into_id=kept.root, live=False)
     )
     writer.connection.execute(
-        update(Annotation).where(Annotation.individual_id == gone.root).values(individual_id=kept.root)
+        update(Annotation).where(Annotation.c.individual_id == gone.root).values(individual_id=kept.root)
     )
     row = entry(
         writer,
@@ -148,7 +148,7 @@ def split(writer: Writer, by: Signature, annotations: Sequence[int], name: str |
         )
     source = sources.pop()
     source_name = names.roots(connection, [source])[source][1]
-    stay = select(Annotation.id).where(Annotation.individual_id == source, Annotation.superseded_by_id.is_(None))
+    stay = select(Annotation.c.id).where(Annotation.c.individual_id == source, Annotation.c.superseded_by_id.is_(None))
     if not set(connection.scalars(stay)) - owners.keys():
         raise IdentityError(
             "nothing would stay with the individual",
@@ -178,8 +178,8 @@ def rename(writer: Writer, by: Signature, name: str, new: str) -> int:
     target = names.checked(new)
     if target == bearer.name:
         raise IdentityError(f"it is called {target!r} already", source=name)
-    query = select(Individual.id).where(
-        Individual.name == target, Individual.live | Individual.merged_into_id.is_not(None)
+    query = select(Individual.c.id).where(
+        Individual.c.name == target, Individual.c.live | Individual.c.merged_into_id.is_not(None)
     )
     taken = names.roots(connection, set(connection.scalars(query)))
     others = sorted({label for root, label in taken.values() if root != bearer.id})
@@ -189,9 +189,9 @@ def rename(writer: Writer, by: Signature, name: str, new: str) -> int:
             source=name,
             next_step="choose another, or merge the two if they are one animal",
         )
-    connection.execute(update(Individual).where(Individual.id == bearer.id).values(name=target))
+    connection.execute(update(Individual).where(Individual.c.id == bearer.id).values(name=target))
     connection.execute(
-        delete(FormerName).where(FormerName.individual_id == bearer.id, FormerName.name.in_([target, bearer.name]))
+        delete(FormerName).where(FormerName.c.individual_id == bearer.id, FormerName.c.name.in_([target, bearer.name]))
     )
     writer.insert(FormerName, [{"individual_id": bearer.id, "name": bearer.name}])
     return record(writer, entry(writer, "rename", by, individual_id=bearer.id, label=bearer.name, name=target))
@@ -203,10 +203,12 @@ def _owners(connection: Connection, annotations: Sequence[int]) -> dict[int, Row
         raise IdentityError("no annotations are given", next_step="name at least one")
     rows: dict[int, Row[int, int | None, int | None]] = {}
     for part in chunks(sorted(set(annotations))):
-        query = select(Annotation.id, Annotation.given_id, Annotation.individual_id).where(Annotation.id.in_(part))
-        rows.update({row.id: row for row in connection.execute(query.order_by(Annotation.id))})
-        replaced = query.with_only_columns(Annotation.id, Annotation.superseded_by_id)
-        for old, new in connection.execute(replaced.where(Annotation.superseded_by_id.is_not(None))):
+        query = select(Annotation.c.id, Annotation.c.given_id, Annotation.c.individual_id).where(
+            Annotation.c.id.in_(part)
+        )
+        rows.update({row.id: row for row in connection.execute(query.order_by(Annotation.c.id))})
+        replaced = query.with_only_columns(Annotation.c.id, Annotation.c.superseded_by_id)
+        for old, new in connection.execute(replaced.where(Annotation.c.superseded_by_id.is_not(None))):
             raise IdentityError(f"annotation {old} was replaced by a better box", next_step=f"use annotation {new}")
     unknown = [a for a in annotations if a not in rows]
     if unknown:
@@ -217,7 +219,7 @@ def _owners(connection: Connection, annotations: Sequence[int]) -> dict[int, Row
 def _give(writer: Writer, annotations: Iterable[int], given: int | None, root: int | None) -> None:
     for part in chunks(list(annotations)):
         writer.connection.execute(
-            update(Annotation).where(Annotation.id.in_(part)).values(given_id=given, individual_id=root)
+            update(Annotation).where(Annotation.c.id.in_(part)).values(given_id=given, individual_id=root)
         )
 
 

@@ -21,20 +21,22 @@ from reid.catalogue.tables import Photo, PhotoCopy
 
 def known_files(connection: Connection) -> Iterator[KnownFile]:
     """Every path at which a photo is or was: the photos' own paths, then those of copies."""
-    own = select(Photo.path, Photo.id, Photo.sha256, Photo.size_bytes, Photo.mtime_ns, Photo.state).order_by(Photo.id)
+    own = select(
+        Photo.c.path, Photo.c.id, Photo.c.sha256, Photo.c.size_bytes, Photo.c.mtime_ns, Photo.c.state
+    ).order_by(Photo.c.id)
     for path, photo, sha256, size, mtime, state in connection.execute(own):
         yield KnownFile(text_to_path(path), photo, sha256, size, mtime, photo_state(state))
     copies = (
         select(
-            PhotoCopy.path,
-            PhotoCopy.photo_id,
-            Photo.sha256,
-            PhotoCopy.size_bytes,
-            PhotoCopy.mtime_ns,
-            PhotoCopy.present,
+            PhotoCopy.c.path,
+            PhotoCopy.c.photo_id,
+            Photo.c.sha256,
+            PhotoCopy.c.size_bytes,
+            PhotoCopy.c.mtime_ns,
+            PhotoCopy.c.present,
         )
-        .join(Photo, Photo.id == PhotoCopy.photo_id)
-        .order_by(PhotoCopy.path)
+        .join(Photo, Photo.c.id == PhotoCopy.c.photo_id)
+        .order_by(PhotoCopy.c.path)
     )
     for path, photo, sha256, size, mtime, present in connection.execute(copies):
         yield KnownFile(text_to_path(path), photo, sha256, size, mtime, "present" if present else "missing")
@@ -49,9 +51,11 @@ def gone(writer: Writer, paths: Collection[str], state: PhotoState) -> list[int]
     connection = writer.connection
     touched: list[int] = []
     for part in chunks(paths):
-        connection.execute(update(PhotoCopy).where(PhotoCopy.path.in_(part), PhotoCopy.present).values(present=False))
-        query = select(Photo.id).where(Photo.path.in_(part), Photo.state.not_in((state, "changed")))
-        for photo in connection.scalars(query.order_by(Photo.id)).all():
+        connection.execute(
+            update(PhotoCopy).where(PhotoCopy.c.path.in_(part), PhotoCopy.c.present).values(present=False)
+        )
+        query = select(Photo.c.id).where(Photo.c.path.in_(part), Photo.c.state.not_in((state, "changed")))
+        for photo in connection.scalars(query.order_by(Photo.c.id)).all():
             if not _show_copy(writer, photo):
                 set_state(writer, photo, state)
             touched.append(photo)
@@ -67,17 +71,19 @@ def back(writer: Writer, paths: Collection[str]) -> list[int]:
     connection = writer.connection
     touched: list[int] = []
     for part in chunks(paths):
-        own = select(Photo.path, Photo.id, Photo.state).where(Photo.path.in_(part), Photo.state != "changed")
-        held = connection.execute(own.order_by(Photo.id)).all()
+        own = select(Photo.c.path, Photo.c.id, Photo.c.state).where(Photo.c.path.in_(part), Photo.c.state != "changed")
+        held = connection.execute(own.order_by(Photo.c.id)).all()
         for row in held:
             if row.state == "missing":
                 set_state(writer, row.id, "present")
                 touched.append(row.id)
         free = set(part) - {row.path for row in held}
-        copies = select(PhotoCopy.path, PhotoCopy.photo_id, Photo.state).join(Photo, Photo.id == PhotoCopy.photo_id)
-        copies = copies.where(PhotoCopy.path.in_(free), ~PhotoCopy.present).order_by(PhotoCopy.path)
+        copies = select(PhotoCopy.c.path, PhotoCopy.c.photo_id, Photo.c.state).join(
+            Photo, Photo.c.id == PhotoCopy.c.photo_id
+        )
+        copies = copies.where(PhotoCopy.c.path.in_(free), ~PhotoCopy.c.present).order_by(PhotoCopy.c.path)
         for copy in connection.execute(copies).all():
-            connection.execute(update(PhotoCopy).where(PhotoCopy.path == copy.path).values(present=True))
+            connection.execute(update(PhotoCopy).where(PhotoCopy.c.path == copy.path).values(present=True))
             if copy.state != "present" and _show_copy(writer, copy.photo_id):
                 touched.append(copy.photo_id)
     return sorted(set(touched))
@@ -91,13 +97,13 @@ def replaced(writer: Writer, contents: Mapping[str, str]) -> list[int]:
     other: list[str] = []
     for part in chunks(contents):
         rows = connection.execute(
-            select(Photo.path, Photo.sha256).where(Photo.path.in_(part), Photo.state != "changed")
+            select(Photo.c.path, Photo.c.sha256).where(Photo.c.path.in_(part), Photo.c.state != "changed")
         )
         other += [path for path, sha256 in rows if contents[path] != sha256]
         copies = (
-            select(PhotoCopy.path, Photo.sha256)
-            .join(Photo, Photo.id == PhotoCopy.photo_id)
-            .where(PhotoCopy.path.in_(part), PhotoCopy.present)
+            select(PhotoCopy.c.path, Photo.c.sha256)
+            .join(Photo, Photo.c.id == PhotoCopy.c.photo_id)
+            .where(PhotoCopy.c.path.in_(part), PhotoCopy.c.present)
         )
         other += [path for path, sha256 in connection.execute(copies) if contents[path] != sha256]
     return gone(writer, other, "changed") if other else []
@@ -105,18 +111,18 @@ def replaced(writer: Writer, contents: Mapping[str, str]) -> list[int]:
 
 def set_state(writer: Writer, photo: int, state: PhotoState) -> None:
     """Mark a photo; its vectors begin or cease to serve where `changed` is entered or left."""
-    before = writer.connection.scalar(select(Photo.state).where(Photo.id == photo))
+    before = writer.connection.scalar(select(Photo.c.state).where(Photo.c.id == photo))
     if before == state:
         return
     values: dict[str, object] = {"state": state}
     if before == "changed":  # back in service
-        notes = writer.connection.scalar(select(Photo.notes).where(Photo.id == photo)) or []
+        notes = writer.connection.scalar(select(Photo.c.notes).where(Photo.c.id == photo)) or []
         values["notes"] = [note for note in notes if not note.startswith(REMOVED)]
     serves = "changed" not in (before, state)
     if not serves:
         values["revision"] = writer.revision
     writer.touch(vectors=not serves)
-    writer.connection.execute(update(Photo).where(Photo.id == photo).values(values))
+    writer.connection.execute(update(Photo).where(Photo.c.id == photo).values(values))
 
 
 def remove(writer: Writer, photos: Collection[int], note: str) -> list[int]:
@@ -126,11 +132,15 @@ def remove(writer: Writer, photos: Collection[int], note: str) -> list[int]:
     """
     removed: list[int] = []
     for part in chunks(photos):
-        query = select(Photo.id, Photo.notes).where(Photo.id.in_(part), Photo.state != "changed").order_by(Photo.id)
+        query = (
+            select(Photo.c.id, Photo.c.notes)
+            .where(Photo.c.id.in_(part), Photo.c.state != "changed")
+            .order_by(Photo.c.id)
+        )
         for row in writer.connection.execute(query).all():
             set_state(writer, row.id, "changed")
             values = {"notes": [*row.notes, note]}
-            writer.connection.execute(update(Photo).where(Photo.id == row.id).values(values))
+            writer.connection.execute(update(Photo).where(Photo.c.id == row.id).values(values))
             removed.append(row.id)
     return sorted(removed)
 
@@ -138,13 +148,15 @@ def remove(writer: Writer, photos: Collection[int], note: str) -> list[int]:
 def show_from(writer: Writer, photo: int, path: str, size_bytes: int, mtime_ns: int | None) -> None:
     """Show a photo from another path; the one before stays on record as a copy that is gone."""
     connection = writer.connection
-    old = connection.execute(select(Photo.path, Photo.size_bytes, Photo.mtime_ns).where(Photo.id == photo)).one()
+    old = connection.execute(
+        select(Photo.c.path, Photo.c.size_bytes, Photo.c.mtime_ns).where(Photo.c.id == photo)
+    ).one()
     if (old.path, old.size_bytes, old.mtime_ns) == (path, size_bytes, mtime_ns):
         return
     values = {"path": path, "size_bytes": size_bytes, "mtime_ns": mtime_ns}
-    connection.execute(update(Photo).where(Photo.id == photo).values(values))
+    connection.execute(update(Photo).where(Photo.c.id == photo).values(values))
     if old.path != path:
-        connection.execute(delete(PhotoCopy).where(PhotoCopy.path == path, PhotoCopy.photo_id == photo))
+        connection.execute(delete(PhotoCopy).where(PhotoCopy.c.path == path, PhotoCopy.c.photo_id == photo))
         put_copy(writer, photo, old.path, old.size_bytes, old.mtime_ns, present=False)
         writer.touch()
 
@@ -157,8 +169,8 @@ def put_copy(writer: Writer, photo: int, path: str, size_bytes: int, mtime_ns: i
 
 def _show_copy(writer: Writer, photo: int) -> bool:
     """Show a photo from one of its copies, if one is there."""
-    query = select(PhotoCopy.path, PhotoCopy.size_bytes, PhotoCopy.mtime_ns)
-    query = query.where(PhotoCopy.photo_id == photo, PhotoCopy.present).order_by(PhotoCopy.path).limit(1)
+    query = select(PhotoCopy.c.path, PhotoCopy.c.size_bytes, PhotoCopy.c.mtime_ns)
+    query = query.where(PhotoCopy.c.photo_id == photo, PhotoCopy.c.present).order_by(PhotoCopy.c.path).limit(1)
     copy = writer.connection.execute(query).first()
     if copy is None:
         return False

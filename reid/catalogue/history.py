@@ -13,7 +13,7 @@ from reid.catalogue.tables import EventAnnotation, IdentityEvent, UndoneEvent
 
 def events(connection: Connection, after: int, limit: int) -> list[Event]:
     """The next events of the log after an id."""
-    query = select(IdentityEvent.id).where(IdentityEvent.id > after).order_by(IdentityEvent.id).limit(limit)
+    query = select(IdentityEvent.c.id).where(IdentityEvent.c.id > after).order_by(IdentityEvent.c.id).limit(limit)
     return by_id(connection, connection.scalars(query).all())
 
 
@@ -24,16 +24,16 @@ def of_individual(connection: Connection, name: str) -> list[Event]:
     whole = merged(connection, get(connection, name).root)
     concerned: set[int] = set()
     for part in chunks(whole):
-        named = or_(IdentityEvent.individual_id.in_(part), IdentityEvent.other_id.in_(part))
-        concerned.update(connection.scalars(select(IdentityEvent.id).where(named)))
-        lost = select(EventAnnotation.event_id).where(EventAnnotation.from_id.in_(part))
+        named = or_(IdentityEvent.c.individual_id.in_(part), IdentityEvent.c.other_id.in_(part))
+        concerned.update(connection.scalars(select(IdentityEvent.c.id).where(named)))
+        lost = select(EventAnnotation.c.event_id).where(EventAnnotation.c.from_id.in_(part))
         concerned.update(connection.scalars(lost))
     return by_id(connection, _with_undos(connection, concerned))
 
 
 def of_annotation(connection: Connection, annotation: int) -> list[Event]:
     """Every event that concerns an annotation, in order, and the undos of these."""
-    query = select(EventAnnotation.event_id).where(EventAnnotation.annotation_id == annotation)
+    query = select(EventAnnotation.c.event_id).where(EventAnnotation.c.annotation_id == annotation)
     return by_id(connection, _with_undos(connection, set(connection.scalars(query))))
 
 
@@ -42,7 +42,7 @@ def _with_undos(connection: Connection, concerned: set[int]) -> set[int]:
     while border:
         found: set[int] = set()
         for part in chunks(border):
-            found.update(connection.scalars(select(IdentityEvent.id).where(IdentityEvent.undoes_id.in_(part))))
+            found.update(connection.scalars(select(IdentityEvent.c.id).where(IdentityEvent.c.undoes_id.in_(part))))
         border = found - concerned
         concerned = concerned | found
     return concerned
@@ -53,12 +53,12 @@ def by_id(connection: Connection, ids: Collection[int]) -> list[Event]:
     found: list[Event] = []
     for part in chunks(sorted(ids)):
         moved: dict[int, list[tuple[int, int | None]]] = {}
-        query = select(EventAnnotation.event_id, EventAnnotation.annotation_id, EventAnnotation.from_id)
-        query = query.where(EventAnnotation.event_id.in_(part)).order_by(EventAnnotation.annotation_id)
+        query = select(EventAnnotation.c.event_id, EventAnnotation.c.annotation_id, EventAnnotation.c.from_id)
+        query = query.where(EventAnnotation.c.event_id.in_(part)).order_by(EventAnnotation.c.annotation_id)
         for event, annotation, before in connection.execute(query):
             moved.setdefault(event, []).append((annotation, before))
-        undone = set(connection.scalars(select(UndoneEvent.event_id).where(UndoneEvent.event_id.in_(part))))
-        rows = select(IdentityEvent).where(IdentityEvent.id.in_(part)).order_by(IdentityEvent.id)
+        undone = set(connection.scalars(select(UndoneEvent.c.event_id).where(UndoneEvent.c.event_id.in_(part))))
+        rows = select(IdentityEvent).where(IdentityEvent.c.id.in_(part)).order_by(IdentityEvent.c.id)
         for row in connection.execute(rows).mappings():
             pairs = moved.get(row["id"], [])
             found.append(

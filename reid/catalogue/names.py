@@ -56,7 +56,9 @@ def roots(connection: Connection, individuals: Collection[int]) -> dict[int, tup
     while at:
         rows = {}
         for part in chunks(set(at.values())):
-            query = select(Individual.id, Individual.name, Individual.merged_into_id).where(Individual.id.in_(part))
+            query = select(Individual.c.id, Individual.c.name, Individual.c.merged_into_id).where(
+                Individual.c.id.in_(part)
+            )
             rows.update({row.id: row for row in connection.execute(query)})
         found.update({i: (j, rows[j].name) for i, j in at.items() if rows[j].merged_into_id is None})
         at = {i: rows[j].merged_into_id for i, j in at.items() if rows[j].merged_into_id is not None}
@@ -69,18 +71,18 @@ def find(connection: Connection, names: Collection[str]) -> dict[str, Bearer]:
     labels: dict[int, str] = {}
     for part in chunks(set(names)):
         rows = connection.execute(
-            select(Individual.id, Individual.name, Individual.live)
-            .where(Individual.name.in_(part), Individual.live | Individual.merged_into_id.is_not(None))
-            .order_by(Individual.live, Individual.id.desc())
+            select(Individual.c.id, Individual.c.name, Individual.c.live)
+            .where(Individual.c.name.in_(part), Individual.c.live | Individual.c.merged_into_id.is_not(None))
+            .order_by(Individual.c.live, Individual.c.id.desc())
         )
         for row in rows:  # the last one stays: live before merged, then the oldest
             ids[row.name] = row.id
             labels[row.id] = row.name
         former: dict[str, set[int]] = {}
         query = (
-            select(FormerName.name, FormerName.individual_id, Individual.name.label("label"))
-            .join(Individual, Individual.id == FormerName.individual_id)
-            .where(FormerName.name.in_(part))
+            select(FormerName.c.name, FormerName.c.individual_id, Individual.c.name.label("label"))
+            .join(Individual, Individual.c.id == FormerName.c.individual_id)
+            .where(FormerName.c.name.in_(part))
         )
         for name, who, label in connection.execute(query):
             former.setdefault(name, set()).add(who)
@@ -106,7 +108,7 @@ def merged(connection: Connection, individual: int) -> set[int]:
     while border:
         found: set[int] = set()
         for part in chunks(border):
-            found.update(connection.scalars(select(Individual.id).where(Individual.merged_into_id.in_(part))))
+            found.update(connection.scalars(select(Individual.c.id).where(Individual.c.merged_into_id.in_(part))))
         border = found - whole
         whole = whole | found
     return whole
@@ -123,15 +125,15 @@ def claim(writer: Writer, names: Collection[str]) -> dict[str, Bearer]:
     absent = [name for name in dict.fromkeys(names) if name not in bearers]
     asleep: dict[str, int] = {}
     for part in chunks(absent):
-        query = select(Individual.first_name, Individual.id).where(
-            Individual.first_name.in_(part), Individual.live.is_(False), Individual.merged_into_id.is_(None)
+        query = select(Individual.c.first_name, Individual.c.id).where(
+            Individual.c.first_name.in_(part), Individual.c.live.is_(False), Individual.c.merged_into_id.is_(None)
         )
-        asleep.update({row.first_name: row.id for row in connection.execute(query.order_by(Individual.id.desc()))})
+        asleep.update({row.first_name: row.id for row in connection.execute(query.order_by(Individual.c.id.desc()))})
     fresh = []
     for name in absent:
         if name in asleep:
             who = asleep[name]
-            connection.execute(update(Individual).where(Individual.id == who).values(name=name, live=True))
+            connection.execute(update(Individual).where(Individual.c.id == who).values(name=name, live=True))
         else:
             who = writer.new_id(Individual)
             fresh.append({"id": who, "first_name": name, "name": name, "merged_into_id": None, "live": True})
@@ -142,5 +144,5 @@ def claim(writer: Writer, names: Collection[str]) -> dict[str, Bearer]:
 
 def set_former(writer: Writer, individual: int, names: Sequence[str]) -> None:
     """Replace the former names of an individual."""
-    writer.connection.execute(delete(FormerName).where(FormerName.individual_id == individual))
+    writer.connection.execute(delete(FormerName).where(FormerName.c.individual_id == individual))
     writer.insert(FormerName, [{"individual_id": individual, "name": name} for name in names])

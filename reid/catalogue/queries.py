@@ -39,7 +39,7 @@ def photo_state(text: str) -> PhotoState:
 
 def in_service() -> tuple[ColumnElement[bool], ColumnElement[bool]]:
     """The conditions for an annotation joined with its photo to serve."""
-    return Annotation.superseded_by_id.is_(None), Photo.state != "changed"
+    return Annotation.c.superseded_by_id.is_(None), Photo.c.state != "changed"
 
 
 def details(connection: Connection, ids: Collection[int]) -> dict[int, AnnotationInfo]:
@@ -48,27 +48,27 @@ def details(connection: Connection, ids: Collection[int]) -> dict[int, Annotatio
     for part in chunks(ids):
         query = (
             select(
-                Annotation.id,
-                Annotation.photo_id,
-                Photo.path,
-                Photo.state,
-                Annotation.x0,
-                Annotation.y0,
-                Annotation.x1,
-                Annotation.y1,
-                Annotation.confidence,
-                Annotation.origin,
-                Annotation.side,
-                Annotation.species,
-                Annotation.quality,
-                Annotation.individual_id,
-                Individual.name,
-                Photo.encounter_id,
-                Photo.taken_at,
+                Annotation.c.id,
+                Annotation.c.photo_id,
+                Photo.c.path,
+                Photo.c.state,
+                Annotation.c.x0,
+                Annotation.c.y0,
+                Annotation.c.x1,
+                Annotation.c.y1,
+                Annotation.c.confidence,
+                Annotation.c.origin,
+                Annotation.c.side,
+                Annotation.c.species,
+                Annotation.c.quality,
+                Annotation.c.individual_id,
+                Individual.c.name,
+                Photo.c.encounter_id,
+                Photo.c.taken_at,
             )
-            .join(Photo, Photo.id == Annotation.photo_id)
-            .outerjoin(Individual, Individual.id == Annotation.individual_id)
-            .where(Annotation.id.in_(part))
+            .join(Photo, Photo.c.id == Annotation.c.photo_id)
+            .outerjoin(Individual, Individual.c.id == Annotation.c.individual_id)
+            .where(Annotation.c.id.in_(part))
         )
         for row in connection.execute(query):
             number, photo, path, state, x0, y0, x1, y1, confidence, origin, side, *rest = row
@@ -83,14 +83,14 @@ def photos(connection: Connection, ids: Collection[int]) -> dict[int, PhotoInfo]
     """Photos by id, in the order given; ids that do not exist are left out."""
     found: dict[int, PhotoInfo] = {}
     for part in chunks(ids):
-        for row in connection.execute(select(Photo).where(Photo.id.in_(part))).mappings():
+        for row in connection.execute(select(Photo).where(Photo.c.id.in_(part))).mappings():
             found[row["id"]] = _photo(row)
     return {i: found[i] for i in ids if i in found}
 
 
 def photo_by_hash(connection: Connection, sha256: str) -> PhotoInfo | None:
     """The photo of these bytes, or None."""
-    row = connection.execute(select(Photo).where(Photo.sha256 == sha256)).mappings().first()
+    row = connection.execute(select(Photo).where(Photo.c.sha256 == sha256)).mappings().first()
     return None if row is None else _photo(row)
 
 
@@ -108,17 +108,17 @@ def _photo(row: RowMapping) -> PhotoInfo:
 
 def photos_in_state(connection: Connection, state: PhotoState) -> list[PhotoInfo]:
     """The photos that are present, missing or changed, in order of id."""
-    query = select(Photo).where(Photo.state == state).order_by(Photo.id)
+    query = select(Photo).where(Photo.c.state == state).order_by(Photo.c.id)
     return [_photo(row) for row in connection.execute(query).mappings()]
 
 
 def bare_photos(connection: Connection) -> list[PhotoInfo]:
     """The photos in which no animal was found, in order of id."""
-    return [_photo(row) for row in connection.execute(_bare(select(Photo)).order_by(Photo.id)).mappings()]
+    return [_photo(row) for row in connection.execute(_bare(select(Photo)).order_by(Photo.c.id)).mappings()]
 
 
 def _bare(query: Select[Any]) -> Select[Any]:
-    return query.where(~select(Annotation.id).where(Annotation.photo_id == Photo.id).exists())
+    return query.where(~select(Annotation.c.id).where(Annotation.c.photo_id == Photo.c.id).exists())
 
 
 def annotations_of(
@@ -131,15 +131,15 @@ def annotations_of(
     species: Collection[str] | None = None,
 ) -> list[int]:
     """Ids of the annotations in service that meet every condition given, ascending."""
-    query = select(Annotation.id).join(Photo, Photo.id == Annotation.photo_id).where(*in_service())
+    query = select(Annotation.c.id).join(Photo, Photo.c.id == Annotation.c.photo_id).where(*in_service())
     if individual is not None:
-        query = query.where(Annotation.individual_id == individual)
+        query = query.where(Annotation.c.individual_id == individual)
     if sides is not None:
-        query = query.where(Annotation.side.in_(sides))
+        query = query.where(Annotation.c.side.in_(sides))
     if species is not None:
-        query = query.where(Annotation.species.in_(species))
+        query = query.where(Annotation.c.species.in_(species))
     ids: set[int] | None = None
-    for column, values in ((Annotation.photo_id, photos), (Photo.encounter_id, encounters)):
+    for column, values in ((Annotation.c.photo_id, photos), (Photo.c.encounter_id, encounters)):
         if values is not None:
             met = {i for part in chunks(values) for i in connection.scalars(query.where(column.in_(part)))}
             ids = met if ids is None else ids & met
@@ -148,7 +148,9 @@ def annotations_of(
 
 def phashes(connection: Connection) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
     """The photos that have a perceptual hash, ascending `(N,)`, and the hashes `(N,) uint64`."""
-    rows = connection.execute(select(Photo.id, Photo.phash).where(Photo.phash.is_not(None)).order_by(Photo.id)).all()
+    rows = connection.execute(
+        select(Photo.c.id, Photo.c.phash).where(Photo.c.phash.is_not(None)).order_by(Photo.c.id)
+    ).all()
     table = np.array(rows, dtype=np.int64).reshape(-1, 2)
     return np.ascontiguousarray(table[:, 0]), np.ascontiguousarray(table[:, 1]).view(np.uint64)
 
@@ -158,10 +160,10 @@ def photo_counts(connection: Connection, individuals: Collection[int]) -> dict[i
     counts = dict.fromkeys(individuals, 0)
     for part in chunks(counts):
         query = (
-            select(Annotation.individual_id, func.count(distinct(Annotation.photo_id)))
-            .join(Photo, Photo.id == Annotation.photo_id)
-            .where(Annotation.individual_id.in_(part), *in_service())
-            .group_by(Annotation.individual_id)
+            select(Annotation.c.individual_id, func.count(distinct(Annotation.c.photo_id)))
+            .join(Photo, Photo.c.id == Annotation.c.photo_id)
+            .where(Annotation.c.individual_id.in_(part), *in_service())
+            .group_by(Annotation.c.individual_id)
         )
         counts.update((who, number) for who, number in connection.execute(query) if who is not None)
     return counts
@@ -178,30 +180,32 @@ def individuals(connection: Connection) -> list[IndividualInfo]:
 
 
 def _individuals(connection: Connection, only: int | None) -> list[IndividualInfo]:
-    live = select(Individual.id, Individual.name).where(Individual.live).order_by(Individual.name, Individual.id)
+    live = (
+        select(Individual.c.id, Individual.c.name).where(Individual.c.live).order_by(Individual.c.name, Individual.c.id)
+    )
     seen = (
         select(
-            Annotation.individual_id,
-            func.count(distinct(Annotation.photo_id)),
+            Annotation.c.individual_id,
+            func.count(distinct(Annotation.c.photo_id)),
             func.count(),
-            func.count(distinct(Photo.encounter_id)),
-            func.min(Photo.taken_at),
-            func.max(Photo.taken_at),
+            func.count(distinct(Photo.c.encounter_id)),
+            func.min(Photo.c.taken_at),
+            func.max(Photo.c.taken_at),
         )
-        .join(Photo, Photo.id == Annotation.photo_id)
-        .where(Annotation.individual_id.is_not(None), *in_service())
-        .group_by(Annotation.individual_id)
+        .join(Photo, Photo.c.id == Annotation.c.photo_id)
+        .where(Annotation.c.individual_id.is_not(None), *in_service())
+        .group_by(Annotation.c.individual_id)
     )
     flanks = (
-        select(Annotation.individual_id, Annotation.side)
-        .join(Photo, Photo.id == Annotation.photo_id)
-        .where(Annotation.individual_id.is_not(None), Annotation.side != "unknown", *in_service())
+        select(Annotation.c.individual_id, Annotation.c.side)
+        .join(Photo, Photo.c.id == Annotation.c.photo_id)
+        .where(Annotation.c.individual_id.is_not(None), Annotation.c.side != "unknown", *in_service())
         .distinct()
     )
     if only is not None:
-        live = live.where(Individual.id == only)
-        seen = seen.where(Annotation.individual_id == only)
-        flanks = flanks.where(Annotation.individual_id == only)
+        live = live.where(Individual.c.id == only)
+        seen = seen.where(Annotation.c.individual_id == only)
+        flanks = flanks.where(Annotation.c.individual_id == only)
     figures = {row[0]: row[1:] for row in connection.execute(seen)}
     sides: dict[int | None, list[Side]] = {}
     for who, side in connection.execute(flanks):
@@ -218,13 +222,13 @@ def _individuals(connection: Connection, only: int | None) -> list[IndividualInf
 
 def aliases(connection: Connection, only: int | None = None) -> dict[int, set[str]]:
     """By live individual, all or one: names of those merged into it, and former names of all of these."""
-    rows = select(Individual.id, Individual.merged_into_id, Individual.name)
-    rows = rows.where(Individual.merged_into_id.is_not(None))
-    former = select(FormerName.individual_id, FormerName.name)
+    rows = select(Individual.c.id, Individual.c.merged_into_id, Individual.c.name)
+    rows = rows.where(Individual.c.merged_into_id.is_not(None))
+    former = select(FormerName.c.individual_id, FormerName.c.name)
     if only is not None:
         whole = merged(connection, only)
-        rows = rows.where(Individual.id.in_(whole))
-        former = former.where(FormerName.individual_id.in_(whole))
+        rows = rows.where(Individual.c.id.in_(whole))
+        former = former.where(FormerName.c.individual_id.in_(whole))
     absorbed = connection.execute(rows).all()
     parent = {row.id: row.merged_into_id for row in absorbed}
 
@@ -244,14 +248,14 @@ def aliases(connection: Connection, only: int | None = None) -> dict[int, set[st
 def labels(connection: Connection) -> Labels:
     """Who is who, for every annotation in service."""
     query = (
-        select(Annotation.id, Annotation.individual_id, Photo.encounter_id, Annotation.photo_id)
-        .join(Photo, Photo.id == Annotation.photo_id)
+        select(Annotation.c.id, Annotation.c.individual_id, Photo.c.encounter_id, Annotation.c.photo_id)
+        .join(Photo, Photo.c.id == Annotation.c.photo_id)
         .where(*in_service())
-        .order_by(Annotation.id)
+        .order_by(Annotation.c.id)
     )
     rows = [(a, -1 if who is None else who, -1 if e is None else e, p) for a, who, e, p in connection.execute(query)]
     columns = np.array(rows, dtype=np.int64).reshape(-1, 4).T
-    names = connection.execute(select(Individual.id, Individual.name).where(Individual.live)).all()
+    names = connection.execute(select(Individual.c.id, Individual.c.name).where(Individual.c.live)).all()
     ids, owners, encounters, photos = map(np.ascontiguousarray, columns)
     return Labels(ids, owners, encounters, photos, dict(names))
 
@@ -261,10 +265,10 @@ def cut_out(connection: Connection, newest: int) -> tuple[int, int]:
     how many were looked at.
     """
     query = (
-        select(Annotation.x1 - Annotation.x0, Annotation.y1 - Annotation.y0, Photo.width, Photo.height)
-        .join(Photo, Photo.id == Annotation.photo_id)
+        select(Annotation.c.x1 - Annotation.c.x0, Annotation.c.y1 - Annotation.c.y0, Photo.c.width, Photo.c.height)
+        .join(Photo, Photo.c.id == Annotation.c.photo_id)
         .where(*in_service())
-        .order_by(Annotation.id.desc())
+        .order_by(Annotation.c.id.desc())
         .limit(newest)
     )
     rows = connection.execute(query).all()
@@ -274,9 +278,9 @@ def cut_out(connection: Connection, newest: int) -> tuple[int, int]:
 def owners(connection: Connection) -> dict[int, int]:
     """Annotation in service → its individual, for those that have one."""
     query = (
-        select(Annotation.id, Annotation.individual_id)
-        .join(Photo, Photo.id == Annotation.photo_id)
-        .where(Annotation.individual_id.is_not(None), *in_service())
+        select(Annotation.c.id, Annotation.c.individual_id)
+        .join(Photo, Photo.c.id == Annotation.c.photo_id)
+        .where(Annotation.c.individual_id.is_not(None), *in_service())
     )
     rows = connection.execute(query).all()  # at once: a query asks for every owner there is
     return {annotation: who for annotation, who in rows if who is not None}
@@ -285,9 +289,9 @@ def owners(connection: Connection) -> dict[int, int]:
 def species(connection: Connection) -> dict[int, str]:
     """Annotation in service → its species, for those that have one."""
     query = (
-        select(Annotation.id, Annotation.species)
-        .join(Photo, Photo.id == Annotation.photo_id)
-        .where(Annotation.species.is_not(None), *in_service())
+        select(Annotation.c.id, Annotation.c.species)
+        .join(Photo, Photo.c.id == Annotation.c.photo_id)
+        .where(Annotation.c.species.is_not(None), *in_service())
     )
     rows = connection.execute(query).all()
     return {annotation: kind for annotation, kind in rows if kind}
@@ -295,35 +299,41 @@ def species(connection: Connection) -> dict[int, str]:
 
 def counts(connection: Connection) -> Counts:
     """How much of everything there is."""
-    states = dict(connection.execute(select(Photo.state, func.count()).group_by(Photo.state)).all())
+    states = dict(connection.execute(select(Photo.c.state, func.count()).group_by(Photo.c.state)).all())
     serving = (
-        select(func.count(), func.count(Annotation.individual_id))
+        select(func.count(), func.count(Annotation.c.individual_id))
         .select_from(Annotation)
-        .join(Photo, Photo.id == Annotation.photo_id)
+        .join(Photo, Photo.c.id == Annotation.c.photo_id)
         .where(*in_service())
     )
     total, named = connection.execute(serving).one()
-
-    def number(query: Select[Any]) -> int:
-        return int(connection.scalar(query) or 0)
 
     return Counts(
         photos=sum(states.values()),
         missing=states.get("missing", 0),
         changed=states.get("changed", 0),
-        bare=number(_bare(select(func.count()).select_from(Photo))),
+        bare=_number(connection, _bare(select(func.count()).select_from(Photo))),
         annotations=total,
         unnamed=total - named,
-        individuals=number(select(func.count()).where(Individual.live)),
-        encounters=number(select(func.count(distinct(Photo.encounter_id)))),
-        events=number(select(func.count()).select_from(IdentityEvent)),
+        individuals=live_individuals(connection),
+        encounters=_number(connection, select(func.count(distinct(Photo.c.encounter_id)))),
+        events=_number(connection, select(func.count()).select_from(IdentityEvent)),
     )
+
+
+def live_individuals(connection: Connection) -> int:
+    """How many animals there are."""
+    return _number(connection, select(func.count()).where(Individual.c.live))
+
+
+def _number(connection: Connection, query: Select[Any]) -> int:
+    return int(connection.scalar(query) or 0)
 
 
 def encounter_keys(connection: Connection, ids: Collection[int]) -> dict[int, str | None]:
     """The owner's key of each encounter, None where it was grouped."""
     found: dict[int, str | None] = {}
     for part in chunks(ids):
-        query = select(Encounter.id, Encounter.key).where(Encounter.id.in_(part))
+        query = select(Encounter.c.id, Encounter.c.key).where(Encounter.c.id.in_(part))
         found.update(dict(connection.execute(query).all()))
     return found

@@ -23,23 +23,23 @@ _EVERYTHING = 500
 _STEP = 256
 """Times fetched at once while looking for a silence."""
 
-_GIVEN = select(Encounter.id).where(Encounter.id == Photo.encounter_id, Encounter.key.is_not(None)).exists()
+_GIVEN = select(Encounter.c.id).where(Encounter.c.id == Photo.c.encounter_id, Encounter.c.key.is_not(None)).exists()
 _FREE = ~_GIVEN  # told row by row, so that a search by time goes by the index of times
 
 
 def group(writer: Writer, max_gap: timedelta, max_km: float, *, everything: bool) -> int:
     """Group the photos that have no encounter, with `everything` also those grouped before; how many changed theirs."""
     connection = writer.connection
-    fresh = connection.execute(select(Photo.taken_at).where(Photo.encounter_id.is_(None))).scalars().all()
+    fresh = connection.execute(select(Photo.c.taken_at).where(Photo.c.encounter_id.is_(None))).scalars().all()
     if not fresh and not everything:
         return 0
     windows = _windows([time for time in fresh if time is not None], max_gap)
     if everything or len(windows) > _EVERYTHING:
         return _group_rows(writer, [_FREE], max_gap, max_km)
-    changed = _group_rows(writer, [Photo.encounter_id.is_(None), Photo.taken_at.is_(None)], max_gap, max_km)
+    changed = _group_rows(writer, [Photo.c.encounter_id.is_(None), Photo.c.taken_at.is_(None)], max_gap, max_km)
     for low, high in windows:
         low, high = _silence(writer, low, high, max_gap)
-        changed += _group_rows(writer, [_FREE, Photo.taken_at.between(low, high)], max_gap, max_km)
+        changed += _group_rows(writer, [_FREE, Photo.c.taken_at.between(low, high)], max_gap, max_km)
     return changed
 
 
@@ -62,9 +62,9 @@ def _silence(writer: Writer, low: datetime, high: datetime, max_gap: timedelta) 
 def _walk(writer: Writer, end: datetime, max_gap: timedelta, *, back: bool) -> datetime:
     """The last time before a silence, going back or on from an end of a span."""
     while True:
-        beyond = Photo.taken_at < end if back else Photo.taken_at > end
-        query = select(Photo.taken_at).where(beyond, _FREE).limit(_STEP)
-        query = query.order_by(Photo.taken_at.desc() if back else Photo.taken_at)
+        beyond = Photo.c.taken_at < end if back else Photo.c.taken_at > end
+        query = select(Photo.c.taken_at).where(beyond, _FREE).limit(_STEP)
+        query = query.order_by(Photo.c.taken_at.desc() if back else Photo.c.taken_at)
         times = [time for time in writer.connection.scalars(query) if time is not None]
         for time in times:
             if abs(time - end) > max_gap:
@@ -78,8 +78,8 @@ def _group_rows(writer: Writer, where: Sequence[ColumnElement[bool]], max_gap: t
     """Group some photos among themselves. A group keeps the lowest encounter that one of its photos had, if no other
     group has it.
     """
-    query = select(Photo.id, Photo.taken_at, Photo.latitude, Photo.longitude, Photo.encounter_id)
-    rows = writer.connection.execute(query.where(*where).order_by(Photo.id)).all()
+    query = select(Photo.c.id, Photo.c.taken_at, Photo.c.latitude, Photo.c.longitude, Photo.c.encounter_id)
+    rows = writer.connection.execute(query.where(*where).order_by(Photo.c.id)).all()
     numbers = group_encounters(
         [row.taken_at for row in rows], [row.latitude for row in rows], [row.longitude for row in rows], max_gap, max_km
     )
@@ -101,7 +101,7 @@ def _group_rows(writer: Writer, where: Sequence[ColumnElement[bool]], max_gap: t
     writer.insert(Encounter, [{"id": encounter, "key": None} for encounter in fresh])
     for encounter, photos in moves.items():
         for part in chunks(photos):
-            writer.connection.execute(update(Photo).where(Photo.id.in_(part)).values(encounter_id=encounter))
+            writer.connection.execute(update(Photo).where(Photo.c.id.in_(part)).values(encounter_id=encounter))
     changed = sum(map(len, moves.values()))
     if changed:
         writer.touch()

@@ -1,4 +1,5 @@
-"""The tables of the catalogue, as typed models, and nothing else: no query, no connection, no rule of identity.
+"""The tables of the catalogue and the types of their columns, and nothing else: no query, no connection, no rule of
+identity. Core tables, not mapped classes: importing the mapper would be a tenth of a query's time.
 
 Three kinds of column:
 
@@ -16,11 +17,12 @@ text as `encoding` makes it.
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any, ClassVar
+from typing import Any
 
 from sqlalchemy import (
     JSON,
     BigInteger,
+    Column,
     DateTime,
     Dialect,
     Double,
@@ -29,13 +31,15 @@ from sqlalchemy import (
     Integer,
     LargeBinary,
     MetaData,
+    Named,
     String,
+    Table,
     Text,
+    TypedColumns,
     TypeDecorator,
     event,
     text,
 )
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 NAMING = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -62,11 +66,7 @@ class UtcDateTime(TypeDecorator[datetime]):
         return None if value is None else value.replace(tzinfo=UTC)
 
 
-class Base(DeclarativeBase):
-    """Common parent; names every constraint, which SQLite needs to alter one later."""
-
-    metadata = MetaData(naming_convention=NAMING)
-    type_annotation_map: ClassVar[dict[Any, Any]] = {float: Double()}
+METADATA = MetaData(naming_convention=NAMING)  # names every constraint, which SQLite needs to alter one later
 
 
 def _partial(name: str, column: str, where: str, *, unique: bool = False) -> Index:
@@ -85,169 +85,202 @@ def spell_out_partial_indexes(metadata: MetaData, *_: object, **__: object) -> N
                     index.dialect_kwargs[f"{dialect}_where"] = text(index.info["where"])
 
 
-event.listen(Base.metadata, "before_create", spell_out_partial_indexes)
+event.listen(METADATA, "before_create", spell_out_partial_indexes)
 
 
-class CatalogueState(Base):
+class CatalogueStateColumns(TypedColumns):
     """The one row (id 1) every writer locks. `revision` counts changes; `vectors_revision` is the last that changed
     which vectors serve.
     """
 
-    __tablename__ = "catalogue_state"
-    id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
-    revision: Mapped[int] = mapped_column(BigInteger)
-    vectors_revision: Mapped[int] = mapped_column(BigInteger)
+    id: Named[int] = Column(Integer, primary_key=True, autoincrement=False)
+    revision: Named[int] = Column(BigInteger)
+    vectors_revision: Named[int] = Column(BigInteger)
 
 
-class Encounter(Base):
+CatalogueState = Table("catalogue_state", METADATA, CatalogueStateColumns)
+
+
+class EncounterColumns(TypedColumns):
     """One sighting. `key` is the owner's name for it; NULL where it was grouped by time and place."""
 
-    __tablename__ = "encounter"
-    id: Mapped[int] = mapped_column(Id, primary_key=True, autoincrement=False)
-    key: Mapped[str | None] = mapped_column(Text, unique=True)
+    id: Named[int] = Column(Id, primary_key=True, autoincrement=False)
+    key: Named[str | None] = Column(Text, unique=True)
 
 
-class Photo(Base):
+Encounter = Table("encounter", METADATA, EncounterColumns)
+
+
+class PhotoColumns(TypedColumns):
     """A photo: its bytes (by hash), where they are, and what they say of themselves.
 
     `state` as in `records.PhotoState`; `revision` is the catalogue's when it last began or ceased to serve.
     """
 
-    __tablename__ = "photo"
-    __table_args__ = (
-        _partial("ix_photo_out_of_service", "revision", "state = 'changed'"),
-        _partial("ix_photo_ungrouped", "id", "encounter_id IS NULL"),
-    )
-    id: Mapped[int] = mapped_column(Id, primary_key=True, autoincrement=False)
-    sha256: Mapped[str] = mapped_column(String(64), unique=True)
-    phash: Mapped[int | None] = mapped_column(BigInteger)
-    path: Mapped[str] = mapped_column(Text, index=True)
-    name: Mapped[str] = mapped_column(Text)
-    format: Mapped[str] = mapped_column(Text)
-    width: Mapped[int]
-    height: Mapped[int]
-    size_bytes: Mapped[int] = mapped_column(BigInteger)
-    mtime_ns: Mapped[int | None] = mapped_column(BigInteger)
-    taken_at: Mapped[datetime | None] = mapped_column(DateTime, index=True)
-    latitude: Mapped[float | None]
-    longitude: Mapped[float | None]
-    camera: Mapped[str | None] = mapped_column(Text)
-    notes: Mapped[list[str]] = mapped_column(JSON)
-    state: Mapped[str] = mapped_column(String(8))
-    encounter_id: Mapped[int | None] = mapped_column(ForeignKey("encounter.id"), index=True)
-    added_at: Mapped[datetime] = mapped_column(UtcDateTime)
-    revision: Mapped[int] = mapped_column(BigInteger, index=True)
+    id: Named[int] = Column(Id, primary_key=True, autoincrement=False)
+    sha256: Named[str] = Column(String(64), unique=True)
+    phash: Named[int | None] = Column(BigInteger)
+    path: Named[str] = Column(Text, index=True)
+    name: Named[str] = Column(Text)
+    format: Named[str] = Column(Text)
+    width: Named[int]
+    height: Named[int]
+    size_bytes: Named[int] = Column(BigInteger)
+    mtime_ns: Named[int | None] = Column(BigInteger)
+    taken_at: Named[datetime | None] = Column(DateTime, index=True)
+    latitude: Named[float | None] = Column(Double)
+    longitude: Named[float | None] = Column(Double)
+    camera: Named[str | None] = Column(Text)
+    notes: Named[list[str]] = Column(JSON)
+    state: Named[str] = Column(String(8))
+    encounter_id: Named[int | None] = Column(Id, ForeignKey("encounter.id"), index=True)
+    added_at: Named[datetime] = Column(UtcDateTime)
+    revision: Named[int] = Column(BigInteger, index=True)
 
 
-class PhotoCopy(Base):
+Photo = Table(
+    "photo",
+    METADATA,
+    PhotoColumns,
+    _partial("ix_photo_out_of_service", "revision", "state = 'changed'"),
+    _partial("ix_photo_ungrouped", "id", "encounter_id IS NULL"),
+)
+
+
+class PhotoCopyColumns(TypedColumns):
     """A further path of a photo's bytes; `present` false once the file there is gone (a path it was moved from,
     too).
     """
 
-    __tablename__ = "photo_copy"
-    path: Mapped[str] = mapped_column(Text, primary_key=True)
-    photo_id: Mapped[int] = mapped_column(ForeignKey("photo.id"), index=True)
-    size_bytes: Mapped[int] = mapped_column(BigInteger)
-    mtime_ns: Mapped[int | None] = mapped_column(BigInteger)
-    present: Mapped[bool]
+    path: Named[str] = Column(Text, primary_key=True)
+    photo_id: Named[int] = Column(Id, ForeignKey("photo.id"), index=True)
+    size_bytes: Named[int] = Column(BigInteger)
+    mtime_ns: Named[int | None] = Column(BigInteger)
+    present: Named[bool]
 
 
-class Individual(Base):
+PhotoCopy = Table("photo_copy", METADATA, PhotoCopyColumns)
+
+
+class IndividualColumns(TypedColumns):
     """An animal. `first_name` is a fact; the rest is projected. Neither live nor merged: no event in force names it."""
 
-    __tablename__ = "individual"
-    __table_args__ = (
-        Index("ix_individual_name", "name"),
-        _partial("uq_individual_live_name", "name", "live", unique=True),
-    )
-    id: Mapped[int] = mapped_column(Id, primary_key=True, autoincrement=False)
-    first_name: Mapped[str] = mapped_column(Text, index=True)
-    name: Mapped[str] = mapped_column(Text)
-    merged_into_id: Mapped[int | None] = mapped_column(ForeignKey("individual.id"), index=True)
-    live: Mapped[bool]
+    id: Named[int] = Column(Id, primary_key=True, autoincrement=False)
+    first_name: Named[str] = Column(Text, index=True)
+    name: Named[str] = Column(Text)
+    merged_into_id: Named[int | None] = Column(Id, ForeignKey("individual.id"), index=True)
+    live: Named[bool]
 
 
-class FormerName(Base):
+Individual = Table(
+    "individual",
+    METADATA,
+    IndividualColumns,
+    Index("ix_individual_name", "name"),
+    _partial("uq_individual_live_name", "name", "live", unique=True),
+)
+
+
+class FormerNameColumns(TypedColumns):
     """A name an individual bore before a rename. Projected."""
 
-    __tablename__ = "former_name"
-    individual_id: Mapped[int] = mapped_column(ForeignKey("individual.id"), primary_key=True)
-    name: Mapped[str] = mapped_column(Text, primary_key=True, index=True)
+    individual_id: Named[int] = Column(Id, ForeignKey("individual.id"), primary_key=True)
+    name: Named[str] = Column(Text, primary_key=True, index=True)
 
 
-class Annotation(Base):
+FormerName = Table("former_name", METADATA, FormerNameColumns)
+
+
+class AnnotationColumns(TypedColumns):
     """One animal in a photo: box XYXY in pixels of the upright original. `given_id`, `individual_id`: whose it was
     said to be, and is (projected).
     """
 
-    __tablename__ = "annotation"
-    __table_args__ = (_partial("ix_annotation_out_of_service", "revision", "superseded_by_id IS NOT NULL"),)
-    id: Mapped[int] = mapped_column(Id, primary_key=True, autoincrement=False)
-    photo_id: Mapped[int] = mapped_column(ForeignKey("photo.id"), index=True)
-    x0: Mapped[float]
-    y0: Mapped[float]
-    x1: Mapped[float]
-    y1: Mapped[float]
-    confidence: Mapped[float]
-    origin: Mapped[str] = mapped_column(String(8))
-    side: Mapped[str] = mapped_column(String(8))
-    species: Mapped[str | None] = mapped_column(Text)
-    quality: Mapped[float | None]
-    superseded_by_id: Mapped[int | None] = mapped_column(ForeignKey("annotation.id"))
-    revision: Mapped[int] = mapped_column(BigInteger)
-    given_id: Mapped[int | None] = mapped_column(ForeignKey("individual.id"), index=True)
-    individual_id: Mapped[int | None] = mapped_column(ForeignKey("individual.id"), index=True)
+    id: Named[int] = Column(Id, primary_key=True, autoincrement=False)
+    photo_id: Named[int] = Column(Id, ForeignKey("photo.id"), index=True)
+    x0: Named[float] = Column(Double)
+    y0: Named[float] = Column(Double)
+    x1: Named[float] = Column(Double)
+    y1: Named[float] = Column(Double)
+    confidence: Named[float] = Column(Double)
+    origin: Named[str] = Column(String(8))
+    side: Named[str] = Column(String(8))
+    species: Named[str | None] = Column(Text)
+    quality: Named[float | None] = Column(Double)
+    superseded_by_id: Named[int | None] = Column(Id, ForeignKey("annotation.id"))
+    revision: Named[int] = Column(BigInteger)
+    given_id: Named[int | None] = Column(Id, ForeignKey("individual.id"), index=True)
+    individual_id: Named[int | None] = Column(Id, ForeignKey("individual.id"), index=True)
 
 
-class IdentityEvent(Base):
+Annotation = Table(
+    "annotation",
+    METADATA,
+    AnnotationColumns,
+    _partial("ix_annotation_out_of_service", "revision", "superseded_by_id IS NOT NULL"),
+)
+
+
+class IdentityEventColumns(TypedColumns):
     """The log of identity: only ever added to. Columns as in `records.Event`."""
 
-    __tablename__ = "identity_event"
-    id: Mapped[int] = mapped_column(Id, primary_key=True, autoincrement=False)
-    kind: Mapped[str] = mapped_column(String(8))
-    at: Mapped[datetime] = mapped_column(UtcDateTime)
-    who: Mapped[str] = mapped_column(Text)
-    why: Mapped[str] = mapped_column(Text)
-    evidence: Mapped[dict[str, Any]] = mapped_column(JSON)
-    individual_id: Mapped[int | None] = mapped_column(ForeignKey("individual.id"), index=True)
-    label: Mapped[str | None] = mapped_column(Text)
-    other_id: Mapped[int | None] = mapped_column(ForeignKey("individual.id"), index=True)
-    other_label: Mapped[str | None] = mapped_column(Text)
-    name: Mapped[str | None] = mapped_column(Text)
-    undoes_id: Mapped[int | None] = mapped_column(ForeignKey("identity_event.id"), index=True)
+    id: Named[int] = Column(Id, primary_key=True, autoincrement=False)
+    kind: Named[str] = Column(String(8))
+    at: Named[datetime] = Column(UtcDateTime)
+    who: Named[str] = Column(Text)
+    why: Named[str] = Column(Text)
+    evidence: Named[dict[str, Any]] = Column(JSON)
+    individual_id: Named[int | None] = Column(Id, ForeignKey("individual.id"), index=True)
+    label: Named[str | None] = Column(Text)
+    other_id: Named[int | None] = Column(Id, ForeignKey("individual.id"), index=True)
+    other_label: Named[str | None] = Column(Text)
+    name: Named[str | None] = Column(Text)
+    undoes_id: Named[int | None] = Column(Id, ForeignKey("identity_event.id"), index=True)
 
 
-class EventAnnotation(Base):
+IdentityEvent = Table("identity_event", METADATA, IdentityEventColumns)
+
+
+class EventAnnotationColumns(TypedColumns):
     """The annotations of an event, and whose each was before it. Part of the log: only ever added to."""
 
-    __tablename__ = "event_annotation"
-    annotation_id: Mapped[int] = mapped_column(ForeignKey("annotation.id"), primary_key=True)
-    event_id: Mapped[int] = mapped_column(ForeignKey("identity_event.id"), primary_key=True, index=True)
-    from_id: Mapped[int | None] = mapped_column(ForeignKey("individual.id"), index=True)
+    annotation_id: Named[int] = Column(Id, ForeignKey("annotation.id"), primary_key=True)
+    event_id: Named[int] = Column(Id, ForeignKey("identity_event.id"), primary_key=True, index=True)
+    from_id: Named[int | None] = Column(Id, ForeignKey("individual.id"), index=True)
 
 
-class UndoneEvent(Base):
+EventAnnotation = Table("event_annotation", METADATA, EventAnnotationColumns)
+
+
+class UndoneEventColumns(TypedColumns):
     """The events that are out of force. Projected."""
 
-    __tablename__ = "undone_event"
-    event_id: Mapped[int] = mapped_column(ForeignKey("identity_event.id"), primary_key=True)
+    event_id: Named[int] = Column(Id, ForeignKey("identity_event.id"), primary_key=True)
 
 
-class EmbeddingModel(Base):
+UndoneEvent = Table("undone_event", METADATA, UndoneEventColumns)
+
+
+class EmbeddingModelColumns(TypedColumns):
     """A model that made vectors: `fingerprint` is the sha256 over its weights and preprocessing."""
 
-    __tablename__ = "embedding_model"
-    id: Mapped[int] = mapped_column(Id, primary_key=True, autoincrement=False)
-    fingerprint: Mapped[str] = mapped_column(Text, unique=True)
-    dim: Mapped[int]
+    id: Named[int] = Column(Id, primary_key=True, autoincrement=False)
+    fingerprint: Named[str] = Column(Text, unique=True)
+    dim: Named[int]
 
 
-class Embedding(Base):
+EmbeddingModel = Table("embedding_model", METADATA, EmbeddingModelColumns)
+
+
+class EmbeddingColumns(TypedColumns):
     """One vector: `dim` half floats, little-endian. `revision` is the catalogue's when it was written."""
 
-    __tablename__ = "embedding"
-    __table_args__ = (Index("ix_embedding_model_id_revision", "model_id", "revision"),)
-    model_id: Mapped[int] = mapped_column(ForeignKey("embedding_model.id"), primary_key=True)
-    annotation_id: Mapped[int] = mapped_column(ForeignKey("annotation.id"), primary_key=True)
-    revision: Mapped[int] = mapped_column(BigInteger)
-    vector: Mapped[bytes] = mapped_column(LargeBinary)
+    model_id: Named[int] = Column(Id, ForeignKey("embedding_model.id"), primary_key=True)
+    annotation_id: Named[int] = Column(Id, ForeignKey("annotation.id"), primary_key=True)
+    revision: Named[int] = Column(BigInteger)
+    vector: Named[bytes] = Column(LargeBinary)
+
+
+Embedding = Table(
+    "embedding", METADATA, EmbeddingColumns, Index("ix_embedding_model_id_revision", "model_id", "revision")
+)

@@ -19,7 +19,7 @@ from reid.catalogue.names import chunks
 from reid.catalogue.tables import Annotation, EventAnnotation, FormerName, IdentityEvent, Individual, UndoneEvent
 from reid.errors import IdentityError
 
-_IN_FORCE = ~select(UndoneEvent.event_id).where(UndoneEvent.event_id == IdentityEvent.id).exists()
+_IN_FORCE = ~select(UndoneEvent.c.event_id).where(UndoneEvent.c.event_id == IdentityEvent.c.id).exists()
 
 
 def undo(writer: Writer, by: Signature, event: int) -> int:
@@ -33,8 +33,8 @@ def undo(writer: Writer, by: Signature, event: int) -> int:
     result = replay(_structure(connection), first_names(connection))
     if result.impossible:
         raise _refusal(event, result.impossible)
-    query = select(EventAnnotation.annotation_id).where(EventAnnotation.event_id == touched)
-    moved = list(connection.scalars(query.order_by(EventAnnotation.annotation_id)))
+    query = select(EventAnnotation.c.annotation_id).where(EventAnnotation.c.event_id == touched)
+    moved = list(connection.scalars(query.order_by(EventAnnotation.c.annotation_id)))
     before = projection(connection, annotations=moved)
     after = result.state
     after.given = _given(connection, moved)
@@ -46,9 +46,9 @@ def undo(writer: Writer, by: Signature, event: int) -> int:
 def log(connection: Connection) -> list[Step]:
     """The whole log, in order of id."""
     annotations: dict[int, list[int]] = {}
-    query = select(EventAnnotation.event_id, EventAnnotation.annotation_id)
+    query = select(EventAnnotation.c.event_id, EventAnnotation.c.annotation_id)
     for event, annotation in connection.execute(
-        query.order_by(EventAnnotation.event_id, EventAnnotation.annotation_id)
+        query.order_by(EventAnnotation.c.event_id, EventAnnotation.c.annotation_id)
     ):
         annotations.setdefault(event, []).append(annotation)
     return [
@@ -72,25 +72,27 @@ def replayed(connection: Connection) -> Replay:
 
 def first_names(connection: Connection) -> Mapping[int, str]:
     """The name each individual began with."""
-    return dict(connection.execute(select(Individual.id, Individual.first_name)).all())
+    return dict(connection.execute(select(Individual.c.id, Individual.c.first_name)).all())
 
 
 def projection(connection: Connection, annotations: Sequence[int] | None = None) -> State:
     """What the projected columns say; of owners, only those of the annotations given, if any are."""
     state = State()
-    query = select(Individual.id, Individual.name, Individual.merged_into_id).where(
-        Individual.live | Individual.merged_into_id.is_not(None)
+    query = select(Individual.c.id, Individual.c.name, Individual.c.merged_into_id).where(
+        Individual.c.live | Individual.c.merged_into_id.is_not(None)
     )
     for row in connection.execute(query):
         state.names[row.id] = row.name
         if row.merged_into_id is not None:
             state.parent[row.id] = row.merged_into_id
     former: dict[int, list[str]] = {}
-    for who, name in connection.execute(select(FormerName.individual_id, FormerName.name)):
+    for who, name in connection.execute(select(FormerName.c.individual_id, FormerName.c.name)):
         former.setdefault(who, []).append(name)
     state.former = {who: tuple(sorted(held)) for who, held in former.items()}
-    owners = select(Annotation.id, Annotation.given_id).where(Annotation.given_id.is_not(None))
-    parts = [owners] if annotations is None else [owners.where(Annotation.id.in_(part)) for part in chunks(annotations)]
+    owners = select(Annotation.c.id, Annotation.c.given_id).where(Annotation.c.given_id.is_not(None))
+    parts = (
+        [owners] if annotations is None else [owners.where(Annotation.c.id.in_(part)) for part in chunks(annotations)]
+    )
     for part in parts:
         state.given.update((row.id, row.given_id) for row in connection.execute(part) if row.given_id is not None)
     return state
@@ -101,11 +103,11 @@ def rebuild(writer: Writer) -> bool:
     connection = writer.connection
     result = replayed(connection)
     before = projection(connection)
-    undone = set(connection.scalars(select(UndoneEvent.event_id)))
+    undone = set(connection.scalars(select(UndoneEvent.c.event_id)))
     if undone != result.undone:
         connection.execute(delete(UndoneEvent))
         writer.insert(UndoneEvent, [{"event_id": event} for event in sorted(result.undone)])
-    owners = connection.execute(select(Annotation.id, Annotation.individual_id))
+    owners = connection.execute(select(Annotation.c.id, Annotation.c.individual_id))
     wrong = [
         a for a, owner in owners if owner != result.state.owner(a) or before.given.get(a) != result.state.given.get(a)
     ]
@@ -121,11 +123,11 @@ def _flip(writer: Writer, event: int) -> int:
     undo.
     """
     connection = writer.connection
-    found = connection.scalar(select(IdentityEvent.id).where(IdentityEvent.id == event))
+    found = connection.scalar(select(IdentityEvent.c.id).where(IdentityEvent.c.id == event))
     if found is None:
         raise IdentityError(f"there is no event {event}", next_step="list the events: reid individuals show NAME")
-    if connection.scalar(select(UndoneEvent.event_id).where(UndoneEvent.event_id == event)) is not None:
-        query = select(func.max(IdentityEvent.id)).where(IdentityEvent.undoes_id == event, _IN_FORCE)
+    if connection.scalar(select(UndoneEvent.c.event_id).where(UndoneEvent.c.event_id == event)) is not None:
+        query = select(func.max(IdentityEvent.c.id)).where(IdentityEvent.c.undoes_id == event, _IN_FORCE)
         by = connection.scalar(query)
         raise IdentityError(f"event {event} is undone already, by event {by}", next_step=f"to bring it back, undo {by}")
     out = True
@@ -133,8 +135,8 @@ def _flip(writer: Writer, event: int) -> int:
         if out:
             connection.execute(insert(UndoneEvent).values(event_id=event))
         else:
-            connection.execute(delete(UndoneEvent).where(UndoneEvent.event_id == event))
-        below = connection.scalar(select(IdentityEvent.undoes_id).where(IdentityEvent.id == event))
+            connection.execute(delete(UndoneEvent).where(UndoneEvent.c.event_id == event))
+        below = connection.scalar(select(IdentityEvent.c.undoes_id).where(IdentityEvent.c.id == event))
         if below is None:
             return event
         event, out = below, not out
@@ -142,25 +144,25 @@ def _flip(writer: Writer, event: int) -> int:
 
 def _steps() -> Select[int, str, int | None, int | None, str | None, int | None]:
     return select(
-        IdentityEvent.id,
-        IdentityEvent.kind,
-        IdentityEvent.individual_id,
-        IdentityEvent.other_id,
-        IdentityEvent.name,
-        IdentityEvent.undoes_id,
-    ).order_by(IdentityEvent.id)
+        IdentityEvent.c.id,
+        IdentityEvent.c.kind,
+        IdentityEvent.c.individual_id,
+        IdentityEvent.c.other_id,
+        IdentityEvent.c.name,
+        IdentityEvent.c.undoes_id,
+    ).order_by(IdentityEvent.c.id)
 
 
 def _structure(connection: Connection) -> list[Step]:
     """The events in force that decide who exists, under which name and merged into whom, without their annotations."""
-    given = IdentityEvent.kind.in_(("assign", "split"))
+    given = IdentityEvent.c.kind.in_(("assign", "split"))
     first = (
-        select(func.min(IdentityEvent.id).label("id"), IdentityEvent.individual_id)
+        select(func.min(IdentityEvent.c.id).label("id"), IdentityEvent.c.individual_id)
         .where(given, _IN_FORCE)
-        .group_by(IdentityEvent.individual_id)
+        .group_by(IdentityEvent.c.individual_id)
     )
     steps = [Step(row.id, "assign", row.individual_id) for row in connection.execute(first)]
-    query = _steps().where(IdentityEvent.kind.in_(("merge", "rename")), _IN_FORCE)
+    query = _steps().where(IdentityEvent.c.kind.in_(("merge", "rename")), _IN_FORCE)
     steps += [Step(row.id, row.kind, row.individual_id, row.other_id, row.name) for row in connection.execute(query)]
     return sorted(steps, key=lambda step: step.id)
 
@@ -170,10 +172,10 @@ def _given(connection: Connection, annotations: Sequence[int]) -> dict[int, int]
     last: dict[int, int] = {}
     for part in chunks(annotations):
         query = (
-            select(EventAnnotation.annotation_id, IdentityEvent.kind, IdentityEvent.individual_id)
-            .join(IdentityEvent, IdentityEvent.id == EventAnnotation.event_id)
-            .where(EventAnnotation.annotation_id.in_(part), IdentityEvent.kind != "undo", _IN_FORCE)
-            .order_by(IdentityEvent.id)
+            select(EventAnnotation.c.annotation_id, IdentityEvent.c.kind, IdentityEvent.c.individual_id)
+            .join(IdentityEvent, IdentityEvent.c.id == EventAnnotation.c.event_id)
+            .where(EventAnnotation.c.annotation_id.in_(part), IdentityEvent.c.kind != "undo", _IN_FORCE)
+            .order_by(IdentityEvent.c.id)
         )
         for annotation, _kind, individual in connection.execute(query):
             if individual is None:
@@ -201,7 +203,7 @@ def _project(writer: Writer, before: State, after: State, moved: Sequence[int]) 
         i for i in everyone if before.names.get(i) != after.names.get(i) or before.parent.get(i) != after.parent.get(i)
     ]
     for part in chunks(differ):  # so that no two bear one name meanwhile
-        connection.execute(update(Individual).where(Individual.id.in_(part)).values(live=False))
+        connection.execute(update(Individual).where(Individual.c.id.in_(part)).values(live=False))
     for i in differ:
         parent = after.parent.get(i)
         values = {
@@ -209,7 +211,7 @@ def _project(writer: Writer, before: State, after: State, moved: Sequence[int]) 
             "merged_into_id": parent,
             "live": i in after.names and parent is None,
         }
-        connection.execute(update(Individual).where(Individual.id == i).values(values))
+        connection.execute(update(Individual).where(Individual.c.id == i).values(values))
     for i in everyone:
         if before.former.get(i, ()) != after.former.get(i, ()):
             names.set_former(writer, i, after.former.get(i, ()))
@@ -220,8 +222,8 @@ def _project(writer: Writer, before: State, after: State, moved: Sequence[int]) 
         root = None if given is None else after.root(given)
         for part in chunks(theirs):
             connection.execute(
-                update(Annotation).where(Annotation.id.in_(part)).values(given_id=given, individual_id=root)
+                update(Annotation).where(Annotation.c.id.in_(part)).values(given_id=given, individual_id=root)
             )
     for i in everyone:
         if before.root(i) != after.root(i):
-            connection.execute(update(Annotation).where(Annotation.given_id == i).values(individual_id=after.root(i)))
+            connection.execute(update(Annotation).where(Annotation.c.given_id == i).values(individual_id=after.root(i)))

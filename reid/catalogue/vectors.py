@@ -57,11 +57,11 @@ def store(writer: Writer, fingerprint: str, vectors: Mapping[int, NDArray[np.flo
     known: set[int] = set()
     there: set[int] = set()
     for part in chunks(ids):
-        known.update(connection.scalars(select(Annotation.id).where(Annotation.id.in_(part))))
+        known.update(connection.scalars(select(Annotation.c.id).where(Annotation.c.id.in_(part))))
         if keep:
-            query = select(Embedding.annotation_id)
+            query = select(Embedding.c.annotation_id)
             there.update(
-                connection.scalars(query.where(Embedding.model_id == model, Embedding.annotation_id.in_(part)))
+                connection.scalars(query.where(Embedding.c.model_id == model, Embedding.c.annotation_id.in_(part)))
             )
     unknown = [i for i in ids if i not in known]
     if unknown:
@@ -91,18 +91,18 @@ def chunks_of_vectors(
         model, dim = found
         ids = None if after_revision is None else _changed(connection, model, after_revision)
         idle = out_of_service(connection)
-    columns = select(Embedding.annotation_id, Embedding.vector).where(Embedding.model_id == model)
-    columns = columns.order_by(Embedding.annotation_id)
+    columns = select(Embedding.c.annotation_id, Embedding.c.vector).where(Embedding.c.model_id == model)
+    columns = columns.order_by(Embedding.c.annotation_id)
     parts = None if ids is None else chunks([i for i in ids if i not in idle], size)
     last = 0
     while True:
         if parts is None:
-            query = columns.where(Embedding.annotation_id > last).limit(size)
+            query = columns.where(Embedding.c.annotation_id > last).limit(size)
         else:
             part = next(parts, None)
             if part is None:
                 return
-            query = columns.where(Embedding.annotation_id.in_(part))
+            query = columns.where(Embedding.c.annotation_id.in_(part))
         with reading(engine) as connection:
             rows = connection.execute(query).all()
         if not rows:
@@ -125,13 +125,13 @@ def changed_since(connection: Connection, fingerprint: str, after_revision: int)
 
 def out_of_service(connection: Connection, after_revision: int = -1) -> set[int]:
     """Annotations that ceased to serve after a revision, and do not serve now."""
-    superseded = select(Annotation.id).where(
-        Annotation.superseded_by_id.is_not(None), Annotation.revision > after_revision
+    superseded = select(Annotation.c.id).where(
+        Annotation.c.superseded_by_id.is_not(None), Annotation.c.revision > after_revision
     )
     changed = (
-        select(Annotation.id)
-        .join(Photo, Photo.id == Annotation.photo_id)
-        .where(Photo.state == "changed", Photo.revision > after_revision)
+        select(Annotation.c.id)
+        .join(Photo, Photo.c.id == Annotation.c.photo_id)
+        .where(Photo.c.state == "changed", Photo.c.revision > after_revision)
     )
     return {*connection.scalars(superseded), *connection.scalars(changed)}
 
@@ -139,37 +139,39 @@ def out_of_service(connection: Connection, after_revision: int = -1) -> set[int]
 def lacking(connection: Connection, fingerprint: str) -> NDArray[np.int64]:
     """Annotations in service that have no vector of a model, ascending `(N,) int64`."""
     query = (
-        select(Annotation.id)
-        .join(Photo, Photo.id == Annotation.photo_id)
-        .where(Annotation.superseded_by_id.is_(None), Photo.state != "changed")
+        select(Annotation.c.id)
+        .join(Photo, Photo.c.id == Annotation.c.photo_id)
+        .where(Annotation.c.superseded_by_id.is_(None), Photo.c.state != "changed")
     )
     found = _model(connection, fingerprint)
     if found is not None:
-        made = select(Embedding.annotation_id)
-        made = made.where(Embedding.model_id == found[0], Embedding.annotation_id == Annotation.id)
+        made = select(Embedding.c.annotation_id)
+        made = made.where(Embedding.c.model_id == found[0], Embedding.c.annotation_id == Annotation.c.id)
         query = query.where(~made.exists())
-    return np.array(connection.scalars(query.order_by(Annotation.id)).all(), dtype=np.int64)
+    return np.array(connection.scalars(query.order_by(Annotation.c.id)).all(), dtype=np.int64)
 
 
 def models(connection: Connection) -> dict[str, int]:
     """Fingerprints of the models that made vectors, and the size of those."""
-    query = select(EmbeddingModel.fingerprint, EmbeddingModel.dim).order_by(EmbeddingModel.id)
+    query = select(EmbeddingModel.c.fingerprint, EmbeddingModel.c.dim).order_by(EmbeddingModel.c.id)
     return dict(connection.execute(query).all())
 
 
 def _model(connection: Connection, fingerprint: str) -> tuple[int, int] | None:
-    query = select(EmbeddingModel.id, EmbeddingModel.dim).where(EmbeddingModel.fingerprint == fingerprint)
+    query = select(EmbeddingModel.c.id, EmbeddingModel.c.dim).where(EmbeddingModel.c.fingerprint == fingerprint)
     row = connection.execute(query).first()
     return None if row is None else (row.id, row.dim)
 
 
 def _changed(connection: Connection, model: int, after_revision: int) -> list[int]:
     """Annotations whose vector was written, or began to serve, after a revision."""
-    written = select(Embedding.annotation_id).where(Embedding.model_id == model, Embedding.revision > after_revision)
+    written = select(Embedding.c.annotation_id).where(
+        Embedding.c.model_id == model, Embedding.c.revision > after_revision
+    )
     began = (
-        select(Annotation.id)
-        .join(Photo, Photo.id == Annotation.photo_id)
-        .where(Photo.revision > after_revision, Photo.state != "changed")
+        select(Annotation.c.id)
+        .join(Photo, Photo.c.id == Annotation.c.photo_id)
+        .where(Photo.c.revision > after_revision, Photo.c.state != "changed")
     )
     return sorted({*connection.scalars(written), *connection.scalars(began)})
 
@@ -193,8 +195,8 @@ def fetch(connection: Connection, fingerprint: str, ids: Collection[int]) -> dic
     model, dim = found
     vectors: dict[int, NDArray[np.float32]] = {}
     for part in chunks(ids):
-        query = select(Embedding.annotation_id, Embedding.vector)
-        query = query.where(Embedding.model_id == model, Embedding.annotation_id.in_(part))
+        query = select(Embedding.c.annotation_id, Embedding.c.vector)
+        query = query.where(Embedding.c.model_id == model, Embedding.c.annotation_id.in_(part))
         rows = connection.execute(query).all()
         if rows:
             made = bytes_to_vectors([row.vector for row in rows], dim)

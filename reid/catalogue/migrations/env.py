@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from alembic import context
 
-from reid.catalogue.tables import Base, spell_out_partial_indexes
+from reid.catalogue.tables import METADATA, spell_out_partial_indexes
 
-spell_out_partial_indexes(Base.metadata)
+spell_out_partial_indexes(METADATA)
 context.configure(
     connection=context.config.attributes["connection"],
-    target_metadata=Base.metadata,
+    target_metadata=METADATA,
     render_as_batch=True,
     transactional_ddl=True,
 )
