@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from reid import intake, local, thresholds, whiten, withheld
 from reid.alike import Suspected
-from reid.catalogue import Labels
+from reid.catalogue import AnnotationInfo, Labels
 from reid.embed import Embedder, unit_rows
 from reid.enrol import Progress, quiet
 from reid.errors import ReidError, TrainError
@@ -174,15 +174,15 @@ def sources_of(store: Store, labels: Labels, rows: IntArray) -> tuple[Source, ..
 
     infos = store.catalogue.annotations(labels.annotations[rows].tolist())
     photos = store.catalogue.photos(sorted({info.photo for info in infos.values()}))
-    return tuple(
-        Source(
-            store.resolve(info.path),
-            None if info.box.origin == "whole" else info.box,
-            photos[info.photo].width,
-            photos[info.photo].height,
-        )
-        for info in infos.values()
-    )
+    masks = local.masks_of(store)
+
+    def source(info: AnnotationInfo) -> Source:
+        photo = photos[info.photo]
+        mask = masks.path(photo.sha256, local.key_of(info.box))
+        box = None if info.box.origin == "whole" else info.box
+        return Source(store.resolve(info.path), box, photo.width, photo.height, mask if mask.exists() else None)
+
+    return tuple(source(info) for info in infos.values())
 
 
 def embedded(

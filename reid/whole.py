@@ -55,12 +55,15 @@ def teach(
         "parameters": done.parameters,
         "steps": done.steps,
         "unnamed": len(new),
+        "outlined": done.outlined,
         "losses": [one.loss for one in done.history],
         "epochs": [asdict(one) for one in done.history],
     }
     line = f"{len(done.history)} epochs, {done.steps} steps, {done.parameters} learnt numbers"
     if len(new):
         line += f"; {len(new)} photos without a name among the others"
+    if done.outlined:
+        line += f"; {done.outlined} photos with a mask, shown on the ground of others, too"
     if (done.model / siamese.FOLDER).is_dir():
         line += "; its Siamese head comes with it"
     said = alike.suspected(

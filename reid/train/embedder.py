@@ -48,7 +48,7 @@ class Trained:
     """What came out: the model directory, every epoch, how many photos and animals were trained on, which photos could
     not be read, the network's learnt numbers, the batches shown, and the seconds of each stage. `suspects` of a training by
     pairs are photos of animals that may be one under two names and were not set against each other: `(place in
-    sources, place, score)`, most alike first.
+    sources, place, score)`, most alike first. `outlined` photos were shown on the ground of others, too.
     """
 
     model: Path
@@ -60,6 +60,7 @@ class Trained:
     steps: int
     seconds: dict[str, float]
     suspects: tuple[tuple[int, int, float], ...] = ()
+    outlined: int = 0
 
 
 @allocator.bounded("lower schedule.batch, or height and width under [input], or end other programs")
@@ -120,7 +121,7 @@ def train(
             backbone.load_weights(net, begin_with)
         seen = Preprocessing(recipe.input.height, recipe.input.width, mean, std, margin=recipe.input.margin)
         tell = (lambda done, of: progress("photos", done, of)) if progress else None
-        kept = pictures.load(sources, seen, tell)
+        kept = pictures.load(sources, seen, tell, outlined=recipe.augment.ground > 0)
         codes = _codes(labels, kept, held)
         if recipe.sampling.kind == "pairs":
             pairing.check(codes, np.asarray(labels, np.str_)[kept.rows])
@@ -148,7 +149,16 @@ def train(
     learnt = sum(p.numel() for p in net.parameters())
     animals = int(run.codes.max()) + 1
     return Trained(
-        model, tuple(run.history), len(run.rows), animals, kept.failures, learnt, run.steps, run.clock, _suspects(run)
+        model,
+        tuple(run.history),
+        len(run.rows),
+        animals,
+        kept.failures,
+        learnt,
+        run.steps,
+        run.clock,
+        _suspects(run),
+        len(run.shown.outlined),
     )
 
 

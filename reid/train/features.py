@@ -66,13 +66,15 @@ class Source:
     """One photo to embed. `box` in pixels of the upright original, None for all of it.
 
     `drawn_width` and `drawn_height` say in what size of photo the box was drawn, where the file has been resized since;
-    0 means its own.
+    0 means its own. `mask` is a picture of the upright photo's size that says where exactly the animal is; None where
+    nobody has.
     """
 
     path: Path
     box: Box | None = None
     drawn_width: int = 0
     drawn_height: int = 0
+    mask: Path | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

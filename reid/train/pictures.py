@@ -4,7 +4,7 @@ What is kept of each photo is a window wider than the one the network sees, so t
 `pixels (n, H, W, 3) uint8 RGB`, all of one size, and where in it the plain crop lies. Cut as production cuts
 (`reid.crop`): widened, clipped to the photo, squashed.
 
-Knows pixels and boxes; no identities.
+Knows pixels, boxes and masks; no identities.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from reid import crop, images
-from reid.errors import PhotoError, TrainError
+from reid import crop, images, masks
+from reid.errors import InputError, PhotoError, TrainError
 from reid.models import Preprocessing
 from reid.records import Box, Failure
 from reid.train.features import Source
@@ -33,20 +33,25 @@ _BLOCK = 64  # photos read at once
 @dataclass(frozen=True, slots=True, eq=False)
 class Pictures:
     """`pixels (n, H, W, 3) uint8 RGB`; `windows (n, 4) float32`, x0, y0, x1, y1 of the plain crop as shares of the
-    kept picture; `rows (n,) int64`, places in the list of sources.
+    kept picture; `rows (n,) int64`, places in the list of sources; `outlines (n, H, W) uint8`, how much of each pixel is
+    the animal (255: all), 0 where no mask says so, None where nobody asked.
     """
 
     pixels: Pixels
     windows: NDArray[np.float32]
     rows: NDArray[np.int64]
     failures: tuple[Failure, ...]
+    outlines: Pixels | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
 
 
-def load(sources: Sequence[Source], seen: Preprocessing, progress: Progress | None = None) -> Pictures:
-    """Read and cut all photos, for a network that sees `seen`. Those that cannot be read are reported and left out.
+def load(
+    sources: Sequence[Source], seen: Preprocessing, progress: Progress | None = None, *, outlined: bool = False
+) -> Pictures:
+    """Read and cut all photos, and with `outlined` their masks, for a network that sees `seen`. Photos that cannot be
+    read are reported and left out, masks reported.
 
     Raises:
         TrainError: they do not fit into this machine's memory.
@@ -57,7 +62,7 @@ def load(sources: Sequence[Source], seen: Preprocessing, progress: Progress | No
         width=_kept(seen.width, seen.margin),
         margin=seen.margin + SLACK,
     )
-    size = len(sources) * kept.height * kept.width * 3
+    size = len(sources) * kept.height * kept.width * (4 if outlined else 3)
     free = _memory()
     if size > 0.6 * free:
         raise TrainError(
@@ -67,6 +72,7 @@ def load(sources: Sequence[Source], seen: Preprocessing, progress: Progress | No
         )
     pixels = np.empty((len(sources), kept.height, kept.width, 3), np.uint8)
     windows = np.empty((len(sources), 4), np.float32)
+    outlines = np.zeros(pixels.shape[:3], np.uint8) if outlined else None
     rows: list[int] = []
     failures: list[Failure] = []
     with ThreadPoolExecutor(2) as pool:
@@ -77,11 +83,18 @@ def load(sources: Sequence[Source], seen: Preprocessing, progress: Progress | No
                     failures.append(one)
                     continue
                 pixels[len(rows)], windows[len(rows)] = one
+                if outlines is not None and sources[row].mask is not None:
+                    outline = _outline(sources[row], kept)
+                    if isinstance(outline, Failure):
+                        failures.append(outline)
+                    else:
+                        outlines[len(rows)] = outline
                 rows.append(row)
             if progress is not None:
                 progress(min(start + _BLOCK, len(sources)), len(sources))
     n = len(rows)
-    return Pictures(pixels[:n], windows[:n], np.array(rows, np.int64), tuple(failures))
+    found = None if outlines is None else outlines[:n]
+    return Pictures(pixels[:n], windows[:n], np.array(rows, np.int64), tuple(failures), found)
 
 
 def _kept(size: int, margin: float) -> int:
@@ -110,6 +123,20 @@ def _cut(source: Source, kept: Preprocessing, margin: float) -> tuple[Pixels, ND
     wide, plain = (window(box, m, drawn) for m in (kept.margin, margin))
     size = np.array([wide[2] - wide[0], wide[3] - wide[1]] * 2, np.float32)
     return crop.cut(pixels, box, kept, scale=scale), (plain - np.array([wide[0], wide[1]] * 2, np.float32)) / size
+
+
+def _outline(source: Source, kept: Preprocessing) -> Pixels | Failure:
+    """The mask of a source as its kept picture is cut, `(H, W)`."""
+    assert source.mask is not None
+    try:
+        mask = masks.read(source.mask)
+    except InputError as error:
+        return Failure(str(source.mask), error.code, error.message, error.next_step)
+    height, width = mask.shape
+    drawn = source.drawn_width or width, source.drawn_height or height
+    box = source.box or crop.whole(*drawn)
+    grey = np.repeat(mask[:, :, None], 3, axis=2).astype(np.uint8) * 255
+    return crop.cut(grey, box, kept, scale=(width / drawn[0], height / drawn[1]))[:, :, 0]
 
 
 def window(box: Box, margin: float, size: tuple[int, int]) -> NDArray[np.float32]:

@@ -236,6 +236,7 @@ class AugmentConfig:
     blur: float = 0.1  # probability
     noise: float = 0.0  # standard deviation of up to this many grey levels
     erase: float = 0.0  # probability of a box of noise, 2 to 15 % of the area
+    ground: float = 0.0  # probability of another photo's ground, of those whose animals are masked
     jpeg: float = 2 / 9  # probability of JPEG artefacts, quality 30 to 80
     shrink: float = 2 / 9  # probability of having been photographed 1.5 to 3 times smaller
     worn: bool = True

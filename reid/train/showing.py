@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from reid.embed import unit_rows
-from reid.train import augment, dividing, lookalikes, losses, sampling
+from reid.train import augment, dividing, grounds, lookalikes, losses, sampling
 from reid.train.lookalikes import Near
 from reid.train.pairing import Pairing
 from reid.train.pictures import Pictures
@@ -72,6 +72,8 @@ class Showing:
         self.by_class = by_class(recipe)
         self.clusters: IntArray | None = None
         self.near: Near | None = None
+        outlined = grounds.usable(kept) if recipe.augment.ground else np.empty(0, np.int64)
+        self.outlined = outlined[codes[outlined] != -2]  # nothing of what is held out is shown
         self._vectors = vectors
 
     def renew(self, number: int, done: float, rng: np.random.Generator) -> None:
@@ -164,7 +166,11 @@ class Showing:
             turned = np.zeros(len(rows), np.bool_)
         else:
             turned = sampling.mirrored(self.codes[rows], self.recipe.sampling.kind, rng)
-        return Views(rows, turned, batch.part, augment.views(self.kept, rows, size, self.recipe.augment, rng, turned))
+        kept, places = self.kept, rows
+        if len(self.outlined):
+            kept = grounds.exchanged(kept, self.outlined, rows, self.recipe.augment.ground, rng)
+            places = np.arange(len(rows))
+        return Views(rows, turned, batch.part, augment.views(kept, places, size, self.recipe.augment, rng, turned))
 
     def targets(self, views: Views, done: float, device: torch.device) -> losses.Targets:
         """Classes of a batch: with mirrored photos as other animals, class c + n is the mirror image of class c."""
