@@ -15,7 +15,7 @@ pytest.importorskip("torch")
 from named_store import live, stopped_at, store  # noqa: E402
 from painted_store import one_thread, small_head, with_rules  # noqa: E402
 
-from reid import adopt, fit, judge, local, models, planning, rescore, retrain, siamese  # noqa: E402
+from reid import adopt, fit, judge, local, masks, models, planning, rescore, retrain, siamese  # noqa: E402
 from reid.config import TrainingConfig  # noqa: E402
 from reid.errors import ConfigError, ModelError, TrainError  # noqa: E402
 from reid.judge import Report  # noqa: E402
@@ -192,6 +192,23 @@ def test_a_recipe_that_asks_for_more_than_its_earlier_network_has_is_refused(sto
     with pytest.raises(ConfigError, match="network.local must be above 0") as caught:
         retrain.train(store, Options(recipe=tiny, begin_with=first))
     assert first in str(caught.value) and "--from" in caught.value.next_step
+
+
+def test_animals_with_masks_are_shown_on_other_grounds_and_counted(store: Store, tiny: str) -> None:
+    everything = store.catalogue.labels().annotations.tolist()
+    masked = set(everything[::2])
+    for info in store.catalogue.annotations(sorted(masked)).values():
+        photo = store.catalogue.photos([info.photo])[info.photo]
+        mask = np.zeros((photo.height, photo.width), np.bool_)
+        x, y = int((info.box.x0 + info.box.x1) / 2), int((info.box.y0 + info.box.y1) / 2)
+        mask[y - int(info.box.height / 4) : y + int(info.box.height / 4), x - int(info.box.width / 4) :] = True
+        local.keep_masks(store, photo.sha256, {local.key_of(info.box): masks.encoded(mask)})
+    Path(tiny).write_text(TINY.replace("grey = 0", "grey = 0\nground = 0.5"))
+    report = retrain.train(store, Options(recipe=tiny, refit=False)).report
+    shown = set(json.loads((Path(report.run) / TRAINED_ON).read_text())["annotations"])
+    counted = json.loads((Path(report.run) / runs.METRICS).read_text())["outlined"]
+    assert counted == len(shown & masked) > 5
+    assert f"{counted} photos with a mask" in (Path(report.run) / runs.LOG).read_text()
 
 
 def test_another_scale_of_a_recipe_has_its_own_network(store: Store, tiny: str) -> None:
