@@ -62,6 +62,14 @@ def adopt(store: Store, candidate: Candidate) -> None:
 def with_model(text: str, name: str) -> str:
     """The text of a `reid.toml` with `[embedder] model` set to `name`, all else as it was."""
     line = f'model = "{name}"'
+    dotted, found = re.subn(
+        r"""(?m)^([ \t]*embedder[ \t]*\.[ \t]*)model[ \t]*=[ \t]*("[^"\n]*"|'[^'\n]*')""",
+        rf"\g<1>{line}",
+        text,
+        count=1,
+    )
+    if found:
+        return dotted
     section = re.search(r"(?m)^[ \t]*\[[ \t]*embedder[ \t]*\][^\n]*\n?", text)
     if section is None:
         return f"{text.rstrip()}\n\n[embedder]\n{line}\n"

@@ -236,9 +236,13 @@ def test_a_model_that_was_named_serves_whatever_the_settings_say(tmp_path: Path)
     settings = tmp_path / "own.toml"
     settings.write_text('[embedder]\nmodel = "lite0"\nmirror = true\n\n[decision]\nshare_new = 0.2\n')
     model = models.ensure(tmp_path / "models", models.FLUKE)
-    with evaluate._store(tmp_path, model, settings) as store:
-        assert store.embedder.card.name == models.FLUKE
-        assert store.config.embedder.mirror and store.config.decision.share_new == 0.2
+    for number, text in enumerate(
+        (settings.read_text(), 'embedder.model = "lite0"\nembedder.mirror = true\ndecision.share_new = 0.2\n')
+    ):
+        settings.write_text(text)
+        with evaluate._store(tmp_path / str(number), model, settings) as store:
+            assert store.embedder.card.name == models.FLUKE
+            assert store.config.embedder.mirror and store.config.decision.share_new == 0.2
 
 
 def test_the_table_for_people_holds_the_same_figures(evaluated: dict[str, Any], flukes: Path) -> None:

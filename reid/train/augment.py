@@ -9,7 +9,7 @@ Knows pixels; no identities.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import cv2
@@ -23,7 +23,8 @@ from reid.train.recipe import AugmentConfig
 
 Bools = NDArray[np.bool_]
 Size = tuple[int, int]  # height, width
-PLAIN = AugmentConfig(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, False)
+_NOTHING: dict[str, Any] = dict.fromkeys((one.name for one in fields(AugmentConfig)), 0)
+PLAIN = AugmentConfig(**_NOTHING | {"worn": False})
 _LUMA = (0.299, 0.587, 0.114)
 _WIDE = 0.4  # share by which a wide window is larger at most
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from reid.disk import refusals
 from reid.errors import TrainError
+from reid.train.pictures import Pictures
 from reid.train.recipe import Recipe
 
 FILE = "checkpoint.pt"
@@ -26,13 +27,15 @@ _FORMAT = 2
 _LOOK = 16  # every so many pixels of a photo, each way, tell it from another
 
 
-def about(recipe: Recipe, seed: int, pixels: NDArray[np.uint8], codes: NDArray[np.int64]) -> str:
-    """What a checkpoint belongs to; another string is another training: another recipe or seed, other photos (`pixels
-    (N, H, W, 3)`, looked at here and there), or another animal in one of them (`codes (N,)`).
+def about(recipe: Recipe, seed: int, kept: Pictures, codes: NDArray[np.int64]) -> str:
+    """What a checkpoint belongs to; another string is another training: another recipe or seed, other photos or outlines
+    (of the pictures `kept`, looked at here and there), or another animal in one of them (`codes (N,)`).
     """
     text = json.dumps(recipe.to_dict() | {"notes": "", "system": ""}, sort_keys=True)
     shown = hashlib.sha256(codes.astype("<i8").tobytes())
-    shown.update(np.ascontiguousarray(pixels[:, ::_LOOK, ::_LOOK]).tobytes())
+    shown.update(np.ascontiguousarray(kept.pixels[:, ::_LOOK, ::_LOOK]).tobytes())
+    if kept.outlines is not None:
+        shown.update(np.ascontiguousarray(kept.outlines[:, ::_LOOK, ::_LOOK]).tobytes())
     return f"{_FORMAT} {recipe.name} {hashlib.sha256(text.encode()).hexdigest()[:16]} {seed} {shown.hexdigest()[:16]}"
 
 

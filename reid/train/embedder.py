@@ -121,7 +121,8 @@ def train(
             backbone.load_weights(net, begin_with)
         seen = Preprocessing(recipe.input.height, recipe.input.width, mean, std, margin=recipe.input.margin)
         tell = (lambda done, of: progress("photos", done, of)) if progress else None
-        kept = pictures.load(sources, seen, tell, outlined=recipe.augment.ground > 0)
+        outlined = recipe.augment.ground > 0 and any(one.mask for one in sources)
+        kept = pictures.load(sources, seen, tell, outlined=outlined)
         codes = _codes(labels, kept, held)
         if recipe.sampling.kind == "pairs":
             pairing.check(codes, np.asarray(labels, np.str_)[kept.rows])

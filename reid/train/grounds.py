@@ -18,17 +18,23 @@ from numpy.typing import NDArray
 from reid.train.pictures import Pictures
 
 Pixels = NDArray[np.uint8]
-LEAST, MOST = 0.05, 0.9  # share of a picture that an outline covers, for it to be believed
-_COARSE = 8  # times smaller, where grounds are filled in
-_EDGE = 9  # pixels around an outline that may still show its animal
+LEAST = 0.05  # share of a picture that an animal covers at least, for its outline to be believed
+GROUND = 0.05  # share that is ground for certain, at least, for it to be lent
+_COARSE = 32  # pixels of the longer side, where grounds are filled in
+_EDGE = 0.034  # of the longer side: how wide what is around an outline may still show its animal
 
 
 def usable(kept: Pictures) -> NDArray[np.int64]:
-    """The pictures whose animal is outlined, with some ground around it."""
-    if kept.outlines is None:
+    """The pictures whose animal is outlined, with some ground around it that can be told from it."""
+    outlines = kept.outlines
+    if outlines is None:
         return np.empty(0, np.int64)
-    covered = (kept.outlines > 127).mean(axis=(1, 2))
-    return np.flatnonzero((covered >= LEAST) & (covered <= MOST))
+    drawn = np.flatnonzero([one.any() for one in outlines])
+    return np.array([row for row in drawn.tolist() if _believed(outlines[row])], np.int64)
+
+
+def _believed(outline: Pixels) -> bool:
+    return float((outline > 127).mean()) >= LEAST and 1 - float(_hole(outline).mean()) >= GROUND
 
 
 def exchanged(
@@ -50,19 +56,33 @@ def exchanged(
     return replace(kept, pixels=pixels, windows=kept.windows[rows], rows=kept.rows[rows], outlines=outlines[rows])
 
 
-def bare(pixels: Pixels, outline: NDArray[np.uint8]) -> Pixels:
+def bare(pixels: Pixels, outline: Pixels) -> Pixels:
     """A picture `(H, W, 3)` without what `outline (H, W)` covers: filled in, smoothly, with what is around it."""
     height, width = outline.shape
-    hole = cv2.dilate((outline > 63).astype(np.float32), np.ones((_EDGE, _EDGE), np.uint8))
-    small = (max(2, width // _COARSE), max(2, height // _COARSE))
+    hole = _hole(outline)
+    scale = _COARSE / max(height, width)
+    small = (max(2, round(width * scale)), max(2, round(height * scale)))
     around = np.asarray(1 - hole, np.float32)
-    seen = cv2.resize(around, small, interpolation=cv2.INTER_AREA)
-    colours = cv2.resize(pixels * around[:, :, None], small, interpolation=cv2.INTER_AREA)
-    total, weights = np.zeros_like(colours), np.full_like(seen, 1e-9)
+    seen = np.asarray(cv2.resize(around, small, interpolation=cv2.INTER_AREA), np.float64)
+    colours = np.asarray(cv2.resize(pixels * around[:, :, None], small, interpolation=cv2.INTER_AREA), np.float64)
+    floor = 1e-18  # the mean of all ground speaks where none is near
+    weights = np.full_like(seen, floor)
+    total = np.broadcast_to(floor * colours.sum((0, 1)) / max(float(seen.sum()), 1e-6), colours.shape)
     for reach in (1.0, 3.0, 9.0):  # what is near counts a thousand times what is further
         total = 1e3 * total + cv2.GaussianBlur(colours, (0, 0), reach)
         weights = 1e3 * weights + cv2.GaussianBlur(seen, (0, 0), reach)
     coarse = np.asarray(total / weights[:, :, None], np.float32)
     filled = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR)
-    soft = np.minimum(2 * cv2.GaussianBlur(hole, (0, 0), _EDGE / 3), 1)[:, :, None]  # all of it inside the hole
-    return np.asarray(np.clip(np.rint(pixels * (1 - soft) + filled * soft), 0, 255), np.uint8)
+    soft = cv2.GaussianBlur(hole, (0, 0), _edge(outline) / 3)
+    share = np.minimum(2 * soft, 1)[:, :, None]  # all of it inside the hole
+    return np.asarray(np.clip(np.rint(pixels * (1 - share) + filled * share), 0, 255), np.uint8)
+
+
+def _hole(outline: Pixels) -> NDArray[np.float32]:
+    """1 where the animal is or may be, else 0, `(H, W)`."""
+    reach = 2 * round(_edge(outline) / 2) + 1
+    return np.asarray(cv2.dilate((outline > 63).astype(np.float32), np.ones((reach, reach), np.uint8)), np.float32)
+
+
+def _edge(outline: Pixels) -> float:
+    return float(max(2.0, _EDGE * max(outline.shape)))

@@ -380,7 +380,7 @@ class Loop:
 
     def _about(self) -> str:
         """Whose checkpoint it is: this recipe's and seed's, of these photos of these animals, in this order."""
-        return checkpoints.about(self.recipe, self.seed, self.kept.pixels, self.codes)
+        return checkpoints.about(self.recipe, self.seed, self.kept, self.codes)
 
     def restore(self, folder: Path) -> None:
         """Go on from the checkpoint in `folder`."""

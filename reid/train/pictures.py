@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -130,8 +131,11 @@ def _outline(source: Source, kept: Preprocessing) -> Pixels | Failure:
     assert source.mask is not None
     try:
         mask = masks.read(source.mask)
-    except InputError as error:
-        return Failure(str(source.mask), error.code, error.message, error.next_step)
+    except (InputError, OSError, cv2.error):
+        return Failure(
+            str(source.mask), InputError.code, f"the mask of {source.path} cannot be read: its own ground is kept",
+            "enrol the photo again with --masks",
+        )  # fmt: skip
     height, width = mask.shape
     drawn = source.drawn_width or width, source.drawn_height or height
     box = source.box or crop.whole(*drawn)

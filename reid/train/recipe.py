@@ -391,6 +391,7 @@ def check(recipe: Recipe, source: str, next_step: str = "correct it there") -> N
         (0 <= sampling.alike <= 1, "sampling.alike must be in [0, 1]"),
         (not sampling.alike or sampling.kind == "identities", 'sampling.alike needs sampling.kind = "identities"'),
         (not (sampling.alike and divided), "sampling.alike and a divided loss both choose who meets whom: take one"),
+        (0 <= recipe.augment.ground <= 1, "augment.ground must be in [0, 1]"),
         (0 <= sampling.new_share < 1, "sampling.new_share must be in [0, 1)"),
         (sampling.heat > 0, "sampling.heat must be above 0"),
         (distilled == bool(sampling.teacher), 'sampling.teacher and new_targets = "distilled" go together'),

@@ -73,7 +73,8 @@ class Showing:
         self.clusters: IntArray | None = None
         self.near: Near | None = None
         outlined = grounds.usable(kept) if recipe.augment.ground else np.empty(0, np.int64)
-        self.outlined = outlined[codes[outlined] != -2]  # nothing of what is held out is shown
+        outlined = outlined[codes[outlined] != -2]  # nothing of what is held out is shown
+        self.outlined = outlined if len(outlined) > 1 else outlined[:0]  # there is another's ground to stand on
         self._vectors = vectors
 
     def renew(self, number: int, done: float, rng: np.random.Generator) -> None:

@@ -51,6 +51,18 @@ def test_an_animal_is_filled_in_with_what_is_around_it() -> None:
     assert bare[30, 27:32].mean() < 80 and bare[30, 48:53].mean() > 140
 
 
+@pytest.mark.parametrize("size", [(60, 80), (224, 269), (538, 538)])
+@pytest.mark.parametrize("reach", [0.3, 0.48])
+def test_large_animals_are_filled_in_whatever_the_size(size: tuple[int, int], reach: float) -> None:
+    ys, xs = np.mgrid[: size[0], : size[1]]
+    animal = ((ys / size[0] - 0.5) / reach) ** 2 + ((xs / size[1] - 0.5) / reach) ** 2 < 1
+    for outline in (animal, xs > 0.25 * size[1]):  # with ground all around it; reaching three of the edges
+        pixels = np.full((*size, 3), 200, np.uint8)
+        pixels[outline] = ANIMAL
+        bare = grounds.bare(pixels, np.where(outline, 255, 0).astype(np.uint8)).astype(int)
+        assert np.abs(bare - 200).max() <= 1
+
+
 def test_animals_stay_and_grounds_are_those_of_other_pictures() -> None:
     some = discs(6)
     assert some.outlines is not None
@@ -87,6 +99,9 @@ def test_an_outline_of_all_or_nearly_nothing_is_not_believed() -> None:
     some.outlines[1] = 0
     some.outlines[1, :3, :3] = 255
     assert grounds.usable(some).tolist() == [2]
+    some.outlines[2] = 255
+    some.outlines[2, ::3, ::3] = 0  # ground, but none that is not at the animal's edge
+    assert len(grounds.usable(some)) == 0
     assert len(grounds.usable(replace(some, outlines=None))) == 0
 
 
