@@ -15,7 +15,6 @@ import argparse
 import hashlib
 import json
 import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -75,7 +74,8 @@ def main() -> None:
         query = folder / "query.jpg"  # written last
         rendered = min(options.rendered, options.photos)
         if not query.is_file():
-            shutil.rmtree(folder / "store", ignore_errors=True)  # of a preparation that was interrupted
+            if (folder / "store").exists():
+                raise SystemExit(f"{folder / 'store'} was not prepared to its end: remove it, or choose another --work")
             prepare(folder, options.photos, rendered, options.model)
         with Store.open(folder / "store") as store:
             model, photos = store.embedder.card.name, len(store.gallery())

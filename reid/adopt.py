@@ -6,8 +6,6 @@ in force is touched before that. Knows verdicts and stores; trains and judges no
 
 from __future__ import annotations
 
-import re
-
 from reid import config as settings
 from reid import models, witness
 from reid.judge import LEAST_JUDGES, Candidate, Report
@@ -52,34 +50,8 @@ def adopt(store: Store, candidate: Candidate) -> None:
         part = slice(at, at + 512)
         store.catalogue.put_embeddings(fingerprint, candidate.annotations[part].tolist(), candidate.vectors[part])
     path = store.root / SETTINGS
-    text = with_model(path.read_text(encoding="utf-8"), candidate.folder.name)
+    text = settings.with_model(path.read_text(encoding="utf-8"), candidate.folder.name)
     changed = settings.parse(text, str(path))
     write_atomically(path, text)
     store.config = changed
     store.__dict__.pop("embedder", None)
-
-
-def with_model(text: str, name: str) -> str:
-    """The text of a `reid.toml` with `[embedder] model` set to `name`, all else as it was."""
-    line = f'model = "{name}"'
-    dotted, found = re.subn(
-        r"""(?m)^([ \t]*embedder[ \t]*\.[ \t]*)model[ \t]*=[ \t]*("[^"\n]*"|'[^'\n]*')""",
-        rf"\g<1>{line}",
-        text,
-        count=1,
-    )
-    if found:
-        return dotted
-    section = re.search(r"(?m)^[ \t]*\[[ \t]*embedder[ \t]*\][^\n]*\n?", text)
-    if section is None:
-        return f"{text.rstrip()}\n\n[embedder]\n{line}\n"
-    following = re.search(r"(?m)^[ \t]*\[", text[section.end() :])
-    end = section.end() + following.start() if following else len(text)
-    body = text[section.end() : end]
-    changed, found = re.subn(
-        r"""(?m)^([ \t]*)model[ \t]*=[ \t]*("[^"\n]*"|'[^'\n]*')""", rf"\g<1>{line}", body, count=1
-    )
-    if not found:
-        changed = f"{line}\n{body}"
-    head = text[: section.end()]
-    return (head if head.endswith("\n") else f"{head}\n") + changed + text[end:]

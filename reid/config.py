@@ -274,6 +274,15 @@ def parse(text: str, source: str) -> Config:
     return config
 
 
+def with_model(text: str, name: str) -> str:
+    """The text of a `reid.toml` with `[embedder] model` set to `name`, all else, remarks too, as it was."""
+    import tomlkit  # takes .05 s, and only what changes a store's model needs it
+
+    settings = tomlkit.parse(text)
+    settings.setdefault("embedder", tomlkit.table())["model"] = name
+    return tomlkit.dumps(settings)
+
+
 def _read(kind: Any, raw: dict[str, Any], source: str, prefix: str) -> Any:
     """A frozen dataclass of `kind` from a table, refusing what it does not know."""
     hints = get_type_hints(kind)

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from reid import adopt, config, duplicates, enrol, images, intake, metrics
+from reid import config, duplicates, enrol, images, intake, metrics
 from reid.aggregate import identity_scores
 from reid.enrol import Progress, quiet
 from reid.errors import InputError, ReidError
@@ -132,7 +132,7 @@ def _store(folder: Path, model: Path | None, settings: Path | None) -> Store:
         config.load(settings)  # raises for what is wrong, naming the user's own file
         text = settings.read_text(encoding="utf-8")
         if model is not None:
-            text = adopt.with_model(text, model.name)
+            text = config.with_model(text, model.name)
         (store.root / SETTINGS).write_text(text, encoding="utf-8")
         store.close()
         store = Store.open(store.root)

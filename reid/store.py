@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shlex
 import tempfile
 import time
@@ -117,13 +116,7 @@ class Store:
         if self.config.embedder.model != "auto":
             return
         path = self.root / SETTINGS
-        text = path.read_text(encoding="utf-8")
-        line = f'model = "{name}"'
-        settled = re.sub(r"""(?m)^([ \t]*)model[ \t]*=[ \t]*("auto"|'auto')""", rf"\1{line}", text, count=1)
-        if settled == text:  # the key was left out: `auto` is its default
-            settled = re.sub(r"(?m)^[ \t]*\[[ \t]*embedder[ \t]*\].*$", rf"\g<0>\n{line}", text, count=1)
-        if settled == text:
-            settled = f"{text.rstrip()}\n\n[embedder]\n{line}\n"
+        settled = config.with_model(path.read_text(encoding="utf-8"), name)
         self.config = config.parse(settled, str(path))
         write_atomically(path, settled)
         self.__dict__.pop("embedder", None)

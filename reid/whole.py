@@ -63,7 +63,7 @@ def teach(
     if len(new):
         line += f"; {len(new)} photos without a name among the others"
     if done.outlined:
-        line += f"; {done.outlined} photos with a mask, shown on the ground of others, too"
+        line += f"; {done.outlined} photos with a mask, shown before the backgrounds of others, too"
     if (done.model / siamese.FOLDER).is_dir():
         line += "; its Siamese head comes with it"
     said = alike.suspected(

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from reid.config import TEMPLATE, Config, load
+from reid.config import TEMPLATE, Config, load, parse, with_model
 from reid.errors import ConfigError
 
 
@@ -62,3 +62,27 @@ def test_a_bad_setting_is_refused_by_name(tmp_path: Path, text: str, named: str)
 def test_no_file_points_to_init(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="reid init"):
         load(tmp_path / "reid.toml")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('[embedder]\nmodel = "a"  # why\nx = 1\n', '[embedder]\nmodel = "new"  # why\nx = 1\n'),
+        ("[embedder]\n model='a'\n", '[embedder]\n model="new"\n'),
+        ('[other]\nmodel = "a"\n[embedder]\nx = 1\n', '[other]\nmodel = "a"\n[embedder]\nx = 1\nmodel = "new"\n'),
+        ('[embedder]\n[other]\nmodel = "a"\n', '[embedder]\nmodel = "new"\n[other]\nmodel = "a"\n'),
+        ("[embedder]", '[embedder]\nmodel = "new"\n'),
+        ("x = 1", 'x = 1\n[embedder]\nmodel = "new"\n'),
+        ("embedder.threads = 1\n[other]\n", 'embedder.threads = 1\nembedder.model = "new"\n[other]\n'),
+        ('embedder = {model = "a", threads = 1} # why', 'embedder = {model = "new", threads = 1} # why'),
+    ],
+)
+def test_a_models_name_is_written_into_the_settings_and_nothing_else_changes(text: str, expected: str) -> None:
+    assert with_model(text, "new") == expected
+
+
+def test_the_template_of_settings_takes_a_models_name() -> None:
+    text = TEMPLATE.format(species="", new_label="new")
+    changed = with_model(text, "2026-11-21-head")
+    assert parse(changed, "x").embedder.model == "2026-11-21-head"
+    assert changed.count("2026-11-21-head") == 1 and len(changed.splitlines()) == len(text.splitlines())

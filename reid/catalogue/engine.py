@@ -141,17 +141,17 @@ def reading(engine: Engine) -> Iterator[Connection]:
         yield connection
 
 
-def _insert(connection: Connection, model: Table[Any]) -> sqlite.Insert | postgresql.Insert:
+def _insert(connection: Connection, table: Table[Any]) -> sqlite.Insert | postgresql.Insert:
     """An INSERT that knows ON CONFLICT; the dialects are imported here so that a query on SQLite does not pay for
     PostgreSQL's.
     """
     if connection.dialect.name == "sqlite":
         from sqlalchemy.dialects import sqlite
 
-        return sqlite.insert(model)
+        return sqlite.insert(table)
     from sqlalchemy.dialects import postgresql
 
-    return postgresql.insert(model)
+    return postgresql.insert(table)
 
 
 class Writer:
@@ -172,26 +172,26 @@ class Writer:
         self.changed = True
         self.vectors_changed = self.vectors_changed or vectors
 
-    def new_id(self, model: Table[Any]) -> int:
+    def new_id(self, table: Table[Any]) -> int:
         """The next id of a table; safe because writers come one at a time and rows are never deleted."""
         if not self._last:
             highest = [select(func.max(one.c.id)).scalar_subquery() for one in _NUMBERED]
             found = self.connection.execute(select(*highest)).one()
             self._last = {one: number or 0 for one, number in zip(_NUMBERED, found, strict=True)}
-        self._last[model] += 1
-        return self._last[model]
+        self._last[table] += 1
+        return self._last[table]
 
-    def insert(self, model: Table[Any], rows: list[dict[str, Any]]) -> None:
+    def insert(self, table: Table[Any], rows: list[dict[str, Any]]) -> None:
         """Insert many rows, possibly none."""
         if rows:
-            self.connection.execute(insert(model), rows)
+            self.connection.execute(insert(table), rows)
 
-    def upsert(self, model: Table[Any], rows: list[dict[str, Any]]) -> None:
+    def upsert(self, table: Table[Any], rows: list[dict[str, Any]]) -> None:
         """Insert rows, or overwrite those whose primary key is there."""
         if not rows:
             return
-        statement = _insert(self.connection, model)
-        keys = [column.name for column in model.primary_key.columns]
+        statement = _insert(self.connection, table)
+        keys = [column.name for column in table.primary_key.columns]
         values = {name: statement.excluded[name] for name in rows[0] if name not in keys}
         self.connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=values), rows)
 

@@ -1,5 +1,5 @@
 """The tables of the catalogue and the types of their columns, and nothing else: no query, no connection, no rule of
-identity. Core tables, not mapped classes: importing the mapper would be a tenth of a query's time.
+identity. Core tables, not mapped classes: importing the mapper takes .25 s, 7 % of a query.
 
 Three kinds of column:
 

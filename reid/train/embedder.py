@@ -48,7 +48,7 @@ class Trained:
     """What came out: the model directory, every epoch, how many photos and animals were trained on, which photos could
     not be read, the network's learnt numbers, the batches shown, and the seconds of each stage. `suspects` of a training by
     pairs are photos of animals that may be one under two names and were not set against each other: `(place in
-    sources, place, score)`, most alike first. `outlined` photos were shown on the ground of others, too.
+    sources, place, score)`, most alike first. `outlined` photos were shown before the backgrounds of others, too.
     """
 
     model: Path
@@ -121,7 +121,7 @@ def train(
             backbone.load_weights(net, begin_with)
         seen = Preprocessing(recipe.input.height, recipe.input.width, mean, std, margin=recipe.input.margin)
         tell = (lambda done, of: progress("photos", done, of)) if progress else None
-        outlined = recipe.augment.ground > 0 and any(one.mask for one in sources)
+        outlined = recipe.augment.background > 0 and any(one.mask for one in sources)
         kept = pictures.load(sources, seen, tell, outlined=outlined)
         codes = _codes(labels, kept, held)
         if recipe.sampling.kind == "pairs":

@@ -79,17 +79,15 @@ def load(
     with ThreadPoolExecutor(2) as pool:
         for start in range(0, len(sources), _BLOCK):
             block = sources[start : start + _BLOCK]
-            for row, one in enumerate(pool.map(lambda source: _cut(source, kept, seen.margin), block), start):
+            for row, one in enumerate(pool.map(lambda source: _cut(source, kept, seen.margin, outlined), block), start):
                 if isinstance(one, Failure):
                     failures.append(one)
                     continue
-                pixels[len(rows)], windows[len(rows)] = one
-                if outlines is not None and sources[row].mask is not None:
-                    outline = _outline(sources[row], kept)
-                    if isinstance(outline, Failure):
-                        failures.append(outline)
-                    else:
-                        outlines[len(rows)] = outline
+                pixels[len(rows)], windows[len(rows)], outline = one
+                if isinstance(outline, Failure):
+                    failures.append(outline)
+                elif outlines is not None and outline is not None:
+                    outlines[len(rows)] = outline
                 rows.append(row)
             if progress is not None:
                 progress(min(start + _BLOCK, len(sources)), len(sources))
@@ -111,8 +109,10 @@ def _memory() -> float:
         return float("inf")
 
 
-def _cut(source: Source, kept: Preprocessing, margin: float) -> tuple[Pixels, NDArray[np.float32]] | Failure:
-    """The kept picture of a source, and where in it the plain crop lies."""
+def _cut(
+    source: Source, kept: Preprocessing, margin: float, outlined: bool
+) -> tuple[Pixels, NDArray[np.float32], Pixels | Failure | None] | Failure:
+    """The kept picture of a source, where in it the plain crop lies, and with `outlined` its mask, cut likewise."""
     try:
         photo = images.load(source.path)
         drawn = source.drawn_width or photo.facts.width, source.drawn_height or photo.facts.height
@@ -123,22 +123,22 @@ def _cut(source: Source, kept: Preprocessing, margin: float) -> tuple[Pixels, ND
     scale = pixels.shape[1] / drawn[0], pixels.shape[0] / drawn[1]
     wide, plain = (window(box, m, drawn) for m in (kept.margin, margin))
     size = np.array([wide[2] - wide[0], wide[3] - wide[1]] * 2, np.float32)
-    return crop.cut(pixels, box, kept, scale=scale), (plain - np.array([wide[0], wide[1]] * 2, np.float32)) / size
+    lies = (plain - np.array([wide[0], wide[1]] * 2, np.float32)) / size
+    outline = _outline(source, kept, box, drawn) if outlined and source.mask is not None else None
+    return crop.cut(pixels, box, kept, scale=scale), lies, outline
 
 
-def _outline(source: Source, kept: Preprocessing) -> Pixels | Failure:
+def _outline(source: Source, kept: Preprocessing, box: Box, drawn: tuple[int, int]) -> Pixels | Failure:
     """The mask of a source as its kept picture is cut, `(H, W)`."""
     assert source.mask is not None
     try:
         mask = masks.read(source.mask)
     except (InputError, OSError, cv2.error):
         return Failure(
-            str(source.mask), InputError.code, f"the mask of {source.path} cannot be read: its own ground is kept",
+            str(source.mask), InputError.code, f"the mask of {source.path} cannot be read: its own background stays",
             "enrol the photo again with --masks",
         )  # fmt: skip
     height, width = mask.shape
-    drawn = source.drawn_width or width, source.drawn_height or height
-    box = source.box or crop.whole(*drawn)
     grey = np.repeat(mask[:, :, None], 3, axis=2).astype(np.uint8) * 255
     return crop.cut(grey, box, kept, scale=(width / drawn[0], height / drawn[1]))[:, :, 0]
 

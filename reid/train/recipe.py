@@ -236,7 +236,7 @@ class AugmentConfig:
     blur: float = 0.1  # probability
     noise: float = 0.0  # standard deviation of up to this many grey levels
     erase: float = 0.0  # probability of a box of noise, 2 to 15 % of the area
-    ground: float = 0.0  # probability of another photo's ground, of those whose animals are masked
+    background: float = 0.0  # probability of another photo's background, where both animals have masks
     jpeg: float = 2 / 9  # probability of JPEG artefacts, quality 30 to 80
     shrink: float = 2 / 9  # probability of having been photographed 1.5 to 3 times smaller
     worn: bool = True
@@ -391,7 +391,7 @@ def check(recipe: Recipe, source: str, next_step: str = "correct it there") -> N
         (0 <= sampling.alike <= 1, "sampling.alike must be in [0, 1]"),
         (not sampling.alike or sampling.kind == "identities", 'sampling.alike needs sampling.kind = "identities"'),
         (not (sampling.alike and divided), "sampling.alike and a divided loss both choose who meets whom: take one"),
-        (0 <= recipe.augment.ground <= 1, "augment.ground must be in [0, 1]"),
+        (0 <= recipe.augment.background <= 1, "augment.background must be in [0, 1]"),
         (0 <= sampling.new_share < 1, "sampling.new_share must be in [0, 1)"),
         (sampling.heat > 0, "sampling.heat must be above 0"),
         (distilled == bool(sampling.teacher), 'sampling.teacher and new_targets = "distilled" go together'),

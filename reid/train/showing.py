@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from reid.embed import unit_rows
-from reid.train import augment, dividing, grounds, lookalikes, losses, sampling
+from reid.train import augment, backgrounds, dividing, lookalikes, losses, sampling
 from reid.train.lookalikes import Near
 from reid.train.pairing import Pairing
 from reid.train.pictures import Pictures
@@ -72,9 +72,9 @@ class Showing:
         self.by_class = by_class(recipe)
         self.clusters: IntArray | None = None
         self.near: Near | None = None
-        outlined = grounds.usable(kept) if recipe.augment.ground else np.empty(0, np.int64)
+        outlined = backgrounds.usable(kept) if recipe.augment.background else np.empty(0, np.int64)
         outlined = outlined[codes[outlined] != -2]  # nothing of what is held out is shown
-        self.outlined = outlined if len(outlined) > 1 else outlined[:0]  # there is another's ground to stand on
+        self.outlined = outlined if len(outlined) > 1 else outlined[:0]  # each needs another's
         self._vectors = vectors
 
     def renew(self, number: int, done: float, rng: np.random.Generator) -> None:
@@ -169,7 +169,7 @@ class Showing:
             turned = sampling.mirrored(self.codes[rows], self.recipe.sampling.kind, rng)
         kept, places = self.kept, rows
         if len(self.outlined):
-            kept = grounds.exchanged(kept, self.outlined, rows, self.recipe.augment.ground, rng)
+            kept = backgrounds.exchanged(kept, self.outlined, rows, self.recipe.augment.background, rng)
             places = np.arange(len(rows))
         return Views(rows, turned, batch.part, augment.views(kept, places, size, self.recipe.augment, rng, turned))
 

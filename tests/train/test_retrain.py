@@ -20,7 +20,7 @@ from fake_stores import assert_index_is_the_catalogue  # noqa: E402
 from named_store import live, stopped_at, store  # noqa: E402
 from painted_store import herd, one_thread, painted_store, small_head  # noqa: E402
 
-from reid import adopt, cli, config, models, retrain, withheld  # noqa: E402
+from reid import adopt, cli, models, retrain, withheld  # noqa: E402
 from reid.config import TrainingConfig  # noqa: E402
 from reid.errors import MissingExtra, ModelError, ReidError, TrainError  # noqa: E402
 from reid.judge import Figure, Report, Verdict  # noqa: E402
@@ -301,28 +301,6 @@ def test_without_torch_training_names_what_to_install(store: Store, monkeypatch:
     monkeypatch.setitem(sys.modules, "pytorch_metric_learning", None)
     with pytest.raises(MissingExtra, match=r"pip install '\.\[train\]'"):
         retrain.train(store, Options())
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ('[embedder]\nmodel = "a"  # why\nx = 1\n', '[embedder]\nmodel = "new"  # why\nx = 1\n'),
-        ("[embedder]\n model='a'\n", '[embedder]\n model = "new"\n'),
-        ('[other]\nmodel = "a"\n[embedder]\nx = 1\n', '[other]\nmodel = "a"\n[embedder]\nmodel = "new"\nx = 1\n'),
-        ('[embedder]\n[other]\nmodel = "a"\n', '[embedder]\nmodel = "new"\n[other]\nmodel = "a"\n'),
-        ("[embedder]", '[embedder]\nmodel = "new"\n'),
-        ("x = 1", 'x = 1\n\n[embedder]\nmodel = "new"\n'),
-    ],
-)
-def test_a_models_name_is_written_into_the_settings_and_nothing_else_changes(text: str, expected: str) -> None:
-    assert adopt.with_model(text, "new") == expected
-
-
-def test_the_template_of_settings_takes_a_models_name() -> None:
-    text = config.TEMPLATE.format(species="", new_label="new")
-    changed = adopt.with_model(text, "2026-11-21-head")
-    assert config.parse(changed, "x").embedder.model == "2026-11-21-head"
-    assert changed.count("2026-11-21-head") == 1 and len(changed.splitlines()) == len(text.splitlines())
 
 
 def test_an_adoption_that_fails_leaves_the_settings(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

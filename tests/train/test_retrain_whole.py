@@ -194,7 +194,7 @@ def test_a_recipe_that_asks_for_more_than_its_earlier_network_has_is_refused(sto
     assert first in str(caught.value) and "--from" in caught.value.next_step
 
 
-def test_animals_with_masks_are_shown_on_other_grounds_and_counted(store: Store, tiny: str) -> None:
+def test_animals_with_masks_are_shown_before_other_backgrounds_and_counted(store: Store, tiny: str) -> None:
     everything = store.catalogue.labels().annotations.tolist()
     masked = set(everything[::2])
     for info in store.catalogue.annotations(sorted(masked)).values():
@@ -203,7 +203,7 @@ def test_animals_with_masks_are_shown_on_other_grounds_and_counted(store: Store,
         x, y = int((info.box.x0 + info.box.x1) / 2), int((info.box.y0 + info.box.y1) / 2)
         mask[y - int(info.box.height / 4) : y + int(info.box.height / 4), x - int(info.box.width / 4) :] = True
         local.keep_masks(store, photo.sha256, {local.key_of(info.box): masks.encoded(mask)})
-    Path(tiny).write_text(TINY.replace("grey = 0", "grey = 0\nground = 0.5"))
+    Path(tiny).write_text(TINY.replace("grey = 0", "grey = 0\nbackground = 0.5"))
     report = retrain.train(store, Options(recipe=tiny, refit=False)).report
     shown = set(json.loads((Path(report.run) / TRAINED_ON).read_text())["annotations"])
     counted = json.loads((Path(report.run) / runs.METRICS).read_text())["outlined"]
