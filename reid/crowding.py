@@ -9,7 +9,7 @@ average (those of its species), so that scores keep their scale. The order is th
 Neighbours are looked for in a *crowd*, some photos of each named animal, drawn once a fit: a photo's crowding costs the
 same in any gallery, does not move as the gallery grows, and no animal is kept down by many photos of another or by
 photos of itself that nobody has named yet. Photos are compared with their own species. Knows arrays and the gallery's
-index; what it gives is in docs/results.md.
+index; what it gives is in docs/experiments/engine.md.
 """
 
 from __future__ import annotations

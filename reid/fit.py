@@ -316,7 +316,7 @@ def _renewed(store: Store, cases: Cases) -> Policy | None:
 
 def whitening_share(store: Store, labels: Labels, vectors: NDArray[np.float32]) -> float:
     """By which of `SHARES` left-out photos find most of their animals (MAP@5 by the embedding alone). The first, at no
-    cost, where the network in force has learnt none of the gallery's photos (`docs/results.md`: it gains nothing by less),
+    cost, where the network in force has learnt none of the gallery's photos (`docs/experiments/recipes.md`: it gains nothing by less),
     or too few others can be asked.
     """
     if not withheld.learnt(store, labels, withheld.sightings_of(store.catalogue, labels)).any():

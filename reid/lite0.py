@@ -16,7 +16,7 @@ Input `(B, H, W, 3) uint8 RGB`, any H and W; the graph itself maps pixels to x/1
 
 Inner maps keep marks of the single animal which the last one forgets to name its species (Ng et al. 2015, arXiv
 1504.05133); the root (the Hellinger kernel, Arandjelović & Zisserman 2012) keeps a few loud channels from deciding
-every comparison. docs/results.md has the measurements.
+every comparison. docs/experiments/embedder.md has the measurements.
 
 Knows tensors and graphs; no photos, no stores.
 """

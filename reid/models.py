@@ -45,8 +45,11 @@ DEFAULT = "lite0"
 WIDE = "lite0-wide"
 FLUKE = "fluke"  # learnt from rendered humpback flukes
 SHIPPED: dict[str, Path] = {FLUKE: Path(__file__).with_name("weights_embedder") / FLUKE}
-DEFAULTS = {DEFAULT: (384, 384), WIDE: (192, 384)}  # height and width in pixels; docs/results.md says why
-THRESHOLDS = {DEFAULT: 0.994, WIDE: 0.988}  # cosines, where a gallery is too small to measure one; docs/results.md
+DEFAULTS = {DEFAULT: (384, 384), WIDE: (192, 384)}  # height and width in pixels; docs/experiments/embedder.md says why
+THRESHOLDS = {
+    DEFAULT: 0.994,
+    WIDE: 0.988,
+}  # cosines, where a gallery is too small to measure one; docs/experiments/embedder.md
 MARGIN = 0.1  # of a box's size, on each side
 WIDE_ASPECT = 1.6  # width over height of the median box from which WIDE serves better
 FORMAT = 1

@@ -9,7 +9,7 @@ came. Both halves are cosines, so that scores keep their scale.
 
 That serves where the embedder answers alone. Fused with votes and geometry, which speak of single photos, it lost.
 
-Knows arrays and the gallery's index; what it gives is in docs/results.md.
+Knows arrays and the gallery's index; what it gives is in docs/experiments/engine.md.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
     nothing can be measured and the species says so
 
 `fluke` has learnt from rendered humpback flukes alone. On real ones it finds far more than a network from ImageNet, on
-other animals next to nothing (docs/results.md): so the photos decide, two of each animal that has two.
+other animals next to nothing (docs/experiments/embedder.md): so the photos decide, two of each animal that has two.
 
 Knows sightings, models and pixels; no vectors of a store.
 """

@@ -2,7 +2,7 @@
 
 Fitted on the gallery's own vectors without labels (Jégou & Chum 2012, ECCV, whitening; shrinkage as Ledoit & Wolf 2004
 motivate it). A fit belongs to one model and one kind of animal; it outlives the photos it was made on, so it is renewed
-rarely. Knows arrays and one file format: an `.npz` of two float32 arrays, read without unpickling. docs/results.md has
+rarely. Knows arrays and one file format: an `.npz` of two float32 arrays, read without unpickling. docs/experiments/embedder.md has
 the measurements.
 """
 
@@ -103,7 +103,7 @@ def fit(
 
 def dimensions_of(photos: int, numbers: int) -> int:
     """Of vectors of so many numbers, how many a gallery of so many photos keeps: more of long ones, which find more by
-    it, where memory allows (docs/results.md).
+    it, where memory allows (docs/experiments/embedder.md).
     """
     return LONG if numbers >= LONG_FROM and photos < MANY else DIMENSIONS
 

@@ -9,7 +9,7 @@ photo by heart. So the network of the training that left the judges out stays in
 and whatever is measured on left-out photos (a fit's fusion and thresholds, a verdict, an ensemble's weights) is asked of
 the witness, whose vectors the catalogue holds beside the served ones. Photos of strangers are as new to the one as to the
 other; known animals are better known to the one that serves, so a score at which the witness is seldom wrong should be one
-at which that is seldom wrong, too (measured in `docs/results.md`). An ensemble has one where a member has: the members'
+at which that is seldom wrong, too (measured in `docs/experiments/training.md`). An ensemble has one where a member has: the members'
 witnesses, side by side.
 
 Knows model directories and stores; trains and measures nothing.

@@ -17,7 +17,19 @@ __all__ = ["enrolled", "flukes"]
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted([*ROOT.glob("reid/**/*.py"), *ROOT.glob("index/*.py"), ROOT / "cli.py"])
-HEAVY = ("torch", "torchvision", "timm", "alembic", "xgboost", "scipy", "sklearn", "rich", "pandas", "matplotlib")
+HEAVY = (
+    "torch",
+    "torchvision",
+    "timm",
+    "tomlkit",
+    "alembic",
+    "xgboost",
+    "scipy",
+    "sklearn",
+    "rich",
+    "pandas",
+    "matplotlib",
+)
 
 
 def test_all_is_sorted_and_importable() -> None:

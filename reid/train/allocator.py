@@ -2,7 +2,7 @@
 
 Every step of a training on the CPU asks for the same large blocks. By default the GNU C library gets each from the system
 and gives it back, and the system hands out cleared pages one fault at a time: with batches of 64 photos that took a fifth
-of an epoch, on a busy machine half of a step (`docs/results.md`). A training's peak is then about a sixth
+of an epoch, on a busy machine half of a step (`docs/experiments/recipes.md`). A training's peak is then about a sixth
 higher. Elsewhere (macOS, Windows, musl) nothing is changed.
 
 And memory that there is not: `bounded` says what to lower. Knows the C library; nothing of training.

@@ -2,7 +2,7 @@
 
 A norm in evaluation mode is a factor and a shift a channel. Multiplied into the weights of the convolution before it, it
 costs nothing, and gradients reach its own weights through the product. In training on a CPU, where such passes are bound
-by memory, steps of EfficientNet-lite0 take two thirds of their time (`docs/results.md`).
+by memory, steps of EfficientNet-lite0 take two thirds of their time (`docs/experiments/recipes.md`).
 
     fold(network, maps) → pairs → unfold(pairs)
 

@@ -1,7 +1,7 @@
 """One batch through the backbone on several cores: each lane takes a share of the photos, on a thread of its own.
 
 The operators of a small network are too small to be shared among threads: two lanes of one thread each teach
-EfficientNet-lite0 more photos a second than one lane of two (`docs/results.md`). Lanes share the weights and keep batch
+EfficientNet-lite0 more photos a second than one lane of two (`docs/experiments/recipes.md`). Lanes share the weights and keep batch
 norms of their own, whose running statistics are averaged after every batch; gradients are summed lane by lane, so that
 results do not depend on which thread was first.
 

@@ -307,7 +307,7 @@ def start_whitened(network: Network, pooled: list[NDArray[np.float32]]) -> None:
     """Begin with a projection that whitens what is pooled now, `(N, C)` for each part, and set the neck's statistics.
 
     A random projection of ImageNet features is no better than the features; the whitened ones find much more, and all
-    that training adds comes on top (docs/results.md).
+    that training adds comes on top (docs/experiments/recipes.md).
     """
     from reid.train.heads import whitening
 

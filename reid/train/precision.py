@@ -2,7 +2,7 @@
 
 bfloat16 has single precision's range and needs no care. float16, for GPUs without it, has not: its loss is scaled up, and
 a step whose gradients overflow is left out while the scale comes down (Micikevicius et al. 2018, ICLR). On a CPU it is
-always single precision: half of it made steps slower there (`docs/results.md`).
+always single precision: half of it made steps slower there (`docs/experiments/recipes.md`).
 
 Knows tensors and optimisers; no networks.
 """
