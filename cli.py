@@ -235,17 +235,27 @@ def evaluate(
     settings: Annotated[Path | None, typer.Option(help="A reid.toml to measure; else the default settings.")] = None,
     dedup: Annotated[bool, typer.Option(help="Drop queries that are near-duplicates of gallery photos.")] = False,
     root: Root = None,
+    false_match: Annotated[
+        list[float] | None,
+        typer.Option(help="Also promise this share of wrong matches, and count what comes of it (may be repeated)."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Measure the engine on your own photos, by exactly the way that enroll and query go.
 
-    Example: reid evaluate gallery.csv queries.csv --dedup --json
+    Example: reid evaluate gallery.csv queries.csv --dedup --false-match 0.05 --json
     """
     from reid import console, figures
     from reid.evaluate import evaluate as run
 
+    rates = false_match or []
+    for rate in rates:
+        if not 0 < rate < 1:
+            raise typer.BadParameter(f"{rate} is not between 0 and 1", param_hint="--false-match")
     with errors_said(), console.progress(json) as show:
-        found = run(gallery, queries, model=model, settings=settings, dedup=dedup, root=root, progress=show)
+        found = run(
+            gallery, queries, model=model, settings=settings, dedup=dedup, root=root, false_match=rates, progress=show
+        )
     if json:
         console.as_json(found.to_json())
         return

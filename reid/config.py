@@ -78,6 +78,7 @@ class LocalConfig:
     use: bool = True  # False: the embedder alone; True: as far as it helps on this gallery, which is measured
     keypoints: int = 1000  # strongest kept of each box; at least 50
     long_side: int = 320  # pixels to which a larger box is reduced before it is described; at least 64
+    enlarge_to: int = 200  # pixels to which a smaller box is enlarged before it is described; 0: never
     verify: int = 30  # gallery photos whose geometry is compared with a query photo's; 0: none
     model: LocalModel = "affine"  # what the geometry may be: homography (flat things), affine, similarity
     mirrored: bool = False  # True: pairs are also compared with the query mirrored, for flipped scans (twice the time)
@@ -198,6 +199,7 @@ when_none = "whole"      # without one the whole photo serves; no_detection: it 
 use = true               # local features beside the embedder, as far as they help on this gallery; false: never
 keypoints = 1000         # strongest kept of each box
 long_side = 320          # pixels to which a larger box is reduced before it is described
+enlarge_to = 200         # pixels to which a smaller box is enlarged before it is described; 0: never
 verify = 30              # gallery photos whose geometry is compared with a query photo's
 model = "affine"         # what geometry allows: homography (flat things), affine, similarity
 estimator = "auto"       # who finds it: frames (from each match's scale and angle), lmeds_ransac (the fourth place's),
@@ -325,6 +327,7 @@ def _check(config: Config, source: str) -> None:
         ),
         (config.local.keypoints >= 50, "local.keypoints must be 50 or more"),
         (config.local.long_side >= 64, "local.long_side must be 64 or more"),
+        (config.local.enlarge_to >= 0, "local.enlarge_to must be 0 or more"),
         (config.local.verify >= 0, "local.verify must be 0 or more"),
         (config.local.iterations >= 1, "local.iterations must be 1 or more"),
         (0 < config.local.inlier_distance <= 1, "local.inlier_distance must be above 0 and at most 1"),

@@ -15,9 +15,9 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,12 @@ from reid.aggregate import identity_scores
 from reid.enrol import Progress, quiet
 from reid.errors import InputError, ReidError
 from reid.exchange import SightingList, read_sources
+from reid.fit import Fit
 from reid.intervals import bootstrap_interval, group_means
+from reid.kept import Kept, kept
 from reid.pipeline import Identifier, Query
 from reid.records import Answer, Failure, Sighting
+from reid.risk import Cases
 from reid.search import Found
 from reid.store import SETTINGS, Store
 
@@ -59,6 +62,7 @@ class Evaluation:
     model: str
     seconds: dict[str, float]
     failures: tuple[Failure, ...]
+    promises: tuple[Kept, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Flat keys for the figures; intervals, breakdown and the rest below their own."""
@@ -70,6 +74,7 @@ class Evaluation:
             "intervals": {name: [_number(m.low), _number(m.high)] for name, m in self.measures.items()},
             "by_gallery_photos": self.by_gallery_photos,
             "threshold": self.threshold,
+            "promises": [one.to_json() for one in self.promises],
             "model": self.model,
             "failures": [{"source": f.source, "code": f.code, "message": f.message} for f in self.failures],
         }
@@ -83,11 +88,13 @@ def evaluate(
     settings: Path | None = None,
     dedup: bool = False,
     root: Path | None = None,
+    false_match: Sequence[float] = (),
     progress: Progress = quiet,
 ) -> Evaluation:
     """Measure on two tables (wildlife-datasets columns, or any other that enrolment reads). `model` is a model
     directory, `settings` a `reid.toml` other than the default; `dedup` drops queries whose photo is a near-duplicate of
-    a gallery photo.
+    a gallery photo. Each rate of `false_match`, in (0, 1), is promised by the gallery's left-out photos and counted on
+    the queries.
 
     Raises:
         TableError: a table cannot be read. InputError: no named gallery photo, or no query, is left.
@@ -104,14 +111,15 @@ def evaluate(
         if not sightings:
             doubled = f" (all {dropped} are near-duplicates of gallery photos)" if dropped else ""
             raise _nothing(f"no query photo{doubled}", queries, asked.failures)
-        result = _measure(store, sightings, progress)
+        result = _measure(store, sightings, progress, false_match)
         failures = (*known.failures, *taken.failures, *asked.failures, *lost, *result.failures)
         counts = result.counts | {"n_gallery": store.catalogue.counts().photos, "n_near_duplicates_dropped": dropped}
         stages = taken.seconds | {"enrol": enrolled - begun, "query": time.perf_counter() - enrolled}
     seconds = stages | {f"per_query_{k}": v for k, v in result.seconds.items()} | {"total": time.perf_counter() - begun}
     return Evaluation(
-        result.measures, result.by_gallery_photos, counts, result.threshold, result.model, seconds, failures
-    )
+        result.measures, result.by_gallery_photos, counts, result.threshold, result.model, seconds, failures,
+        result.promises,
+    )  # fmt: skip
 
 
 def _nothing(what: str, table: Path, failures: Sequence[Failure]) -> InputError:
@@ -166,7 +174,9 @@ def _hash(path: Path) -> int | None:
         return None
 
 
-def _measure(store: Store, sightings: Sequence[Sighting], progress: Progress) -> Evaluation:
+def _measure(
+    store: Store, sightings: Sequence[Sighting], progress: Progress, false_match: Sequence[float] = ()
+) -> Evaluation:
     """Answer every query and count."""
     identifier = Identifier.open(store, k=6)
     ranked: dict[int, NDArray[np.int64]] = {}
@@ -194,7 +204,37 @@ def _measure(store: Store, sightings: Sequence[Sighting], progress: Progress) ->
     record = identifier.fit.known_record if identifier.fit and identifier.fit.known else {}
     plain = np.array([unmoved.get(i, -1.0) for i in range(len(answers))]) if record else None
     before = None if plain is None else (plain, float(record["threshold_before"]))
-    return _counted(store, sightings, answers, ranked, labels.names, labels.individuals, before)
+    made = _counted(store, sightings, answers, ranked, labels.names, labels.individuals, before)
+    return replace(made, promises=_promised(store, identifier.fit, sightings, answers, labels.names, false_match))
+
+
+def _promised(
+    store: Store,
+    found: Fit | None,
+    sightings: Sequence[Sighting],
+    answers: Sequence[Answer],
+    names: Mapping[int, str],
+    rates: Sequence[float],
+) -> tuple[Kept, ...]:
+    """What each of `rates` of false matches, promised by the gallery's left-out photos, comes to on the queries that
+    were answered.
+    """
+    if not rates:
+        return ()
+    code = {name: number for number, name in names.items() if number >= 0}
+    rows = [
+        (code.get(sighting.identity or "", -1), max(known, key=lambda label: label.score))
+        for sighting, answer in zip(sightings, answers, strict=True)
+        if (known := [label for label in answer.labels if not label.is_new])
+    ]
+    true = np.array([animal for animal, _ in rows], np.int64)
+    best = np.array([label.score for _, label in rows], np.float64)
+    wrong = np.array([code.get(label.label, -1) != animal for animal, label in rows], np.bool_)
+    there = true >= 0
+    strangers = -1 - np.arange(int((~there).sum()))
+    asked = Cases(best[there], wrong[there], true[there], best[~there], strangers)
+    left_out = Cases.from_dict(found.cases) if found and found.cases else Cases.nothing()
+    return tuple(kept(left_out, asked, rate, store.config.decision.share_new) for rate in rates)
 
 
 def _best_score(store: Store, identifier: Identifier, found: Found) -> float:

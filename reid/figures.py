@@ -10,6 +10,7 @@ from reid import console
 
 if TYPE_CHECKING:
     from reid.evaluate import Evaluation, Measured
+    from reid.kept import Kept
     from reid.status import StoreStatus
 
 INDEX = {
@@ -136,9 +137,27 @@ def evaluated(found: Evaluation) -> None:
     console.table(("measure", "value", "95 % interval, or why there is none"), lines)
     spent = [(f"seconds, {SECONDS.get(k, k)}", f"{v:.3f}") for k, v in found.seconds.items()]
     console.table(("", ""), [*((COUNTS.get(k, k), n) for k, n in found.counts.items()), *spent])
+    if found.promises:
+        console.table(
+            ("wrong matches promised", "what came of it on the queries"), [promised(one) for one in found.promises]
+        )
     if found.threshold.get("known"):
         console.say(f"known or new is told by {told_by(found.threshold['known'])} (on the gallery's left-out photos)")
     console.failures(found.failures)
+
+
+def promised(one: Kept) -> tuple[str, str]:
+    """A promised rate of false matches, and what came of it."""
+    rate = f"{100 * one.rate:.3g} %"
+    if one.threshold is None:
+        return rate, f"refused: {one.reason}"
+    given = (
+        f"{one.given} of {one.queries} queries answered as a match ({100 * one.automatic:.1f} % of an expected mixture)"
+    )
+    if not one.given:
+        return rate, given
+    wrong = f"{one.wrong} of them wrong: {100 * one.measured:.1f} % [{100 * one.low:.1f}, {100 * one.high:.1f}]"
+    return rate, f"{given}, {wrong}"
 
 
 def cells(name: str, measured: Measured, known: int, new: int) -> tuple[str, str]:

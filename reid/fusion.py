@@ -376,8 +376,11 @@ def looks_of(features: Floats) -> NDArray[np.float64]:
 
 
 def inliers_of(features: Floats) -> NDArray[np.float64]:
-    """Points that agree, `(C,)`; 0 where nobody looked."""
-    return np.nan_to_num(np.asarray(features[:, NAMES.index("inliers")], np.float64))
+    """Points that agree, `(C,)`; 0 where nobody looked, or where what they agree on cannot be (`reid.verify`: the
+    features of such a pair still count them).
+    """
+    logs = np.asarray(features[:, NAMES.index("log_inliers")], np.float64)
+    return np.asarray(np.rint(np.nan_to_num(np.expm1(logs))), np.float64)
 
 
 def _of_columns(features: Floats, columns: int) -> Floats:

@@ -314,6 +314,12 @@ def _attempt(
         return prepare(sightings, preprocessing, views, describe, croppers, further)
     except ReidError as error:
         return failure_of(error)
+    except Exception as error:  # a library's trouble with one photo must not cost the others
+        return Failure(
+            "; ".join(dict.fromkeys(str(one.path) for one in sightings)), "error",
+            f"the photo could not be prepared ({type(error).__name__}: {error})",
+            "save it anew as a JPEG; if that does not help, report it with this message",
+        )  # fmt: skip
 
 
 def _mtime(path: Path) -> int | None:

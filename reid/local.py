@@ -51,7 +51,11 @@ def description(store: Store) -> KeypointConfig | None:
     settings = store.config.local
     if not settings.use:
         return None
-    return KeypointConfig(max_keypoints=settings.keypoints, long_side=settings.long_side)
+    return KeypointConfig(
+        max_keypoints=settings.keypoints,
+        long_side=settings.long_side,
+        min_long_side=min(settings.enlarge_to, settings.long_side),
+    )
 
 
 def learned_description(store: Store) -> LearnedConfig | None:

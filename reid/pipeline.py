@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from reid import aggregate, caveats, decide, flanks, intake, learned, local, recent, stages
 from reid.aggregate import Ranking
 from reid.embed import prepare_aside
-from reid.errors import IndexStale, ReidError, SnapshotCorrupt
+from reid.errors import IndexStale, ModelError, ReidError, SnapshotCorrupt
 from reid.fit import Fit
 from reid.images import hamming, printable
 from reid.index import Gallery
@@ -142,7 +142,10 @@ class Identifier:
         start, clock = time.perf_counter(), {}
         asked = _read(self.store, queries, None if self.search.local is None else local.description(self.store))
         clock["read"], start = time.perf_counter() - start, time.perf_counter()
-        raw = self._raw([photo for one in asked for photo in one.prepared])
+        try:
+            raw = self._raw([photo for one in asked for photo in one.prepared])
+        except ReidError as error:
+            return [_failed("error", query, error) for query in queries]
         vectors = self.store.project(raw, self.gallery) if len(raw) else np.empty((0, self.gallery.dim), np.float32)
         clock["embed"], start = time.perf_counter() - start, time.perf_counter()
         found = self.search.find(_probes(asked, vectors, raw, self.search.compares_others))
@@ -167,7 +170,17 @@ class Identifier:
         if not photos:
             return np.empty((0, self.store.embedder.card.dim), np.float32)
         crops = np.concatenate([photo.crops for photo in photos])
-        return embed_views(self.store.embedder, crops, len(views_of(self.store)))
+        embedder = self.store.embedder
+        try:
+            return embed_views(embedder, crops, len(views_of(self.store)))
+        except ReidError:
+            raise
+        except Exception as error:  # the runtime's own kinds: these photos get no answer, the next may
+            raise ModelError(
+                f"the network could not be run ({type(error).__name__}: {error})",
+                source=embedder.card.name,
+                next_step="ask again; if it stays, `reid models list` says what else there is",
+            ) from error
 
     @property
     def _new_label(self) -> str:

@@ -18,7 +18,7 @@ from reid import fit, flanks, fusion, local, rescore, shortlist, stages
 from reid.aggregate import Ranking
 from reid.catalogue import AnnotationInfo
 from reid.crowding import Crowds
-from reid.errors import IndexStale
+from reid.errors import IndexStale, ModelError
 from reid.fit import Fit
 from reid.fusion import Fusion
 from reid.index import Gallery, IdSet, Names
@@ -103,6 +103,7 @@ class Searcher:
     heads: Heads | None = None
     crowds: Crowds | None = None
     animals: Animals | None = None
+    lacking: str = ""  # why a source that the fit reckons with could not be opened
     infos: dict[int, AnnotationInfo] = field(default_factory=dict)
 
     @classmethod
@@ -116,7 +117,7 @@ class Searcher:
                 source=str(store.root / CALIBRATION),
                 next_step="reid reindex",
             )
-        source, names, heads, crowds = None, None, None, None
+        source, names, heads, crowds, lacking = None, None, None, None, ""
         fused = found is not None and found.fusion.kind != "embedding"
         moved = store.config.decision.threshold < 0  # one that somebody stated is for cosines as they are
         crowd = found.crowd if found is not None and moved else None
@@ -132,7 +133,10 @@ class Searcher:
                     next_step="reid reindex",
                 )
             names = source.index.names(owners)
-            heads = rescore.open_heads(store)
+            try:
+                heads = rescore.open_heads(store)
+            except ModelError as error:  # the other sources can answer
+                lacking = f"siamese: failed ({error})"
         animals = None
         if crowds is not None and found is not None and found.prototypes:
             sides = found.sides
@@ -140,7 +144,7 @@ class Searcher:
                 gallery, owners, lambda: {str(id): side for id, side in flanks.flank_of(store, sides).items()}
             )
         known = store.catalogue.live_individuals()
-        return cls(store, gallery, found, known, k, source, names, heads, crowds, animals)
+        return cls(store, gallery, found, known, k, source, names, heads, crowds, animals, lacking)
 
     @property
     def fusion(self) -> Fusion:
@@ -302,7 +306,7 @@ class Searcher:
             )
             ids, scores = shortlist.ranked(gathered, self.fusion)
             undone = () if troubles else _left_undone(probe.features, gathered, checked[at])
-            failed = tuple(troubles)
+            failed = (*([self.lacking] if self.lacking else []), *troubles)
             off = dict(zip(gathered.ids, self._relief(gathered.ids).tolist(), strict=True))
             noted = ("siamese: the head is of another model; reid train-siamese",) if outdated else ()
             return Found(Candidates(ids, scores), gathered, (*absent, *noted, *undone, *failed), failed, off)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,11 @@ import pytest
 from PIL import Image
 from rendered_store import PHOTOS, QUERIES, enrolled, flukes, reid, reid_json, rows_of, write_rows
 
-from reid import evaluate, figures, models
+from reid import evaluate, figures, fit, models
 from reid.exchange import read_sources
 from reid.pipeline import Query, identify
 from reid.records import Answer
+from reid.risk import Cases
 from reid.search import Found
 from reid.store import Store
 
@@ -63,6 +65,34 @@ def test_every_key_is_at_the_top_level(evaluated: dict[str, Any]) -> None:
     assert all(seconds >= 0 for seconds in evaluated["seconds"].values())
     assert {"total", "enrol", "query", "per_query_embed", "per_query_search"} <= evaluated["seconds"].keys()
     assert (evaluated["failures"], evaluated["n_near_duplicates_dropped"]) == ([], 0)
+
+
+def test_a_rate_that_this_gallery_cannot_support_is_refused(flukes: Path) -> None:
+    [one] = reid_json("evaluate", flukes / "labels.csv", flukes / "queries.csv", "--false-match", 0.01)["promises"]
+    assert one["threshold"] is None and "0.01" in one["reason"] and one["measured"] is None
+    assert (one["queries"], one["given"]) == (QUERIES, 0)
+
+
+def test_promised_rates_are_counted_on_the_answers(
+    enrolled: Path, flukes: Path, answers: list[tuple[str, Answer]]
+) -> None:
+    sightings = read_sources([flukes / "queries.csv"]).sightings
+    best = [(truth, next(label for label in answer.labels if not label.is_new)) for truth, answer in answers]
+    middle = float(np.median([label.score for _, label in best]))
+    sure, lost, no = np.full(200, middle), np.full(200, middle - 1), np.zeros(200, bool)
+    with Store.open(enrolled) as opened:
+        made = fit.read(opened, opened.gallery().fingerprint)
+        assert made is not None
+        cases = Cases(sure, no, np.arange(200), lost, np.arange(200))
+        given = replace(made, cases=cases.to_dict())  # as if all known ones were found at this score, and no other
+        names = opened.catalogue.labels().names
+        [one] = evaluate._promised(opened, given, sightings, [a for _, a in answers], names, [0.1])
+    there = set(names.values())
+    counted = [(truth, label.label) for truth, label in best if label.score >= one.threshold]
+    assert one.threshold == pytest.approx(middle, abs=1e-6) and one.queries == len(best)
+    assert one.given == len(counted) >= len(best) / 2
+    assert one.wrong == sum(truth != said for truth, said in counted)
+    assert any(truth not in there for truth, _ in best)  # strangers are among them
 
 
 def test_intervals_hold_their_figures(evaluated: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ from reid.score import ValidatorConfig
 
 QUICK = ValidatorConfig(rounds=30)
 INLIERS = NAMES.index("inliers")
+LOG_INLIERS = NAMES.index("log_inliers")
 
 
 def pairs(animals: int = 12, each: int = 40, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -22,6 +23,7 @@ def pairs(animals: int = 12, each: int = 40, seed: int = 0) -> tuple[np.ndarray,
     own = np.repeat(np.arange(animals), each)
     same = rng.random(len(own)) < 0.3
     rows[:, INLIERS] = np.where(same, rng.integers(6, 40, len(own)), rng.integers(4, 12, len(own)))
+    rows[:, LOG_INLIERS] = np.log1p(rows[:, INLIERS])
     rows[:, 0] = 0.3 * same + 0.2 * rng.normal(size=len(own))
     other = np.where(same, own, (own + 1 + rng.integers(0, animals - 1, len(own))) % animals)
     return rows, same, np.stack([own, other], axis=1)
@@ -69,11 +71,24 @@ def test_fitted_pairs_are_placed_by_points_and_by_cosine():
     assert valid[same].mean() > valid[~same].mean() + 0.3
     query = np.stack([rows[same][0], rows[~same][0], rows[~same][1]])
     query[:, INLIERS] = [35, 5, 5]
+    query[:, LOG_INLIERS] = np.log1p([35, 5, 5])
     query[:, 0] = [-0.9, 0.2, 0.6]
     scores = found.scores(query)
     assert scores.argmax() == 0 and scores[0] > 0.5 > scores[2] > scores[1]
-    query[0, INLIERS] = 9  # one point too few
+    query[0, [INLIERS, LOG_INLIERS]] = 9, np.log1p(9)  # one point too few
     assert np.argsort(-found.scores(query)).tolist() == [2, 1, 0]
+
+
+def test_a_map_that_cannot_be_gives_nobody_the_first_place():
+    rows, same, animals = pairs()
+    found, _ = fusion.fit_geometry_first(rows, same, animals, 10, QUICK)
+    query = np.stack([rows[same][0], rows[~same][0]])
+    query[:, INLIERS] = [40, 5]  # as many points agree on a mirrored map, say
+    query[:, 0] = [-0.9, 0.6]
+    query[:, LOG_INLIERS] = np.log1p([40, 5])
+    assert found.scores(query).argmax() == 0
+    query[0, LOG_INLIERS] = 0  # `Verification.inliers` of a pair whose map is degenerate
+    assert found.scores(query).argmax() == 1 and fusion.inliers_of(query).tolist() == [0, 5]
 
 
 def test_looks_are_the_heads_where_there_is_one():

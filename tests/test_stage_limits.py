@@ -7,12 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import pytest
-from fake_stores import labels
+from fake_stores import fake_store, herd, labels, taken_in
 from local_store import changed_settings, described, local_store, sightings
 from rendered_store import flukes
 
-from reid import learned, local, verify
+from reid import crop, learned, local, pipeline, verify
 from reid.errors import ModelError
 from reid.index.local import LocalIndex
 from reid.keypoints import LocalFeatures, describe
@@ -56,6 +57,52 @@ def limited(local_store: Store) -> Store:
 def test_without_trouble_nothing_is_skipped(local_store: Store, flukes: Path) -> None:
     answer = ask(local_store, known(flukes))
     assert not answer.labels[0].is_new and answer.status != "new" and answer.stages_skipped == ()
+
+
+def test_one_photo_that_a_library_stumbles_over_is_reported_and_the_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = crop.cut_views
+    rows = herd(tmp_path / "photos", 3, 2)
+    wide = cv2.resize(cv2.imread(str(rows[2].path)), (80, 48))
+    cv2.imwrite(str(rows[2].path), wide)
+
+    def stumbles(pixels: Any, *rest: Any, **more: Any) -> Any:
+        if pixels.shape[1] == 80:
+            raise cv2.error("an assertion of its own")
+        return real(pixels, *rest, **more)
+
+    monkeypatch.setattr(crop, "cut_views", stumbles)
+    store = fake_store(tmp_path / "s")
+    report = taken_in(store, rows)
+    assert report.new == 5 and [one.code for one in report.failures] == ["error"]
+    assert "an assertion of its own" in report.failures[0].message and str(rows[2].path) in report.failures[0].source
+    answers = identify(store, [Query((replace(one, identity=None),)) for one in rows[1:4]])
+    assert [answer.status == "error" for answer in answers] == [False, True, False]
+    assert "an assertion of its own" in answers[1].message
+
+
+def test_an_embedder_that_fails_is_an_error_of_the_photos_it_was_to_see(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = herd(tmp_path / "photos", 3, 2)
+    store = fake_store(tmp_path / "s")
+    taken_in(store, rows)
+    asked = [Query((replace(one, identity=None),)) for one in rows]
+    real, calls = store.embedder.embed, []
+
+    def fails_once(crops: Any) -> Any:
+        calls.append(len(crops))
+        if len(calls) == 1:
+            raise RuntimeError("out of device memory")
+        return real(crops)
+
+    monkeypatch.setattr(pipeline, "BATCH", 2)
+    monkeypatch.setattr(store.embedder, "embed", fails_once)
+    answers = identify(store, asked)
+    assert [answer.status == "error" for answer in answers] == [True, True, False, False, False, False]
+    assert "out of device memory" in answers[0].message and not answers[0].labels
+    assert all(answer.labels for answer in answers[2:])
 
 
 @pytest.mark.parametrize(

@@ -111,7 +111,7 @@ class MarginSoftmax(torch.nn.Module):  # type: ignore[misc]
         """Begin with these class centres `(C, D)`; further centres of a class beside the first."""
         k = self.config.centres
         if k > 1:
-            noise = torch.randn(len(centres), k, centres.shape[1]) / centres.shape[1] ** 0.5
+            noise = torch.randn(len(centres), k, centres.shape[1]).to(centres.device) / centres.shape[1] ** 0.5
             noise[:, 0] = 0
             centres = (functional.normalize(centres)[:, None] + 0.5 * noise).flatten(0, 1)
         with torch.no_grad():

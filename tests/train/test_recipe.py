@@ -155,3 +155,19 @@ def test_every_recipe_takes_steps_and_is_exported(name: str, tmp_path: Path, flu
     vectors = found.embed(crops)
     assert vectors.shape == (3, found.card.dim) and found.card.extra["recipe"] == name
     assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", sorted(PUBLISHED | OWN))
+def test_at_gpu_scale_networks_take_their_photos_and_losses_begin_on_the_device_they_are_on(name: str) -> None:
+    torch = pytest.importorskip("torch")
+    from reid.train import losses, network
+
+    made = recipe.load(name, "gpu")
+    size = made.input.height, made.input.width
+    classes = 12 if made.sampling.mirror == "class" else 6
+    with torch.device("meta"):  # shapes and devices alone, so that the real sizes cost nothing
+        net, _ = network.build(made.network, grey=made.input.grey, pretrained=False, size=size)
+        found = net.train().embed(torch.empty(4, 3, *size))
+        summed = losses.Sum(made.losses, losses.Space(net.dim, net.n_parts, np.arange(1, classes + 1)))
+    summed.start(torch.empty(classes, net.dim, device="meta"))  # what is made beside them is made there, too
+    assert found.whole.shape == (4, net.dim) and found.whole.device.type == "meta"
