@@ -202,11 +202,12 @@ def calibrate(
 
     Example: reid calibrate --false-match 0.01 && reid query new.jpg
     """
-    from reid import console, fit
+    from reid import console, fit, recent
 
     for name, value in (("--false-match", false_match), ("--false-new", false_new), ("--confidence", confidence)):
         if not 0 < value < 1:
             raise typer.BadParameter(f"{value} is not between 0 and 1", param_hint=name)
+    aged: tuple[str, ...] = ()
     with opened(context) as store:
         if off:
             fit.forget_rates(store)
@@ -215,14 +216,19 @@ def calibrate(
             made = fit.calibrate_rates(store, false_match=false_match, false_new=false_new, confidence=confidence)
             found = made.policy.to_dict() if made.policy else {}
             curve = fit.measured_risk(store, made)
+            aged = recent.drift(store, made, len(store.gallery()))
     refused = bool(found) and all(one["threshold"] is None for one in found.values())
     if json:
-        console.as_json(found | ({} if off else {"curve": curve}))
+        console.as_json(found | ({} if off else {"curve": curve, "warnings": list(aged)}))
     else:
         for line in console.promises(found) or ["nothing is promised: queries answer match or new by one threshold"]:
             typer.echo(line)
         if not off:
             console.risks(curve)
+        for reason in aged:
+            typer.echo(
+                f"note: measured on left-out photos of another day: {reason}; reid reindex --force measures anew"
+            )
     if refused:
         typer.echo("error: nothing can be promised from these photos; nothing was changed", err=True)
         raise typer.Exit(1)

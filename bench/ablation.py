@@ -5,9 +5,9 @@ Two tables are enrolled and asked by the production path, once, query by query. 
 for each set the fusion is fitted anew on the gallery's left-out photos, as the engine does (what is not in the set is
 hidden from the trees), the threshold of the new individual is placed on the same photos, and the queries' candidates are
 ranked again. Rows `… alone` rank by one source, `as served` by the fusion that the store's own fit chose; `+ calibration`
-is that with its curve: calibration error of the bare score (`ece_score`) and of the curve's P (`ece`), and the share of
-queries that the thresholds of promised rates decide. `fusion_over_best_single` is `as served` less the best source
-alone, query by query.
+is the answers as given, P(known) in force or not: calibration error of the bare score (`ece_score`) and of the first
+label's P (`ece`), and what promised rates of false matches come to. `fusion_over_best_single` is `as served` less the
+best source alone, query by query.
 
 Milliseconds a query are what the source itself takes, beyond those before it. `--store` keeps the store, or uses one
 that is there. Prints one JSON object last; brackets are 95 % bootstrap intervals over animals, of milliseconds over
@@ -29,14 +29,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from reid import aggregate, decide, enrol, fit, fusion, measure, metrics, promise, shortlist, thresholds, withheld
+from reid import aggregate, decide, enrol, fit, fusion, measure, metrics, shortlist, thresholds, withheld
 from reid.agreement import FEATURE_NAMES
 from reid.exchange import read_sources
 from reid.index import LocalIndex
 from reid.intervals import Interval, bootstrap_interval
+from reid.kept import kept
 from reid.leaving_out import LeftOut
 from reid.pipeline import Identifier, Query
-from reid.records import Sighting
+from reid.records import Answer, Sighting
 from reid.rescore import Heads
 from reid.risk import Cases
 from reid.search import Found
@@ -54,7 +55,7 @@ STEPS: dict[str, tuple[str, ...]] = {
     "+ siamese": fusion.SIAMESE_NAMES,  # where the store has a head
 }
 ALONE = {"embedder": "cosine", "votes": "log_votes", "geometry": "log_weight", "siamese": "siamese"}
-RATES = (0.01, 0.05, 0.2)  # of false matches, of which the share decided is said
+RATES = (0.01, 0.05, 0.1, 0.2)  # of false matches, promised and counted
 Scorer = Callable[[NDArray[np.float32]], NDArray[np.float64]]
 
 
@@ -79,6 +80,8 @@ class Asked:
     truth: NDArray[np.int64]
     animals: NDArray[np.str_]
     code: Callable[[str], int]
+    answers: Sequence[Answer]
+    names: NDArray[np.str_]
 
 
 def main() -> None:
@@ -109,14 +112,14 @@ def ablation(store: Store, sightings: Sequence[Sighting]) -> dict[str, Any]:
     rest = sum(sum(times) for times in spent.values()) / max(1, len(seconds))
     spent["embedding"] = [max(0.0, one - rest) for one in seconds]
     labels, vectors, _ = withheld.spoken_for(store)
-    kept = fit.read(store, store.gallery().fingerprint)
+    fitted = fit.read(store, store.gallery().fingerprint)
     source = withheld.local_of(store, labels)
-    if kept is None or source is None:
+    if fitted is None or source is None:
         raise SystemExit("the store has no fit, or does without local features")
     groups = withheld.sightings_of(store.catalogue, labels)
-    whitened = kept.whitened if store.whitening(store.gallery()) is not None else 0.0
+    whitened = fitted.whitened if store.whitening(store.gallery()) is not None else 0.0
     gallery, left_out, further = withheld.ask_left_out(
-        store, labels, vectors, groups, source, whitened=whitened, sides=kept.sides, progress=lambda *_: None
+        store, labels, vectors, groups, source, whitened=whitened, sides=fitted.sides, progress=lambda *_: None
     )
     method = store.config.decision.aggregate
     judgements: dict[str, Judged] = {}
@@ -133,10 +136,10 @@ def ablation(store: Store, sightings: Sequence[Sighting]) -> dict[str, Any]:
         if step == "embedding":
             made = measure.fused(gallery, shown, fusion.EMBEDDING, method)
         else:
-            more = [
+            others = [
                 replace(one, known=without(one.known, hidden), unknown=without(one.unknown, hidden)) for one in further
             ]
-            trees = measure.fitted(gallery, shown, method, further=more)
+            trees = measure.fitted(gallery, shown, method, further=others)
             if trees is None:
                 raise SystemExit("too few left-out photos to fit trees on")
             made = trees
@@ -145,16 +148,16 @@ def ablation(store: Store, sightings: Sequence[Sighting]) -> dict[str, Any]:
         if name != "siamese" or head:
             cases = measure.fused(gallery, left_out, Alone(column), method).cases  # type: ignore[arg-type]
             judgements[f"{name} alone"] = judged(store, asked, Alone(column).scores, placed(store, cases), [], method)
-    at = kept.known_record["threshold_before"] if kept.known else kept.threshold
-    served = judgements["as served"] = judged(store, asked, kept.fusion.scores, at, [], method)
+    at = fitted.known_record["threshold_before"] if fitted.known else fitted.threshold
+    served = judgements["as served"] = judged(store, asked, fitted.fusion.scores, at, [], method)
     rows = {name: one.row(asked) | milliseconds(spent.get(name, [])) for name, one in judgements.items()}
-    rows["+ calibration"] = rows["as served"] | calibrated(store, kept, served, asked)
+    rows["+ calibration"] = as_answered(asked).row(asked) | calibrated(store, fitted, served, asked)
     return {
         "rows": rows,
         "fusion_over_best_single": over_best_single(judgements, asked),
-        "served_by": kept.fusion.kind,
+        "served_by": fitted.fusion.kind,
         "left_out": len(left_out),
-        "opposite_flanks": kept.sides,
+        "opposite_flanks": fitted.sides,
     }
 
 
@@ -180,39 +183,77 @@ def over_best_single(judgements: dict[str, Judged], asked: Asked) -> dict[str, A
     }
 
 
-def calibrated(store: Store, kept: fit.Fit, served: Judged, asked: Asked) -> dict[str, Any]:
-    """Calibration error of the first animal's score and of its P, and the shares that promised rates decide."""
+def as_answered(asked: Asked) -> Judged:
+    """The queries as they were answered."""
+    known = asked.truth >= 0
+    labels = [answer.labels for answer in asked.answers]
+    closed = metrics.ranks_of_truth(
+        [[x.label for x in one if not x.is_new][:5] for one in labels], asked.names.tolist()
+    )
+    opened = metrics.ranks_of_truth(
+        [["" if x.is_new else x.label for x in one[:5]] for one in labels],
+        np.where(known, asked.names, "").tolist(),
+    )
+    return Judged(
+        np.array([first_score(one) for one in asked.answers]),
+        np.array([bool(one) and one[0].is_new for one in labels], float),
+        metrics.reciprocal_ranks(closed[known], 5),
+        (closed[known] == 1).astype(float),
+        metrics.reciprocal_ranks(opened, 5),
+        (opened[known] == 1).astype(float),
+    )
+
+
+def first_score(answer: Answer) -> float:
+    """Of the first animal; −∞ without one."""
+    return max((label.score for label in answer.labels if not label.is_new), default=-np.inf)
+
+
+def calibrated(store: Store, fitted: fit.Fit, served: Judged, asked: Asked) -> dict[str, Any]:
+    """Calibration error of the first animal's score and of the first label's P, and what promised rates come to."""
     known = asked.truth >= 0
     right = np.zeros(len(known), np.bool_)
     right[known] = served.first > 0
     usable = np.isfinite(served.best)
-    out: dict[str, Any] = {"decided": {}}
-    start = time.perf_counter()
-    chances = {"ece_score": np.clip(served.best, 0, 1)}
-    if kept.curve is not None and kept.known is None:  # the curve of moved scores is not one of these
-        chances["ece"] = kept.curve.probability(served.best)
-    out["ms"] = round(1000 * (time.perf_counter() - start) / len(known), 4)
-    for name, chance in chances.items():
-        rows = np.stack([chance[usable], right[usable].astype(np.float64)], axis=1)
-        out[name] = interval(
-            bootstrap_interval(
-                rows, asked.animals[usable], lambda d: metrics.expected_calibration_error(d[:, 0], d[:, 1] > 0), n=300
-            )
-        )
+    out = {"ece_score": calibration_error(np.clip(served.best, 0, 1), right, asked.animals, usable)}
+    chances = [one.labels[0].probability if one.labels else None for one in asked.answers]
+    said = np.array([
+        bool(one.labels) and (not there if one.labels[0].is_new else one.labels[0].label == name)
+        for one, there, name in zip(asked.answers, known.tolist(), asked.names.tolist(), strict=True)
+    ])  # fmt: skip
+    some = np.array([chance is not None for chance in chances])
+    if some.any():
+        filled = np.array([chance or 0.0 for chance in chances])
+        out["ece"] = calibration_error(filled, said, asked.animals, some)
+    best = np.array([first_score(one) for one in asked.answers])
+    there = np.flatnonzero(known & np.isfinite(best))
+    first = [next((x.label for x in asked.answers[i].labels if not x.is_new), "") for i in there.tolist()]
+    counted = Cases(
+        best[there], np.array(first) != asked.names[there], asked.truth[there],
+        best[~known & np.isfinite(best)], -1 - np.arange(int((~known & np.isfinite(best)).sum())),
+    )  # fmt: skip
     share = store.config.decision.share_new
-    cases = Cases.from_dict(kept.cases)
-    for rate in RATES if kept.known is None else ():
-        at = promise.promise_matches(cases, rate, new_share=share).threshold
-        taken = np.zeros(len(known), np.bool_) if at is None else served.best >= at
-        wrong = float((~right[taken]).mean()) if taken.any() else None
-        out["decided"][str(rate)] = {"refused": at is None, "share": round(float(taken.mean()), 4), "wrong": wrong}
-    return out
+    cases = Cases.from_dict(fitted.cases)
+    return out | {"promised": [kept(cases, counted, rate, share).to_json() for rate in RATES]}
+
+
+def calibration_error(
+    chances: NDArray[np.float64], right: NDArray[np.bool_], animals: NDArray[np.str_], some: NDArray[np.bool_]
+) -> list[float]:
+    """With its interval, of those that are usable."""
+    rows = np.stack([chances[some], right[some].astype(np.float64)], axis=1)
+    return interval(
+        bootstrap_interval(
+            rows, animals[some], lambda d: metrics.expected_calibration_error(d[:, 0], d[:, 1] > 0), n=300
+        )
+    )
 
 
 def ask(store: Store, sightings: Sequence[Sighting]) -> tuple[Asked, list[float]]:
     """The queries' candidates by the production path, and the seconds of each less those of reading photos."""
     identifier = Identifier.open(store, k=6)
     found: dict[int, Found] = {}
+    given: dict[int, Answer] = {}
     seconds = []
     for number, sighting in enumerate(sightings):
 
@@ -221,13 +262,17 @@ def ask(store: Store, sightings: Sequence[Sighting]) -> tuple[Asked, list[float]
                 found[number] = each[0]
 
         (answer,) = identifier.answers([Query((sighting,))], observe=observe)
+        given[number] = answer
         seconds.append(answer.seconds.get("embed", 0.0) + answer.seconds.get("search", 0.0))
     labels = store.catalogue.labels()
     code = {name: number for number, name in labels.names.items() if number >= 0}
     rows = sorted(found)
     truth = np.array([code.get(sightings[i].identity or "", -1) for i in rows], np.int64)
     animals = np.array([sightings[i].identity or f"unnamed {i}" for i in rows])
-    return Asked([found[i] for i in rows], truth, animals, identifier.search.code), seconds
+    names = np.array([sightings[i].identity or "" for i in rows])
+    return Asked(
+        [found[i] for i in rows], truth, animals, identifier.search.code, [given[i] for i in rows], names
+    ), seconds
 
 
 def without(features: NDArray[np.float32], hidden: Sequence[int]) -> NDArray[np.float32]:
@@ -260,8 +305,15 @@ class Judged:
             "map_at_5_known": measured(self.worth, asked.animals[known]),
             "map_at_5": measured(self.open_worth, asked.animals),
             "geometric": round(float(np.sqrt(self.right_open.mean() * new.mean())), 3) if len(new) else None,
-            "auroc_known": round(metrics.auroc(self.best, known), 3) if len(new) else None,
+            "auroc_known": self.auroc(asked) if len(new) else None,
         }
+
+    def auroc(self, asked: Asked) -> list[float]:
+        """How often a known animal scores above a new one, with its interval."""
+        rows = np.stack([self.best, (asked.truth >= 0).astype(np.float64)], axis=1)
+        return interval(
+            bootstrap_interval(rows, asked.animals, lambda d: float(metrics.auroc(d[:, 0], d[:, 1] > 0)), n=300)
+        )
 
 
 def judged(store: Store, asked: Asked, score: Scorer, threshold: float, hidden: Sequence[int], method: str) -> Judged:

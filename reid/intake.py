@@ -181,12 +181,7 @@ def prepare(
     kept, boxes, failures = place_boxes(masked.sightings, facts.width, facts.height, finder)
     failures[:0] = masked.failures
     smallest = min(boxes, key=lambda box: box.width * box.height) if boxes else None
-    target = preprocessing.finest
-    if describe is not None:
-        tall = smallest is not None and smallest.height > smallest.width
-        long = describe.long_side
-        target = (target[0], max(target[1], long)) if tall else (max(target[0], long), target[1])
-    decoded = images.read(loaded, box=smallest, target=target)
+    decoded = images.read(loaded, box=smallest, target=target_of(preprocessing, describe, smallest))
     scale = (decoded.scale, decoded.scale)
     marks = _landmarks(decoded.pixels, kept, boxes, scale, views, croppers)
     cut = [
@@ -210,9 +205,7 @@ def prepare(
     drawn = [masked.of(sighting) for sighting in kept]
     if describe is not None:
         for box, mask in zip(boxes, drawn, strict=True):
-            pixels, inside = crop.region(decoded.pixels, box, scale=scale), None
-            if mask is not None:
-                inside = _inside(mask, box, decoded.pixels.shape[:2], scale)
+            pixels, inside = region(decoded, box, mask)
             local.append(keypoints.describe(pixels, inside, describe))
             more += [further(pixels, inside)] if further is not None else []
     pngs = tuple(None if mask is None else masks.encoded(mask) for mask in drawn)
@@ -221,6 +214,25 @@ def prepare(
     return Prepared(
         facts, mtime, tuple(kept), tuple(boxes), crops, tuple(failures), tuple(local), qualities, tuple(more), pngs
     )
+
+
+def target_of(preprocessing: Preprocessing, describe: KeypointConfig | None, smallest: Box | None) -> tuple[int, int]:
+    """Width and height in pixels that a photo's smallest box needs, for the embedder and, with `describe`, for that."""
+    target = preprocessing.finest
+    if describe is None:
+        return target
+    tall = smallest is not None and smallest.height > smallest.width
+    long = describe.long_side
+    return (target[0], max(target[1], long)) if tall else (max(target[0], long), target[1])
+
+
+def region(
+    decoded: images.DecodedPhoto, box: Box, mask: NDArray[np.bool_] | None
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+    """What is described of a decoded photo: its box, and the photo's mask as the box is cut, where there is one."""
+    scale = (decoded.scale, decoded.scale)
+    pixels = crop.region(decoded.pixels, box, scale=scale)
+    return pixels, None if mask is None else _inside(mask, box, decoded.pixels.shape[:2], scale)
 
 
 def _inside(

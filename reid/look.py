@@ -123,7 +123,11 @@ def look(
     animal = _animal(decoded.pixels.shape[:2], placed, decoded.scale, mask)
     window, frame, inside = _window(decoded.pixels, placed, decoded.scale, animal)
     whole = placed.origin == "whole"
-    near, wide = (None, None) if not options.matches else _keypoints(window, frame, inside, mask is not None, options)
+    near, wide = None, None
+    if options.matches:
+        near = _as_asked(path, placed, mask, eye.preprocessing, frame, options)
+        bare = (frame[3] - frame[1], frame[2] - frame[0]) == window.shape[:2] and mask is None
+        wide = near if bare else _described(window, None, options, max(window.shape[:2]) / _long(frame))
     view, crop_inside = _embedded_view(decoded.pixels, placed, decoded.scale, animal, eye.preprocessing)
     occluded = occlude(prepared.crops[0], eye.embed, grid=options.grid, sparse=options.sparse) if options.heat else None
     return Seen(
@@ -189,22 +193,30 @@ def _window(pixels: Pixels, box: Box, scale: float, animal: Pixels) -> tuple[Pix
     return np.ascontiguousarray(cut), (left, top, right, bottom), inside >= 128
 
 
-def _keypoints(
-    window: Pixels, frame: tuple[int, int, int, int], inside: Bools, masked: bool, options: Options
-) -> tuple[LocalFeatures, LocalFeatures]:
-    """Keypoints of the box, as a query takes them, and of the whole window at the same scale."""
-    x0, y0, x1, y1 = frame
-    near = _described(
-        np.ascontiguousarray(window[y0:y1, x0:x1]),
-        np.ascontiguousarray(inside[y0:y1, x0:x1]) if masked else None,
-        options,
+def _as_asked(
+    path: Path,
+    box: Box,
+    mask: Bools | None,
+    preprocessing: Preprocessing,
+    frame: tuple[int, int, int, int],
+    options: Options,
+) -> LocalFeatures:
+    """Keypoints of the box from the very pixels that a query and an enrolment describe, in pixels of `frame`."""
+    target = intake.target_of(preprocessing, options.keypoints, box)
+    found = _described(*intake.region(images.read(path, box=box, target=target), box, mask), options)
+    width, height = frame[2] - frame[0], frame[3] - frame[1]
+    by = np.array([width / max(1, found.width), height / max(1, found.height)], np.float32)
+    return replace(
+        found, xy=found.xy * by, scale=found.scale * np.float32(np.sqrt(by.prod())), height=height, width=width
     )
-    if (y1 - y0, x1 - x0) == window.shape[:2] and not masked:
-        return near, near
-    return near, _described(window, None, options, max(window.shape[:2]) / max(y1 - y0, x1 - x0))
 
 
-def _described(crop: Pixels, mask: Bools | None, options: Options, wider: float = 1.0) -> LocalFeatures:
+def _long(frame: tuple[int, int, int, int]) -> int:
+    """The longer side of a box in pixels."""
+    return max(frame[2] - frame[0], frame[3] - frame[1])
+
+
+def _described(crop: Pixels, mask: Pixels | Bools | None, options: Options, wider: float = 1.0) -> LocalFeatures:
     """What geometry compares: of a window `wider` times the box's size, twice as many points at the same scale."""
     network, config = options.verify.learned, options.keypoints
     times = 1 if wider == 1.0 else 2

@@ -121,6 +121,7 @@ def calibrated(root: Path, *options: object) -> dict[str, Any]:
     """The two promises, without the curve that is printed with them."""
     found = reid_json("calibrate", *options, store=root)
     assert len(found.pop("curve")["points"]) > 5
+    assert found.pop("warnings") == []
     return found
 
 

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from reid import images, synth
+from reid import images, intake, synth
 from reid.compare import SWITCHED_OFF, Outside, compare
 from reid.embed import unit_rows
 from reid.errors import InputError, PhotoError
 from reid.keypoints import describe
 from reid.look import Eye, Options, Seen, look
 from reid.models import Preprocessing
-from reid.records import Box
+from reid.records import Box, Sighting
 from reid.verify import verify
 
 QUICK = Options(heat=False)
@@ -88,6 +88,20 @@ def test_the_numbers_are_those_of_the_boxes_as_a_query_verifies_them(pair) -> No
     assert found.verification.H == pytest.approx(expected.H)
     assert found.cosine == pytest.approx(float(a.vector @ b.vector), abs=1e-6)
     assert (found.box_a, found.box_b) == (replace(pair[0][1]), replace(pair[1][1]))
+
+
+def test_a_large_photo_is_described_by_the_pixels_that_a_query_describes(pair, tmp_path: Path) -> None:
+    path, box, _ = pair[0]
+    small, times = images.read(path).pixels, 4
+    large = cv2.resize(small, None, fx=times, fy=times, interpolation=cv2.INTER_CUBIC)
+    file = tmp_path / "large.jpg"
+    cv2.imwrite(str(file), large[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])
+    around = Box(*(times * v for v in (box.x0, box.y0, box.x1, box.y1)))
+    near = look(file, EYE, QUICK, box=around).near
+    asked = intake.prepare([Sighting(file, "large", box=around)], EYE.preprocessing, describe=QUICK.keypoints).local[0]
+    assert near is not None and len(near) > 100 and (near.descriptors == asked.descriptors).all()
+    assert near.width > 1.5 * asked.width  # it is drawn on a larger picture
+    assert near.xy[:, 0] / near.width == pytest.approx(asked.xy[:, 0] / asked.width, abs=1e-3)
 
 
 def test_evidence_on_the_animal_is_not_flagged(pair) -> None:

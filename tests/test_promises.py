@@ -222,6 +222,9 @@ def test_status_warns_when_the_gallery_has_outgrown_its_measurement_and_the_next
         store.gallery()
     [warning] = reid_json("status", store=many)["warnings"]
     assert "has grown from 1800 to 2328 photos" in warning
+    [said] = reid_json("calibrate", *RATES, store=many)["warnings"]
+    assert "has grown from 1800 to 2328 photos" in said
+    assert "reid reindex --force measures anew" in reid("calibrate", *RATES, store=many).stdout
     with reopened(many) as store:
         fit.fit(store)
     after = fitted(many)
