@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from quick_trainings import EXPORT, quick_export, same, train  # noqa: E402
 
 from reid import models  # noqa: E402
 from reid.embed import OpenVinoEmbedder, unit_rows  # noqa: E402
-from reid.errors import TrainError  # noqa: E402
+from reid.errors import ModelError, TrainError  # noqa: E402
 from reid.train import (  # noqa: E402
     augment,
     backbone,
@@ -68,6 +69,16 @@ def test_the_exported_model_gives_the_trained_networks_vectors(
     assert float((ours * theirs).sum(1).min()) >= backbone.LEAST_COSINE
     assert (card.dim, card.architecture, card.extra["recipe"]) == (32, "test_efficientnet", "tiny")
     assert card.preprocessing.margin == how.input.margin and not checkpoints.exists(tmp_path)
+
+
+def test_a_network_of_another_version_is_a_typed_error(fluke_sources: Sources, tmp_path: Path) -> None:
+    done = train(fluke_sources, tmp_path, tiny(""))
+    file = done.model / models.CARD
+    card = json.loads(file.read_text())
+    card["extra"]["network"]["twisted"] = True
+    file.write_text(json.dumps(card))
+    with pytest.raises(ModelError, match=r"a network of another version.*twisted.*train it again"):
+        backbone.from_folder(done.model)
 
 
 def test_the_same_seed_gives_the_same_model_and_another_another(fluke_sources: Sources, tmp_path: Path) -> None:

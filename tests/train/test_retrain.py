@@ -19,6 +19,7 @@ pytest.importorskip("torch")
 from fake_stores import assert_index_is_the_catalogue  # noqa: E402
 from named_store import live, stopped_at, store  # noqa: E402
 from painted_store import herd, one_thread, painted_store, small_head  # noqa: E402
+from typer.testing import CliRunner  # noqa: E402
 
 from reid import adopt, cli, models, retrain, withheld  # noqa: E402
 from reid.config import TrainingConfig  # noqa: E402
@@ -150,6 +151,19 @@ def test_a_nightly_run_puts_a_better_model_in_force(store: Store) -> None:
     assert (again.embedded, again.rebuilt, again.photos_now) == (0, "", 96)
 
 
+def test_the_command_of_every_night_trains_and_puts_in_force(store: Store) -> None:
+    store.close()
+    told = CliRunner().invoke(cli.app, ["--store", str(store.root), "reindex", "--train", "--json"])
+    assert told.exit_code == 0, told.stdout
+    said = json.loads(told.stdout)["training"]
+    assert said["swapped"] and "not worse, the new model is in force" in said["reason"]
+    assert Store.open(store.root).config.embedder.model == said["model"]
+    told = CliRunner().invoke(cli.app, ["--store", str(store.root), "status"])
+    assert said["model"] in told.stdout and told.exit_code == 0
+    told = CliRunner().invoke(cli.app, ["--store", str(store.root), "reindex"])  # nothing to do, nothing trained
+    assert told.exit_code == 0 and "training" not in told.stdout
+
+
 def test_the_next_training_starts_from_the_same_network_and_spares_the_older_models_photos(store: Store) -> None:
     first = reindex(store, who="t", train=retrain.night).training
     second = retrain.night(store)
@@ -233,6 +247,16 @@ def test_a_training_that_was_interrupted_leaves_the_index_alone_and_is_resumed(s
     prints = {models.read_card(store.models_folder / r.report.model).fingerprint for r in (done, whole)}
     assert len(prints) == 1
     with pytest.raises(TrainError, match="no unfinished training"):
+        retrain.train(store, Options(resume=True))
+
+
+def test_a_training_begun_by_another_version_is_not_resumed(store: Store) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        retrain.train(store, Options(), stopped_at("views"))
+    (run,) = [p for p in (store.root / "training").iterdir() if p.name != retrain.KEPT]
+    written = json.loads((run / runs.CONFIG).read_text())
+    (run / runs.CONFIG).write_text(json.dumps(written | {"options": written["options"] | {"lanes": 3}}))
+    with pytest.raises(TrainError, match=r"those of another version.*lanes.*begin a new training"):
         retrain.train(store, Options(resume=True))
 
 
