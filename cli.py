@@ -65,14 +65,18 @@ def main(
 
 def init(
     context: typer.Context,
-    species: Annotated[str, typer.Option(help="Species of this store's animals.")] = "",
+    species: Annotated[str | None, typer.Option(help="Species of this store's animals.")] = None,
     new_label: Annotated[
-        str, typer.Option(help="What an animal is called that is not in the catalogue.")
-    ] = "new_whale",
-    model: Annotated[str, typer.Option(help="Embedder; empty: chosen at the first enrolment.")] = "",
+        str | None, typer.Option(help="What an animal is called that is not in the catalogue; else new_whale.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Embedder; else chosen at the first enrolment.")] = None,
     cropper: Annotated[
-        str, typer.Option(help="Who finds the animal where a table gives no box: none, or fluke for humpback flukes.")
-    ] = "none",
+        str | None,
+        typer.Option(help="Who finds the animal where a table gives no box: fluke for humpback flukes; else nobody."),
+    ] = None,
+    settings: Annotated[
+        str, typer.Option(help="What to begin with: fourth_place (first place by geometry), or your own .toml file.")
+    ] = "",
 ) -> None:
     """Make an empty store.
 
@@ -81,7 +85,9 @@ def init(
     from reid.store import Store
 
     with errors_said():
-        store = Store.create(context.obj, species=species, new_label=new_label, model=model, cropper=cropper)
+        store = Store.create(
+            context.obj, begin_with=settings, species=species, new_label=new_label, model=model, cropper=cropper
+        )
     typer.echo(f"made a store in {store.root}; next: reid --store {shlex.quote(str(store.root))} enroll PHOTOS")
 
 

@@ -8,7 +8,9 @@ configuration; everything below gets values.
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field, fields, is_dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -167,7 +169,7 @@ class Config:
 
 TEMPLATE = """\
 # Settings of this store. Every key may be left out; these are the defaults.
-species = "{species}"
+species = ""
 
 [catalogue]
 url = ""                 # empty: catalogue.sqlite here; or postgresql+psycopg://user@host/database
@@ -227,7 +229,7 @@ max_gap_minutes = 60.0   # photos further apart in time belong to different enco
 max_km = 2.0             # and so do photos further apart in place
 
 [decision]
-new_label = "{new_label}"
+new_label = "new_whale"
 aggregate = "max"        # how the scores of an identity's photos become one
 objective = "map_at_5"   # what the threshold is placed for: map_at_5, balanced or geometric
 share_new = 0.3          # expected share of unknown animals among queries
@@ -278,11 +280,50 @@ def parse(text: str, source: str) -> Config:
 
 def with_model(text: str, name: str) -> str:
     """The text of a `reid.toml` with `[embedder] model` set to `name`, all else, remarks too, as it was."""
-    import tomlkit  # takes .05 s, and only what changes a store's model needs it
+    return with_values(text, {"embedder": {"model": name}})
+
+
+def with_values(text: str, values: Mapping[str, Any]) -> str:
+    """The text of a `reid.toml` with these values, tables of them in tables; all else, remarks too, as it was.
+
+    What is None is left as it is.
+    """
+    import tomlkit  # takes .05 s, and only what changes a store's settings needs it
+
+    def put(into: MutableMapping[str, Any], new: Mapping[str, Any]) -> None:
+        for key, value in new.items():
+            if isinstance(value, Mapping):
+                put(into.setdefault(key, tomlkit.table()), value)
+            elif value is not None:
+                into[key] = value
 
     settings = tomlkit.parse(text)
-    settings.setdefault("embedder", tomlkit.table())["model"] = name
+    put(settings, values)
     return tomlkit.dumps(settings)
+
+
+def named() -> list[str]:
+    """The settings that come with the package, for stores to begin with."""
+    files = resources.files("reid").joinpath("settings").iterdir()
+    return sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml"))
+
+
+def values_of(name: str | Path) -> dict[str, Any]:
+    """The values in settings of the package, by name, or in one's own `.toml` file; what they leave out is left out.
+
+    Raises:
+        ConfigError: there are none, or they say what `load` would refuse.
+    """
+    own = Path(name)
+    if own.suffix != ".toml" and str(name) not in named():
+        raise ConfigError(f"no settings '{name}'", next_step=f"choose one of {', '.join(named())}, or a .toml file")
+    file = own if own.suffix == ".toml" else resources.files("reid").joinpath("settings", f"{name}.toml")
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot be read ({error})", source=str(name), next_step="name another file") from error
+    parse(text, str(name))
+    return tomllib.loads(text)
 
 
 def _read(kind: Any, raw: dict[str, Any], source: str, prefix: str) -> Any:

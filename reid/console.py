@@ -169,8 +169,8 @@ def promises(policy: Mapping[str, Any]) -> list[str]:
             continue
         side = "from" if kind == "matches" else "below"
         lines.append(
-            f"{name} {side} score {one['threshold']:.3f}: {one['reason']}; measured {one['measured']:.1%}, at most "
-            f"{one['upper']:.1%}; decides {one['automatic']:.0%} [{one['automatic_low']:.0%}, {one['automatic_high']:.0%}] "
+            f"{name} {side} score {one['threshold']:.3f}: {one['reason']}; measured {one['measured']:.1%} "
+            f"[{one['low']:.1%}, {one['upper']:.1%}]; decides {one['automatic']:.0%} [{one['automatic_low']:.0%}, {one['automatic_high']:.0%}] "
             f"of queries; {one['photos']} photos of {one['animals']} animals behind it"
         )
     return lines

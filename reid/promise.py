@@ -42,7 +42,8 @@ def verdict(score: float, match_at: float | None, new_at: float | None) -> Verdi
 class Promise:
     """A threshold that keeps `rate` with `confidence`, or None and the reason why the data do not support one.
 
-    `measured` is the rate seen at the threshold, `upper` its bound (both NaN when refused). `automatic` is the share
+    `measured` is the rate seen at the threshold, `low` and `upper` its bounds (NaN when refused; together they hold it
+    with twice the doubt that one of them leaves). `automatic` is the share
     of queries decided by it, with its exact 95 % interval `automatic_low`, `automatic_high`. `photos` and `animals`
     stand behind it, worth `queries` independent queries. `needed` is how many photos of either kind, of the sort
     there are, would do (None where none would).
@@ -53,6 +54,7 @@ class Promise:
     threshold: float | None
     reason: str
     measured: float = math.nan
+    low: float = math.nan
     upper: float = math.nan
     automatic: float = 0.0
     automatic_low: float = 0.0
@@ -120,7 +122,7 @@ def _promise(
     if not passed.any():
         return behind.too_many_mistakes(n[starts], x[starts], allowed, what)
     i = int(np.flatnonzero(passed)[-1])
-    upper = clopper_pearson(x[i], n[i], 1 - 2 * allowed)[1]
+    least, most = clopper_pearson(x[i], n[i], 1 - 2 * allowed)
     low, high = clopper_pearson(n[i], value.queries)
     return Promise(
         rate=rate,
@@ -128,7 +130,8 @@ def _promise(
         threshold=float(at[i]),
         reason=f"at most {rate:.3g} of {what} are wrong, with {confidence:.0%} confidence",
         measured=float(x[i] / n[i]),
-        upper=float(upper[0]),
+        low=float(least[0]),
+        upper=float(most[0]),
         automatic=float(decided[i]),
         automatic_low=float(low[0]),
         automatic_high=float(high[0]),

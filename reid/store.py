@@ -51,24 +51,37 @@ class Store:
 
     @classmethod
     def create(
-        cls, root: Path, *, species: str = "", new_label: str = "new_whale", model: str = "", cropper: str = "none"
+        cls,
+        root: Path,
+        *,
+        begin_with: str | Path = "",
+        species: str | None = None,
+        new_label: str | None = None,
+        model: str | None = None,
+        cropper: str | None = None,
     ) -> Store:
         """Make a store in `root`, which may hold other things but no store.
+
+        `begin_with` names settings (`reid.config.values_of`); the others, where given, overrule them.
 
         Raises:
             StoreError: there is a store already, or the directory cannot be written.
             ConfigError: a setting that cannot be. ModelError: no cropper of that name.
         """
-        if cropper != locate.NONE:
+        if cropper not in (None, locate.NONE):
             locate.folder_of(cropper, root / "models")
         if (root / SETTINGS).exists():
             raise StoreError(
                 "there is a store here already", source=str(root), next_step="use it, or name another directory"
             )
-        text = config.TEMPLATE.format(species=species, new_label=new_label)
-        if model:
-            text = text.replace('model = "auto"', f'model = "{model}"')
-        text = text.replace('model = "none"', f'model = "{cropper}"', 1)
+        text = config.with_values(config.TEMPLATE, config.values_of(begin_with) if begin_with else {})
+        given = {
+            "species": species,
+            "decision": {"new_label": new_label},
+            "embedder": {"model": model},
+            "crop": {"model": cropper},
+        }
+        text = config.with_values(text, given)
         try:
             root.mkdir(parents=True, exist_ok=True)
             settings = config.parse(text, str(root / SETTINGS))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import typer
 from PIL import Image
-from rendered_store import PHOTOS, WHALES, enrolled, field, flukes, reid, reid_json, rows_of, store
+from rendered_store import PHOTOS, WHALES, enrolled, field, flukes, reid, reid_json, rows_of, store, write_rows
 
 from reid.cli import app
 
@@ -295,3 +296,17 @@ def test_the_demo_renders_enrols_asks_and_draws(tmp_path: Path) -> None:
     (tmp_path / "d" / "README.txt").unlink()  # as if the store were somebody's own
     refused = reid("demo", tmp_path / "d", "--whales", 5, "--queries", 3)
     assert (refused.exit_code, "store" in refused.stderr) == (1, True)
+
+
+def test_a_store_of_the_fourth_place_is_made_enrolled_and_asked(flukes: Path, enrolled: Path, tmp_path: Path) -> None:
+    whales = tmp_path / "whales"
+    assert reid("init", "--settings", "fourth_place", "--model", "lite0-wide", store=whales).exit_code == 0
+    shutil.copytree(enrolled / "models", whales / "models")
+    rows = rows_of(flukes / "labels.csv")[:12]
+    table = write_rows(tmp_path / "labels.csv", [row | {"path": str(flukes / row["path"])} for row in rows])
+    assert "geometry_first" in (whales / "reid.toml").read_text()
+    assert reid_json("enroll", table, store=whales)["annotations"] == 12
+    answer = reid_json("query", flukes / rows[0]["path"], store=whales)
+    assert answer["labels"][0]["label"] == rows[0]["identity"] and not answer["stages_skipped"]
+    assert reid("init", "--settings", "sixth_place", store=tmp_path / "none").exit_code != 0
+    assert not (tmp_path / "none").exists()

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from reid.config import TEMPLATE, Config, load, parse, with_model
+from reid.config import TEMPLATE, Config, load, named, parse, values_of, with_model, with_values
 from reid.errors import ConfigError
 
 
@@ -15,7 +15,7 @@ def written(folder: Path, text: str) -> Path:
 
 
 def test_the_template_says_what_the_defaults_are(tmp_path: Path) -> None:
-    assert load(written(tmp_path, TEMPLATE.format(species="", new_label="new_whale"))) == Config()
+    assert load(written(tmp_path, TEMPLATE)) == Config()
 
 
 def test_an_empty_file_is_all_defaults(tmp_path: Path) -> None:
@@ -82,7 +82,37 @@ def test_a_models_name_is_written_into_the_settings_and_nothing_else_changes(tex
 
 
 def test_the_template_of_settings_takes_a_models_name() -> None:
-    text = TEMPLATE.format(species="", new_label="new")
-    changed = with_model(text, "2026-11-21-head")
+    changed = with_model(TEMPLATE, "2026-11-21-head")
     assert parse(changed, "x").embedder.model == "2026-11-21-head"
-    assert changed.count("2026-11-21-head") == 1 and len(changed.splitlines()) == len(text.splitlines())
+    assert changed.count("2026-11-21-head") == 1 and len(changed.splitlines()) == len(TEMPLATE.splitlines())
+
+
+@pytest.mark.parametrize("name", named())
+def test_settings_of_the_package_are_settings_and_change_something(name: str) -> None:
+    changed = parse(with_values(TEMPLATE, values_of(name)), name)
+    assert changed != Config() and changed == parse(with_values("", values_of(name)), name)
+
+
+def test_the_fourth_place_gives_the_first_place_by_geometry() -> None:
+    found = parse(with_values(TEMPLATE, values_of("fourth_place")), "x")
+    assert (found.query.ranking, found.local.estimator, found.local.model) == (
+        "geometry_first", "lmeds_ransac", "homography"
+    )  # fmt: skip
+
+
+def test_ones_own_settings_are_checked_and_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no settings 'sixth_place'.*fourth_place"):
+        values_of("sixth_place")
+    with pytest.raises(ConfigError, match=r"nowhere\.toml.*cannot be read"):
+        values_of(tmp_path / "nowhere.toml")
+    with pytest.raises(ConfigError, match=r"mine\.toml.*local\.nothing"):
+        values_of(own := written(tmp_path, "[local]\nnothing = 1").rename(tmp_path / "mine.toml"))
+    own.write_text("[photos]\ncopy = true\n")
+    assert values_of(own) == {"photos": {"copy": True}}
+
+
+def test_values_are_put_where_they_belong_and_none_changes_nothing() -> None:
+    text = '# ours\nspecies = "a"  # why\n[photos]\ncopy = false\n'
+    values = {"species": None, "photos": {"copy": True}, "decision": {"new_label": 'a"b'}}
+    changed = '# ours\nspecies = "a"  # why\n[photos]\ncopy = true\n\n[decision]\nnew_label = "a\\"b"\n'
+    assert with_values(text, values) == changed

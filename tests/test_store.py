@@ -34,6 +34,15 @@ def test_a_new_store_holds_the_defaults_and_nothing_else(tmp_path: Path) -> None
         assert store.catalogue.counts().photos == 0
 
 
+def test_a_store_begins_with_the_settings_named_and_what_is_said_beside_them_wins(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text('species = "eland"\n[crop]\nwhen_none = "no_detection"\n')
+    with Store.create(tmp_path / "a", begin_with=tmp_path / "mine.toml") as store:
+        assert (store.config.species, store.config.crop.when_none) == ("eland", "no_detection")
+    with Store.create(tmp_path / "b", begin_with=tmp_path / "mine.toml", species='a "zebra"') as store:
+        assert (store.config.species, store.config.crop.when_none) == ('a "zebra"', "no_detection")
+        assert "# without one the whole photo serves" in (store.root / "reid.toml").read_text()
+
+
 def test_a_store_is_not_made_over_another_nor_in_a_file(tmp_path: Path) -> None:
     Store.create(tmp_path / "s").close()
     with pytest.raises(StoreError, match="a store here already"):
@@ -49,7 +58,7 @@ def test_where_no_store_is_the_next_step_is_said(tmp_path: Path) -> None:
     assert caught.value.next_step == f"reid --store {tmp_path} init"
 
 
-@pytest.mark.parametrize("wrong", [{"species": 'a"b'}, {"new_label": "two words"}, {"new_label": ""}, {"model": 'a"'}])
+@pytest.mark.parametrize("wrong", [{"new_label": "two words"}, {"new_label": ""}, {"begin_with": "no_place"}])
 def test_settings_that_cannot_be_make_no_store(tmp_path: Path, wrong: dict[str, str]) -> None:
     with pytest.raises(ConfigError):
         Store.create(tmp_path / "s", **wrong)
@@ -60,7 +69,7 @@ def test_settings_that_cannot_be_make_no_store(tmp_path: Path, wrong: dict[str, 
 @pytest.mark.parametrize(
     "text",
     [
-        config.TEMPLATE.format(species="", new_label="new_whale"),
+        config.TEMPLATE,
         "",
         '[embedder]\nmodel="auto"\n',
         "[embedder]\nmodel = 'auto' # a remark\nthreads = 1\n",
