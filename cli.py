@@ -69,11 +69,11 @@ def init(
     new_label: Annotated[
         str | None, typer.Option(help="What an animal is called that is not in the catalogue; else new_whale.")
     ] = None,
-    model: Annotated[str | None, typer.Option(help="Embedder; else chosen at the first enrolment.")] = None,
+    model: Annotated[str, typer.Option(help="Embedder; empty: chosen at the first enrolment.")] = "",
     cropper: Annotated[
-        str | None,
+        str,
         typer.Option(help="Who finds the animal where a table gives no box: fluke for humpback flukes; else nobody."),
-    ] = None,
+    ] = "",
     settings: Annotated[
         str, typer.Option(help="What to begin with: fourth_place (first place by geometry), or your own .toml file.")
     ] = "",
@@ -82,11 +82,13 @@ def init(
 
     Example: reid --store whales init --species "Megaptera novaeangliae" --cropper fluke
     """
+    from reid import config
     from reid.store import Store
 
     with errors_said():
+        values = config.values_of(settings) if settings else None
         store = Store.create(
-            context.obj, begin_with=settings, species=species, new_label=new_label, model=model, cropper=cropper
+            context.obj, begin_with=values, species=species, new_label=new_label, model=model, cropper=cropper
         )
     typer.echo(f"made a store in {store.root}; next: reid --store {shlex.quote(str(store.root))} enroll PHOTOS")
 
@@ -244,7 +246,9 @@ def evaluate(
     gallery: Annotated[Path, typer.Argument(help="Table of known photos.")],
     queries: Annotated[Path, typer.Argument(help="Table of query photos with their true identities.")],
     model: Annotated[Path | None, typer.Option(help="A model directory; else the default model.")] = None,
-    settings: Annotated[Path | None, typer.Option(help="A reid.toml to measure; else the default settings.")] = None,
+    settings: Annotated[
+        str, typer.Option(help="A reid.toml to measure, or fourth_place; else the default settings.")
+    ] = "",
     dedup: Annotated[bool, typer.Option(help="Drop queries that are near-duplicates of gallery photos.")] = False,
     root: Root = None,
     false_match: Annotated[

@@ -217,7 +217,8 @@ matcher_weights = ""     # folder with a learned matcher's files; empty: the pac
 
 [query]
 stage_timeout_s = 30.0   # seconds a source may take for one box; then the answer does without it, and says so; 0: any
-ranking = "fused"        # geometry_first: first place by geometry alone where it is sure, the others by the embedder
+ranking = "fused"        # geometry_first: first place by geometry alone where it is sure, the others by a Siamese head or the
+                         # embedder
 siamese = true           # false: a head of `reid train-siamese` is not asked
 geometry_inliers = 10    # agreeing points from which geometry_first may do so
 
@@ -269,13 +270,16 @@ def load(path: Path) -> Config:
 
 def parse(text: str, source: str) -> Config:
     """As `load`, for TOML text already read; `source` names it in errors."""
-    try:
-        raw = tomllib.loads(text)
-    except ValueError as error:
-        raise ConfigError(f"not a settings file ({error})", source=source, next_step="correct that line") from error
-    config: Config = _read(Config, raw, source, "")
+    config: Config = _read(Config, _raw(text, source), source, "")
     _check(config, source)
     return config
+
+
+def _raw(text: str, source: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"not a settings file ({error})", source=source, next_step="correct that line") from error
 
 
 def with_model(text: str, name: str) -> str:
@@ -284,18 +288,15 @@ def with_model(text: str, name: str) -> str:
 
 
 def with_values(text: str, values: Mapping[str, Any]) -> str:
-    """The text of a `reid.toml` with these values, tables of them in tables; all else, remarks too, as it was.
-
-    What is None is left as it is.
-    """
+    """The text of a `reid.toml` with these values, tables of them in tables; all else, remarks too, as it was."""
     import tomlkit  # takes .05 s, and only what changes a store's settings needs it
 
     def put(into: MutableMapping[str, Any], new: Mapping[str, Any]) -> None:
         for key, value in new.items():
-            if isinstance(value, Mapping):
-                put(into.setdefault(key, tomlkit.table()), value)
-            elif value is not None:
+            if not isinstance(value, Mapping):
                 into[key] = value
+            elif value:
+                put(into.setdefault(key, tomlkit.table()), value)
 
     settings = tomlkit.parse(text)
     put(settings, values)
@@ -311,8 +312,10 @@ def named() -> list[str]:
 def values_of(name: str | Path) -> dict[str, Any]:
     """The values in settings of the package, by name, or in one's own `.toml` file; what they leave out is left out.
 
+    Whether they go together is for `parse` to say, once all else is known.
+
     Raises:
-        ConfigError: there are none, or they say what `load` would refuse.
+        ConfigError: there are none, a key is unknown or a value of the wrong type.
     """
     own = Path(name)
     if own.suffix != ".toml" and str(name) not in named():
@@ -322,8 +325,9 @@ def values_of(name: str | Path) -> dict[str, Any]:
         text = file.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot be read ({error})", source=str(name), next_step="name another file") from error
-    parse(text, str(name))
-    return tomllib.loads(text)
+    raw = _raw(text, str(name))
+    _read(Config, raw, str(name), "")
+    return raw
 
 
 def _read(kind: Any, raw: dict[str, Any], source: str, prefix: str) -> Any:

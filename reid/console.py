@@ -168,9 +168,12 @@ def promises(policy: Mapping[str, Any]) -> list[str]:
             lines.append(f"{name}: refused; {one['reason']}")
             continue
         side = "from" if kind == "matches" else "below"
+        bounds = f"at most {one['upper']:.1%}"
+        if one["low"] is not None:  # it is in promises from before lower bounds were kept
+            bounds = f"[{one['low']:.1%}, {one['upper']:.1%}]"
         lines.append(
             f"{name} {side} score {one['threshold']:.3f}: {one['reason']}; measured {one['measured']:.1%} "
-            f"[{one['low']:.1%}, {one['upper']:.1%}]; decides {one['automatic']:.0%} [{one['automatic_low']:.0%}, {one['automatic_high']:.0%}] "
+            f"{bounds}; decides {one['automatic']:.0%} [{one['automatic_low']:.0%}, {one['automatic_high']:.0%}] "
             f"of queries; {one['photos']} photos of {one['animals']} animals behind it"
         )
     return lines

@@ -36,7 +36,7 @@ from reid.pipeline import Identifier, Query
 from reid.records import Answer, Failure, Sighting
 from reid.risk import Cases
 from reid.search import Found
-from reid.store import SETTINGS, Store
+from reid.store import Store
 
 NEAR_DUPLICATE_BITS = 2
 MAP_DEPTH = 2000  # gallery photos ranked for mAP; what lies deeper counts as not found
@@ -85,14 +85,14 @@ def evaluate(
     queries: Path,
     *,
     model: Path | None = None,
-    settings: Path | None = None,
+    settings: str | Path = "",
     dedup: bool = False,
     root: Path | None = None,
     false_match: Sequence[float] = (),
     progress: Progress = quiet,
 ) -> Evaluation:
     """Measure on two tables (wildlife-datasets columns, or any other that enrolment reads). `model` is a model
-    directory, `settings` a `reid.toml` other than the default; `dedup` drops queries whose photo is a near-duplicate of
+    directory, `settings` others than the defaults (`reid.config.values_of`); `dedup` drops queries whose photo is a near-duplicate of
     a gallery photo. Each rate of `false_match`, in (0, 1), is promised by the gallery's left-out photos and counted on
     the queries.
 
@@ -133,17 +133,11 @@ def _nothing(what: str, table: Path, failures: Sequence[Failure]) -> InputError:
     )
 
 
-def _store(folder: Path, model: Path | None, settings: Path | None) -> Store:
+def _store(folder: Path, model: Path | None, settings: str | Path) -> Store:
     """A fresh store, using the model directory `model` and the `settings` where they are given."""
-    store = Store.create(folder / "store", model=model.name if model else "")
-    if settings is not None:
-        config.load(settings)  # raises for what is wrong, naming the user's own file
-        text = settings.read_text(encoding="utf-8")
-        if model is not None:
-            text = config.with_model(text, model.name)
-        (store.root / SETTINGS).write_text(text, encoding="utf-8")
-        store.close()
-        store = Store.open(store.root)
+    values = config.values_of(settings) if settings else {}
+    values.pop("catalogue", None)  # a measurement has one of its own, never a team's
+    store = Store.create(folder / "store", begin_with=values, model=model.name if model else "")
     if model is not None:
         store.models_folder.mkdir(exist_ok=True)
         (store.models_folder / model.name).symlink_to(model.resolve(), target_is_directory=True)

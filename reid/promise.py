@@ -42,8 +42,8 @@ def verdict(score: float, match_at: float | None, new_at: float | None) -> Verdi
 class Promise:
     """A threshold that keeps `rate` with `confidence`, or None and the reason why the data do not support one.
 
-    `measured` is the rate seen at the threshold, `low` and `upper` its bounds (NaN when refused; together they hold it
-    with twice the doubt that one of them leaves). `automatic` is the share
+    `measured` is the rate seen at the threshold, `low` and `upper` its bounds (NaN when refused; each holds by itself
+    at the level tested, both together at twice its error). `automatic` is the share
     of queries decided by it, with its exact 95 % interval `automatic_low`, `automatic_high`. `photos` and `animals`
     stand behind it, worth `queries` independent queries. `needed` is how many photos of either kind, of the sort
     there are, would do (None where none would).

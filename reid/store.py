@@ -14,7 +14,7 @@ import os
 import shlex
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -54,38 +54,39 @@ class Store:
         cls,
         root: Path,
         *,
-        begin_with: str | Path = "",
+        begin_with: Mapping[str, Any] | None = None,
         species: str | None = None,
         new_label: str | None = None,
-        model: str | None = None,
-        cropper: str | None = None,
+        model: str = "",
+        cropper: str = "",
     ) -> Store:
         """Make a store in `root`, which may hold other things but no store.
 
-        `begin_with` names settings (`reid.config.values_of`); the others, where given, overrule them.
+        `begin_with` holds settings (`reid.config.values_of`); the others, where given, overrule them.
 
         Raises:
             StoreError: there is a store already, or the directory cannot be written.
             ConfigError: a setting that cannot be. ModelError: no cropper of that name.
         """
-        if cropper not in (None, locate.NONE):
-            locate.folder_of(cropper, root / "models")
         if (root / SETTINGS).exists():
             raise StoreError(
                 "there is a store here already", source=str(root), next_step="use it, or name another directory"
             )
-        text = config.with_values(config.TEMPLATE, config.values_of(begin_with) if begin_with else {})
+        text = config.with_values(config.TEMPLATE, begin_with or {})
         given = {
-            "species": species,
-            "decision": {"new_label": new_label},
-            "embedder": {"model": model},
-            "crop": {"model": cropper},
+            "": {} if species is None else {"species": species},
+            "decision": {} if new_label is None else {"new_label": new_label},
+            "embedder": {"model": model} if model else {},
+            "crop": {"model": cropper} if cropper else {},
         }
-        text = config.with_values(text, given)
+        text = config.with_values(text, given.pop("") | given)
+        settings = config.parse(text, "the settings given")
+        for name in {settings.crop.model, *settings.crop.species.values()} - {locate.NONE}:
+            locate.folder_of(name, root / "models")
         try:
             root.mkdir(parents=True, exist_ok=True)
-            settings = config.parse(text, str(root / SETTINGS))
-            Catalogue.open(sqlite_url(root / "catalogue.sqlite"), create=True).close()
+            if not settings.catalogue.url:
+                Catalogue.open(sqlite_url(root / "catalogue.sqlite"), create=True).close()
             write_atomically(root / SETTINGS, text)
         except OSError as error:
             raise StoreError(

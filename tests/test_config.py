@@ -111,8 +111,8 @@ def test_ones_own_settings_are_checked_and_named(tmp_path: Path) -> None:
     assert values_of(own) == {"photos": {"copy": True}}
 
 
-def test_values_are_put_where_they_belong_and_none_changes_nothing() -> None:
+def test_values_are_put_where_they_belong_and_nothing_else_changes() -> None:
     text = '# ours\nspecies = "a"  # why\n[photos]\ncopy = false\n'
-    values = {"species": None, "photos": {"copy": True}, "decision": {"new_label": 'a"b'}}
+    values = {"crop": {}, "photos": {"copy": True}, "decision": {"new_label": 'a"b'}}
     changed = '# ours\nspecies = "a"  # why\n[photos]\ncopy = true\n\n[decision]\nnew_label = "a\\"b"\n'
     assert with_values(text, values) == changed

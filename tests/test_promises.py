@@ -117,10 +117,22 @@ def test_what_is_promised_was_measured_on_the_left_out_photos(many: Path) -> Non
     known, unknown = (1 - new) * share(cases.known_score < new_at), new * share(cases.unknown_score < new_at)
     assert found["new"]["measured"] == pytest.approx(known / (known + unknown), abs=1e-9)
     for one, rate in ((found["matches"], 0.01), (found["new"], 0.1)):
-        assert one["rate"] == rate and one["measured"] < one["upper"] <= rate + 1e-9
+        assert one["rate"] == rate and 0 <= one["low"] <= one["measured"] < one["upper"] <= rate + 1e-9
         assert one["automatic_low"] < one["automatic"] < one["automatic_high"]
         assert one["photos"] == min(len(cases.known_score), len(cases.unknown_score)) and one["animals"] > 100
     assert reid_json("status", store=many)["promise"] == found
+
+
+def test_a_promise_from_before_lower_bounds_were_kept_still_holds(many: Path) -> None:
+    found = calibrated(many, *RATES)
+    path = many / CALIBRATION
+    kept = json.loads(path.read_text())
+    for one in kept["policy"].values():
+        del one["low"]
+    path.write_text(json.dumps(kept))
+    told = reid("status", store=many)
+    assert told.exit_code == 0 and f"at most {found['matches']['upper']:.1%}" in told.stdout
+    assert reid_json("status", store=many)["promise"]["matches"]["threshold"] == found["matches"]["threshold"]
 
 
 def test_answers_follow_the_promise_and_the_labels_agree_with_it(many: Path, scripted: Scripted) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from fake_stores import (
 
 from reid import config, whiten, withheld
 from reid.config import Config
-from reid.errors import ConfigError, IndexStale, SnapshotCorrupt, StoreError, StoreNotFound
+from reid.errors import ConfigError, IndexStale, ModelError, SnapshotCorrupt, StoreError, StoreNotFound
 from reid.index import Gallery
 from reid.index.view import stamp
 from reid.store import Store, write_atomically
@@ -34,13 +35,15 @@ def test_a_new_store_holds_the_defaults_and_nothing_else(tmp_path: Path) -> None
         assert store.catalogue.counts().photos == 0
 
 
-def test_a_store_begins_with_the_settings_named_and_what_is_said_beside_them_wins(tmp_path: Path) -> None:
-    (tmp_path / "mine.toml").write_text('species = "eland"\n[crop]\nwhen_none = "no_detection"\n')
-    with Store.create(tmp_path / "a", begin_with=tmp_path / "mine.toml") as store:
-        assert (store.config.species, store.config.crop.when_none) == ("eland", "no_detection")
-    with Store.create(tmp_path / "b", begin_with=tmp_path / "mine.toml", species='a "zebra"') as store:
-        assert (store.config.species, store.config.crop.when_none) == ('a "zebra"', "no_detection")
+def test_a_store_begins_with_the_settings_given_and_what_is_said_beside_them_wins(tmp_path: Path) -> None:
+    values = {"species": "eland", "embedder": {"views": "aligned"}}  # which takes a cropper
+    with Store.create(tmp_path / "a", begin_with=values, cropper="fluke") as store:
+        assert (store.config.species, store.config.crop.model) == ("eland", "fluke")
+    with Store.create(tmp_path / "b", begin_with=values, species='a "zebra"', cropper="fluke") as store:
+        assert (store.config.species, store.config.embedder.views) == ('a "zebra"', "aligned")
         assert "# without one the whole photo serves" in (store.root / "reid.toml").read_text()
+    with pytest.raises(ConfigError, match=r"the settings given.*crop\.model"):
+        Store.create(tmp_path / "c", begin_with=values)
 
 
 def test_a_store_is_not_made_over_another_nor_in_a_file(tmp_path: Path) -> None:
@@ -58,10 +61,13 @@ def test_where_no_store_is_the_next_step_is_said(tmp_path: Path) -> None:
     assert caught.value.next_step == f"reid --store {tmp_path} init"
 
 
-@pytest.mark.parametrize("wrong", [{"new_label": "two words"}, {"new_label": ""}, {"begin_with": "no_place"}])
-def test_settings_that_cannot_be_make_no_store(tmp_path: Path, wrong: dict[str, str]) -> None:
-    with pytest.raises(ConfigError):
+@pytest.mark.parametrize(
+    "wrong", [{"new_label": "two words"}, {"new_label": ""}, {"begin_with": {"crop": {"model": "nobody"}}}]
+)
+def test_settings_that_cannot_be_make_no_store(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    with pytest.raises((ConfigError, ModelError)):
         Store.create(tmp_path / "s", **wrong)
+    assert not (tmp_path / "s").exists()
     with pytest.raises(StoreNotFound):
         Store.open(tmp_path / "s")
 
