@@ -171,9 +171,7 @@ def read(
     else:
         photo = source if isinstance(source, LoadedPhoto) else load(source)
     facts = photo.facts
-    reduction = 1
-    if target is not None and facts.format == "JPEG" and photo.header.channels != 4:
-        reduction = _reduction(box or Box(0, 0, facts.width, facts.height), target)
+    reduction = 1 if target is None else _reduction(photo, box, target)
     try:
         if photo.header.damage:
             raise Unusable(photo.header.damage)
@@ -187,6 +185,11 @@ def read(
     except Exception as error:  # as above
         raise _failed(facts.path, Unusable(f"is damaged ({_reason(error)})")) from error
     return DecodedPhoto(np.ascontiguousarray(pixels), 1.0 / reduction, facts.notes + notes)
+
+
+def scale_for(photo: LoadedPhoto, *, box: Box | None, target: int | tuple[int, int]) -> float:
+    """Decoded pixels per pixel of the original as `read` would decode with these arguments: 1, 1/2, 1/4 or 1/8."""
+    return 1.0 / _reduction(photo, box, target)
 
 
 def perceptual_hash(rgb: RGB) -> int:
@@ -342,8 +345,12 @@ def _turn(pixels: RGB, orientation: int) -> RGB:
     return pixels
 
 
-def _reduction(box: Box, target: int | tuple[int, int]) -> int:
-    """The largest of 8, 4, 2, 1 that leaves `box` its `target` pixels."""
+def _reduction(photo: LoadedPhoto, box: Box | None, target: int | tuple[int, int]) -> int:
+    """The largest of 8, 4, 2, 1 that leaves `box` its `target` pixels; 1 where the format cannot be decoded smaller."""
+    facts = photo.facts
+    if facts.format != "JPEG" or photo.header.channels == 4:
+        return 1
+    box = box or Box(0, 0, facts.width, facts.height)
     if isinstance(target, tuple):
         room = min(box.width / max(target[0], 1), box.height / max(target[1], 1))
     else:

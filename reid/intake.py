@@ -28,7 +28,8 @@ from reid.records import Box, Failure, PhotoFacts, Sighting
 
 AHEAD = 24  # photos prepared in advance; bounds memory
 
-WITHOUT_MASK = "; its box serves without it"  # ends the message of a mask that cannot be used
+_SPARE = 120  # per cent of the side to which a box is reduced for its local features, to be decoded at least
+WITHOUT_MASK = "; the photo is used without it"  # ends the message of a mask that cannot be used
 NO_CROP = Preprocessing(8, 8, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 """For `prepare` without views: what is cut where nothing is to be embedded."""
 Describe = Callable[[NDArray[np.uint8], NDArray[np.uint8] | None], LocalFeatures | None]  # crop, mask of its size
@@ -72,8 +73,8 @@ def by_photo(sightings: Sequence[Sighting]) -> list[tuple[Sighting, ...]]:
 @dataclass(frozen=True, slots=True, eq=False)
 class Masked:
     """Sightings of a photo whose masks are pixels now: `(H, W) bool` of the upright photo. One that had a mask and no
-    box has the box around it. Masks that cannot be used are among the `failures`: a sighting with a box goes on without
-    its mask, one without a box is left out.
+    box has the box around it. Masks that cannot be used are among the `failures`, and their sightings go on without; one
+    without a box whose mask is empty is left out, for it says that there is no animal.
     """
 
     sightings: tuple[Sighting, ...]
@@ -99,30 +100,30 @@ def with_masks(sightings: Sequence[Sighting], width: int, height: int) -> Masked
         if sighting.mask is not None:
             try:
                 mask = masks.raster(sighting.mask, width, height, sighting.declared_size, sighting.where)
-                corners = masks.bounds(mask)
-                if corners is None:
-                    raise InputError(
-                        "its mask is empty: no animal is marked",
-                        source=sighting.where,
-                        next_step="mark the animal, or leave the mask away",
-                    )
             except ReidError as error:
-                failures.append(_no_mask(error, sighting))
-                if sighting.box is None:  # nothing else says where the animal is
-                    continue
-                sighting = replace(sighting, mask=None)
-            else:
-                if sighting.box is None:
-                    sighting = replace(sighting, box=Box(*corners), declared_size=None)
-                drawn[id(sighting)] = mask
+                unusable = failure_of(error)
+                failures.append(replace(unusable, message=unusable.message + WITHOUT_MASK))
+                kept.append(replace(sighting, mask=None))
+                continue
+            corners = masks.bounds(mask)
+            if corners is None:
+                failures.append(_empty(sighting))
+                if sighting.box is not None:
+                    kept.append(replace(sighting, mask=None))
+                continue
+            if sighting.box is None:
+                sighting = replace(sighting, box=Box(*corners), declared_size=None)
+            drawn[id(sighting)] = mask
         kept.append(sighting)
     return Masked(tuple(kept), tuple(failures), drawn)
 
 
-def _no_mask(error: ReidError, sighting: Sighting) -> Failure:
-    """Said of a mask that cannot be used: what goes in without it, if anything does."""
-    failure = failure_of(error)
-    return replace(failure, message=failure.message + WITHOUT_MASK) if sighting.box else failure
+def _empty(sighting: Sighting) -> Failure:
+    """Said of a mask in which nothing is marked."""
+    message, step = "its mask is empty: no animal is marked", "mark the animal, or leave the mask away"
+    if sighting.box is not None:
+        return Failure(sighting.where, InputError.code, message + WITHOUT_MASK, step)
+    return Failure(sighting.where, "no_detection", message, step)
 
 
 def place_boxes(
@@ -204,8 +205,9 @@ def prepare(
     more: list[LocalFeatures | None] = []
     drawn = [masked.of(sighting) for sighting in kept]
     if describe is not None:
+        coarse = described_scale(loaded, describe, smallest)
         for box, mask in zip(boxes, drawn, strict=True):
-            pixels, inside = region(decoded, box, mask)
+            pixels, inside = region(decoded, box, mask, coarse)
             local.append(keypoints.describe(pixels, inside, describe))
             more += [further(pixels, inside)] if further is not None else []
     pngs = tuple(None if mask is None else masks.encoded(mask) for mask in drawn)
@@ -216,23 +218,42 @@ def prepare(
     )
 
 
+def described_scale(photo: images.LoadedPhoto, describe: KeypointConfig, smallest: Box | None) -> float:
+    """Pixels per pixel of the original from which a photo's boxes are described. It hangs on the photo and on
+    `describe` alone, so that a gallery described long ago, beside another embedder, holds what a query has.
+    """
+    if not describe.long_side:
+        return 1.0
+    return images.scale_for(photo, box=smallest, target=_SPARE * describe.long_side // 100)
+
+
 def target_of(preprocessing: Preprocessing, describe: KeypointConfig | None, smallest: Box | None) -> tuple[int, int]:
     """Width and height in pixels that a photo's smallest box needs, for the embedder and, with `describe`, for that."""
     target = preprocessing.finest
     if describe is None:
         return target
     tall = smallest is not None and smallest.height > smallest.width
-    long = describe.long_side
+    long = _SPARE * describe.long_side // 100
     return (target[0], max(target[1], long)) if tall else (max(target[0], long), target[1])
 
 
 def region(
-    decoded: images.DecodedPhoto, box: Box, mask: NDArray[np.bool_] | None
+    decoded: images.DecodedPhoto, box: Box, mask: NDArray[np.bool_] | None, coarse: float
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
-    """What is described of a decoded photo: its box, and the photo's mask as the box is cut, where there is one."""
+    """What is described of a decoded photo: its box at the scale `coarse` (that of the photo or below), and the photo's
+    mask as the box is cut, where there is one.
+    """
     scale = (decoded.scale, decoded.scale)
     pixels = crop.region(decoded.pixels, box, scale=scale)
-    return pixels, None if mask is None else _inside(mask, box, decoded.pixels.shape[:2], scale)
+    inside = None if mask is None else _inside(mask, box, decoded.pixels.shape[:2], scale)
+    by = coarse / decoded.scale
+    if by >= 1:
+        return pixels, inside
+    size = max(1, round(pixels.shape[1] * by)), max(1, round(pixels.shape[0] * by))
+    pixels = np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), np.uint8)
+    if inside is not None:
+        inside = np.asarray(cv2.resize(inside, size, interpolation=cv2.INTER_NEAREST), np.uint8)
+    return pixels, inside
 
 
 def _inside(

@@ -43,7 +43,7 @@ _HEADER = struct.Struct("<4sIIII")  # magic, keypoints, crop height, crop width,
 _SIZED = struct.Struct("<I")
 _OUTLINE = THUMBNAIL**2 // 8  # bytes of an outline, a bit a pixel
 _PLACE = 5 * 4  # bytes a keypoint beside its descriptor
-_ALGORITHM = "clahe-sift-rootsift/1"
+_ALGORITHM = "clahe-sift-rootsift/2"  # 2: from pixels decoded whatever the embedder wants
 
 
 @dataclass(frozen=True, slots=True)

@@ -202,8 +202,10 @@ def _as_asked(
     options: Options,
 ) -> LocalFeatures:
     """Keypoints of the box from the very pixels that a query and an enrolment describe, in pixels of `frame`."""
-    target = intake.target_of(preprocessing, options.keypoints, box)
-    found = _described(*intake.region(images.read(path, box=box, target=target), box, mask), options)
+    photo, config = images.load(path), options.keypoints
+    decoded = images.read(photo, box=box, target=intake.target_of(preprocessing, config, box))
+    coarse = intake.described_scale(photo, config, box)
+    found = _described(*intake.region(decoded, box, mask, coarse), options)
     width, height = frame[2] - frame[0], frame[3] - frame[1]
     by = np.array([width / max(1, found.width), height / max(1, found.height)], np.float32)
     return replace(

@@ -16,7 +16,10 @@ from fake_stores import ColourEmbedder, paint, pattern, seen
 from reid import crop, images, intake
 from reid.errors import PhotoError
 from reid.intake import Prepared
+from reid.keypoints import KeypointConfig
+from reid.models import Preprocessing
 from reid.records import Box, Failure
+from reid.verify import verify
 
 SMALL = ColourEmbedder().card.preprocessing
 
@@ -120,3 +123,32 @@ def test_only_a_few_photos_are_read_ahead_and_none_after_the_taker_has_left(
     taken.close()
     assert threading.active_count() == before
     assert len(times) <= 10 + intake.AHEAD
+
+
+@pytest.mark.parametrize("size", [(1000, 700), (2100, 1500), (3000, 1100)])
+def test_a_large_photo_is_described_alike_beside_any_embedder(tmp_path: Path, size: tuple[int, int]) -> None:
+    """A gallery is described again beside another network, or none; queries by then still have to find it."""
+    texture = np.random.default_rng(0).integers(0, 256, (75, 75, 3), np.uint8)
+    path = tmp_path / "large.jpg"
+    assert cv2.imwrite(str(path), cv2.resize(texture, size, interpolation=cv2.INTER_CUBIC))
+    shapes = [(8, 8), (96, 192), (384, 384), (1024, 1024)]
+    one, *others = (
+        intake.prepare(
+            [seen(path)], Preprocessing(*shape, (0.0,) * 3, (1.0,) * 3), (), KeypointConfig(max_keypoints=400)
+        ).local[0]
+        for shape in shapes
+    )
+    for other in others:
+        assert (other.width, other.height) == (one.width, one.height)
+        assert verify(one, other).inliers > 0.75 * len(one)
+
+
+def test_what_is_described_is_decoded_no_finer_than_that_takes() -> None:
+    config = KeypointConfig(long_side=300)  # 360 pixels at least
+    for width, scale in ((719, 1.0), (720, 0.5), (2880, 0.125), (9000, 0.125)):
+        photo = images.load_bytes(cv2.imencode(".jpg", np.zeros((40, width, 3), np.uint8))[1].tobytes())
+        assert intake.described_scale(photo, config, None) == scale
+        assert intake.described_scale(photo, config, Box(0, 0, 40, 40)) == 1.0
+        assert intake.described_scale(photo, KeypointConfig(long_side=0), None) == 1.0
+    plain = images.load_bytes(cv2.imencode(".png", np.zeros((40, 900, 3), np.uint8))[1].tobytes())
+    assert intake.described_scale(plain, config, None) == 1.0

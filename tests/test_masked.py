@@ -91,7 +91,23 @@ def test_an_empty_mask_without_a_box_is_said_and_nothing_is_cut(photo: Sighting,
     prepared = intake.prepare([one], PREPROCESSING, describe=KeypointConfig())
     assert prepared.boxes == () and prepared.local == () and len(prepared.crops) == 0
     [failure] = prepared.failures
-    assert failure.code == "bad_input" and "mask is empty" in failure.message and failure.next_step
+    assert failure.code == "no_detection" and "mask is empty" in failure.message and failure.next_step
+
+
+@pytest.mark.parametrize("trouble", ["another shape", "no picture"])
+def test_a_mask_that_says_nothing_does_not_cost_a_photo_without_a_box(
+    photo: Sighting, tmp_path: Path, trouble: str
+) -> None:
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(
+        b"nonsense" if trouble == "no picture" else cv2.imencode(".png", np.full((50, 50), 255))[1].tobytes()
+    )
+    one = replace(photo, box=None, mask=Mask(picture=bad))
+    prepared = intake.prepare([one], PREPROCESSING)
+    plain = intake.prepare([replace(photo, box=None)], PREPROCESSING)
+    assert [box.origin for box in prepared.boxes] == ["whole"] and np.array_equal(prepared.crops, plain.crops)
+    [failure] = prepared.failures
+    assert failure.code == "bad_input" and failure.message.endswith("the photo is used without it")
 
 
 @pytest.mark.parametrize("trouble", ["empty", "another shape", "no picture"])
@@ -112,7 +128,7 @@ def test_a_mask_that_cannot_be_used_costs_a_photo_with_a_box_the_mask_alone(
     assert np.array_equal(prepared.crops, plain.crops) and plain.failures == ()
     [failure] = prepared.failures
     assert failure.code == "bad_input" and failure.next_step
-    assert "mask" in failure.message and failure.message.endswith("its box serves without it")
+    assert "mask" in failure.message and failure.message.endswith("the photo is used without it")
     [again] = intake.with_masks([one], prepared.facts.width, prepared.facts.height).sightings
     assert (again.box, again.mask, again.identity) == (photo.box, None, photo.identity)
 
@@ -318,5 +334,5 @@ def test_masks_on_the_command_line(tmp_path: Path, flukes: Path) -> None:
     several = reid("query", photos / names[0], photos / names[1], "--mask", empty, store=store)
     assert several.exit_code == 2 and "folder of masks" in several.output
     why = reid_json("explain", photos / names[0], photos / names[1], "--mask-b", empty, "--no-heat",
-                    "--out", tmp_path / "why", store=store, code=3)  # fmt: skip
+                    "--out", tmp_path / "why", store=store, code=1)  # fmt: skip
     assert "mask is empty" in why["pairs"][0]["skipped"]["photo"]
