@@ -28,6 +28,7 @@ BASIS = {
 SOURCES = {
     "embedding": "the embedder alone",
     "prior": "embedder and local features, by general weights",
+    "prior_votes": "embedder and votes, by general weights (none are known for geometry by these settings)",
     "trees": "embedder and local features, weighed as this store's photos teach",
     "logistic": "embedder and local features, each calibrated on this store's photos, by logistic regression",
     "power": "embedder and local features, each calibrated on this store's photos, by Σ w·P^α",

@@ -275,7 +275,7 @@ def calibrate_rates(store: Store, *, false_match: float, false_new: float, confi
 def _unmeasured(found: Fit | None) -> tuple[str, str]:
     """Why nothing can be promised where no left-out photos speak, and what to do."""
     if found is None:
-        return "nothing was measured on this store yet", "enrol named photos first, then reid reindex"
+        return "nothing was measured on this store yet", "reid reindex, once named photos are enrolled"
     photos, animals, twice = (
         int(found.report.get(f"gallery_{what}", 0)) for what in ("photos", "animals", "animals_twice")
     )
@@ -386,10 +386,11 @@ def measured(
     gallery, asked, further = withheld.ask_left_out(
         store, labels, vectors, groups, source, whitened=whitened, sides=sides, progress=progress
     )
+    general = fusion.PRIOR_FUSION if local.compared_as_usual(store) else fusion.PRIOR_VOTES
     if not asked:
-        return Measured(fusion.PRIOR_FUSION, alone)
+        return Measured(general, alone)
     method, query = store.config.decision.aggregate, store.config.query
-    prior = measure.fused(gallery, asked, fusion.PRIOR_FUSION, method)
+    prior = measure.fused(gallery, asked, general, method)
     best = prior
     tried: tuple[Way, ...] = ()
     if int(prior.cases.known_case.sum()) >= thresholds.MIN_CASES:

@@ -30,7 +30,7 @@ from reid.sources import Combined, Heard, Pairs
 from reid.verify import Verification
 
 Floats = NDArray[np.float32]
-Kind = Literal["embedding", "prior", "trees", "geometry_first", "logistic", "power", "mean"]
+Kind = Literal["embedding", "prior", "prior_votes", "trees", "geometry_first", "logistic", "power", "mean"]
 KINDS = get_args(Kind)
 
 SOURCE_NAMES = (
@@ -147,7 +147,7 @@ class Fusion:
         if self.combined is not None:
             return self.combined.probability(columns_of(_of_columns(features, len(self.columns)), self.trees))
         if self.trees is None or self.curve is None:
-            return prior(features)
+            return prior(features, geometry=self.kind == "prior")
         seen = _of_columns(features, len(self.columns))
         if self.kind == "geometry_first" and self.looks is not None:
             valid = self.curve.probability(self.trees.margin(only_geometry(seen)))
@@ -172,7 +172,7 @@ class Fusion:
         try:
             if raw["kind"] not in KINDS:
                 raise ValueError(f"not a fusion: kind '{raw['kind']}'")
-            if raw["kind"] in ("embedding", "prior"):
+            if raw["kind"] in ("embedding", "prior", "prior_votes"):
                 return cls(raw["kind"])
             if raw["kind"] == "mean":
                 return averaged([cls.from_dict(part) for part in raw["parts"]], Calibration.from_dict(raw["curve"]))
@@ -223,11 +223,14 @@ def mean_odds(scores: Sequence[ArrayLike]) -> NDArray[np.float64]:
 
 EMBEDDING = Fusion("embedding")
 PRIOR_FUSION = Fusion("prior")
+PRIOR_VOTES = Fusion("prior_votes")
+"""Where geometry is not compared as it was for `PRIOR`: other matchers' points say other things, most of them too much."""
 
 
-def prior(features: Floats) -> NDArray[np.float64]:
-    """P(same animal) `(C,)` by the three weights of `PRIOR`."""
+def prior(features: Floats, *, geometry: bool = True) -> NDArray[np.float64]:
+    """P(same animal) `(C,)` by the three weights of `PRIOR`, without `geometry` by the first two."""
     offset, standing, votes, weight = PRIOR
+    weight = weight if geometry else 0.0
     columns = np.asarray(features[:, [_STANDING, _VOTES, _WEIGHT]], np.float64)
     logit = np.clip(offset + columns @ np.array([standing, votes, weight]), -500, 500)  # beyond, exp would overflow
     return np.asarray(1 / (1 + np.exp(-logit)), np.float64)

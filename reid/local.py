@@ -125,6 +125,14 @@ def fingerprint(store: Store) -> str:
     return f"{config.fingerprint}-{store.config.local.verify}-{store.config.local.model}{by}{how}"
 
 
+def compared_as_usual(store: Store) -> bool:
+    """Whether this store compares two boxes as rendered flukes were for `reid.fusion.PRIOR`: RootSIFT, each match with its
+    own scale and angle.
+    """
+    compared = verification(store)
+    return compared.learned is None and compared.estimator == "frames" and not _limits(compared)
+
+
 def _limits(compared: VerifyConfig) -> str:
     """The limits of the geometry that are not as they come, for the fingerprint."""
     usual = VerifyConfig()

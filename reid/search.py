@@ -34,6 +34,8 @@ from reid.store import CALIBRATION, Store
 from reid.verify import Verification
 
 DEEPER = 4  # times as many neighbours, where the nearest show too few animals
+_MUTE = 0.05  # share of the gallery without local features, from which votes are a source that failed
+_REPAIR = "have no local features: reid reindex describes them"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -282,9 +284,8 @@ class Searcher:
 
         missing = len(self.gallery) - len(source.index)
         outdated = self.heads is None and rescore.outdated(self.store)
-        absent = (
-            (f"votes: {missing} of {len(self.gallery)} gallery photos have no local features",) if missing > 0 else ()
-        )
+        absent = [f"votes: {missing} of {len(self.gallery)} gallery photos {_REPAIR}"] if missing > 0 else []
+        mute = bool(missing > _MUTE * len(self.gallery))
 
         def one(at: int) -> Found:
             probe, candidates, vote = probes[at], near[at], votes[at]
@@ -305,11 +306,14 @@ class Searcher:
                 siamese_of=(lambda ids: self._rescored(probe, ids, troubles)) if self.heads else None,
             )
             ids, scores = shortlist.ranked(gathered, self.fusion)
-            undone = () if troubles else _left_undone(probe.features, gathered, checked[at])
-            failed = (*([self.lacking] if self.lacking else []), *troubles)
+            undone = [] if troubles else _lacking(probe.features, gathered, checked[at])
+            noted = [] if mute else list(absent)
+            noted += ["siamese: the head is of another model; reid train-siamese"] if outdated else []
+            if probe.features is not None and not len(own):
+                noted.append("local features: none were found in the box")
+            failed = (*([self.lacking] if self.lacking else []), *(absent if mute else []), *undone, *troubles)
             off = dict(zip(gathered.ids, self._relief(gathered.ids).tolist(), strict=True))
-            noted = ("siamese: the head is of another model; reid train-siamese",) if outdated else ()
-            return Found(Candidates(ids, scores), gathered, (*absent, *noted, *undone, *failed), failed, off)
+            return Found(Candidates(ids, scores), gathered, (*noted, *failed), failed, off)
 
         return [one(at) for at in range(len(probes))]  # the libraries below use all processors by themselves
 
@@ -365,12 +369,12 @@ class Searcher:
         return there
 
 
-def _left_undone(features: LocalFeatures | None, gathered: Shortlist, checked: Sequence[str]) -> tuple[str, ...]:
-    """What local features could not say of a probe, in words: a low score may be owed to that alone."""
+def _lacking(features: LocalFeatures | None, gathered: Shortlist, checked: Sequence[str]) -> list[str]:
+    """The features on file that geometry would have needed, in words: a low score may be owed to that alone."""
     if features is None:
-        return ("local features: the box has none on file",)
+        return ["local features: the box has none on file; reid reindex"]
     if not len(features):
-        return ("local features: none were found in the box",)
+        return []
     made = {id for id, one in zip(gathered.ids, gathered.verifications, strict=True) if one is not None}
     lacking = len(set(checked) - made)
-    return (f"geometry: {lacking} of {len(checked)} gallery photos have no local features",) if lacking else ()
+    return [f"geometry: {lacking} of {len(checked)} gallery photos {_REPAIR}"] if lacking else []

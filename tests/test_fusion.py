@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from reid import fusion, score
 from reid.agreement import FEATURE_NAMES
 from reid.errors import InputError
-from reid.fusion import EMBEDDING, NAMES, PRIOR_FUSION, SOURCE_NAMES, Fusion
+from reid.fusion import EMBEDDING, NAMES, PRIOR_FUSION, PRIOR_VOTES, SOURCE_NAMES, Fusion
 from reid.score import ValidatorConfig
 from reid.verify import Verification
 
@@ -102,6 +102,14 @@ def test_the_prior_is_the_logistic_of_three_sources_and_rises_with_each(name: st
     found = PRIOR_FUSION.scores(rows)
     np.testing.assert_allclose(found, [prior_by_hand(row) for row in rows], rtol=1e-5)
     assert (np.diff(found) > 0).all()
+
+
+def test_where_the_geometry_is_another_the_prior_asks_cosine_and_votes_alone() -> None:
+    rows = np.random.default_rng(3).normal(size=(9, len(NAMES))).astype(np.float32)
+    deaf = rows.copy()
+    deaf[:, NAMES.index("log_weight")] = 0.0
+    np.testing.assert_array_equal(PRIOR_VOTES.scores(rows), PRIOR_FUSION.scores(deaf))
+    assert (PRIOR_VOTES.scores(rows) != PRIOR_FUSION.scores(rows)).all()
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n not in ("cosine_standing", "log_votes", "log_weight")])
@@ -195,9 +203,9 @@ def test_too_few_pairs_of_either_kind_are_refused() -> None:
         fusion.fit_trees(rows[some], same[some], animals[some], QUICK)
 
 
-@pytest.mark.parametrize("kind", ["embedding", "prior", "trees"])
+@pytest.mark.parametrize("kind", ["embedding", "prior", "prior_votes", "trees"])
 def test_what_goes_through_json_scores_exactly_as_before(kind: str, trained: Fusion) -> None:
-    before = {"embedding": EMBEDDING, "prior": PRIOR_FUSION, "trees": trained}[kind]
+    before = {"embedding": EMBEDDING, "prior": PRIOR_FUSION, "prior_votes": PRIOR_VOTES, "trees": trained}[kind]
     after = Fusion.from_dict(json.loads(json.dumps(before.to_dict(), allow_nan=False)))
     rows, _, _ = pairs(seed=5)
     assert after == before and after.to_dict() == before.to_dict()

@@ -113,6 +113,26 @@ def test_queries_and_the_fit_verify_by_the_estimator_that_the_settings_name(
     assert set(asked_of) == {estimator} and any(label.evidence.get("inliers", 0) > 4 for label in answer.labels)
 
 
+@pytest.mark.parametrize(
+    ("changed", "kind"),
+    [
+        ('matcher = "sift" → matcher = "sift_mutual"', "prior"),
+        ('model = "affine" → model = "similarity"', "prior"),
+        ('estimator = "auto" → estimator = "magsac"', "prior_votes"),
+        ("inlier_distance = 0.03 → inlier_distance = 0.3", "prior_votes"),
+    ],
+)
+def test_general_weights_believe_geometry_only_as_it_was_compared_for_them(
+    local_store: Store, flukes: Path, changed: str, kind: str
+) -> None:
+    """In a store too small to measure on; else a pair of strangers with a few loose points would be a sure match."""
+    store = changed_settings(local_store, changed)
+    made = fit.fit(store)
+    assert (made.fusion.kind, made.basis) == (kind, "default")
+    [answer] = asked(store, known_queries(flukes)[:1])
+    assert answer.labels and answer.stages_skipped == ()
+
+
 def flipped(given: Sighting, folder: Path) -> Sighting:
     """The photo as a flipped scan would show it, and its box."""
     pixels = cv2.imread(str(given.path))[:, ::-1]
@@ -248,11 +268,25 @@ def test_gallery_photos_without_features_are_said(local_store: Store, flukes: Pa
     assert len(source.index) == PHOTOS
     [answer] = asked(local_store, [query])
     checked = min(PHOTOS, local_store.config.local.verify)
-    assert answer.stages_skipped == (f"geometry: {checked} of {checked} gallery photos have no local features",)
+    [skipped] = answer.stages_skipped
+    assert skipped.startswith(f"geometry: {checked} of {checked} gallery photos have no local features")
+    assert "reid reindex" in skipped
     assert all("inliers" not in label.evidence for label in answer.labels)
     assert local.bring_up(local_store, check=True) == []
     [again] = asked(local_store, [query])
     assert again.stages_skipped == () and again.labels == whole.labels
+
+
+def test_features_lost_from_the_gallery_make_nobody_new(local_store: Store, flukes: Path) -> None:
+    strangers = {s.identity for s in sightings(flukes, "queries.csv")} - {s.identity for s in sightings(flukes)}
+    query = next(s for s in sightings(flukes, "queries.csv") if s.identity in strangers)
+    [whole] = asked(local_store, [query])
+    assert whole.status == "new"
+    shutil.rmtree(local_store.root / "features")
+    [answer] = asked(local_store, [query])
+    assert answer.status == "review" and "no local features: reid reindex" in answer.message
+    assert local.bring_up(local_store, check=True) == []
+    assert asked(local_store, [query])[0].status == "new"
 
 
 def test_a_blank_query_is_new_only_with_the_reason_beside_it(local_store: Store, tmp_path: Path) -> None:
