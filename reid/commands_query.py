@@ -78,7 +78,8 @@ def query(
         drawn = _draw(store, answers, sheet) if sheet else []
         explained = _explain_answers(store, answers, groups, explain, drawn_by, shown) if explain else []
     _print_answers(answers, drawn, json, explained)
-    raise typer.Exit(max(EXITS[answer.status] for answer in answers))
+    partly = any(answer.labels and len(answer.boxes) < len(answer.photos) for answer in answers)
+    raise typer.Exit(max(EXITS[answer.status] for answer in answers) or (LEFT_OUT if partly else 0))
 
 
 def _no_folders(photos: list[Path]) -> None:
@@ -222,4 +223,4 @@ def explain(
     with asked as store, errors_said():
         done = explaining.explain_pair((a, b), boxes, folder, store=store, options=options, sheet=sheet, drawn=drawn)
     console.as_json(done) if json else console.explained(done)
-    raise typer.Exit(LEFT_OUT if done.unread else 0)
+    raise typer.Exit(EXITS["error"] if done.unread else 0)

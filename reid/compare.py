@@ -200,7 +200,7 @@ def _matches_picture(a: Seen, b: Seen, found: Verification, links: Links, beyond
     if within < found.inliers:
         notes.append(f"The {within} strongest of {found.inliers} are drawn.")
     if drawn.outside.any():
-        notes.append("Red squares: points outside the animal that match. Is it background, or is the box too small?")
+        notes.append("Orange squares: points outside the animal that match. Is it background, or is the box too small?")
     panels = [
         Panel(seen.window, f"{letter}: {seen.name}{' (mirrored)' if mirror else ''}", _outline(seen))
         for letter, seen, mirror in (("A", a, turned), ("B", b, False))

@@ -27,6 +27,7 @@ LocalEstimator = Literal["auto", "frames", "lmeds_ransac", "magsac"]
 Aggregate = Literal["max", "mean", "top_half", "trimmed", "sum_above"]  # the keys of `reid.aggregate.AGGREGATIONS`
 Ordering = Literal["fused", "geometry_first"]
 
+_LARGEST = 2**31  # of any number: what libraries take
 _ROOTSIFT = ("sift", "sift_mutual")
 _OR_SIFT = " or ".join(f"'{name}'" for name in _ROOTSIFT)
 
@@ -354,6 +355,8 @@ def _read(kind: Any, raw: dict[str, Any], source: str, prefix: str) -> Any:
         if type(value) is not wanted:
             expected = getattr(wanted, "__name__", str(wanted))
             raise ConfigError(f"'{name}' is {value!r}", source=source, next_step=f"expected a {expected}")
+        if wanted in (int, float) and not abs(value) < _LARGEST:  # not a number is no less than it, either
+            raise ConfigError(f"'{name}' is {value!r}", source=source, next_step="give a number of ordinary size")
         values[key] = value
     return kind(**values)
 
@@ -370,9 +373,9 @@ def _check(config: Config, source: str) -> None:
             set(config.gallery.opposite_sides_of.values()) <= {"never", "always"},
             "each of gallery.opposite_sides_of must be never or always",
         ),
-        (config.local.keypoints >= 50, "local.keypoints must be 50 or more"),
-        (config.local.long_side >= 64, "local.long_side must be 64 or more"),
-        (config.local.enlarge_to >= 0, "local.enlarge_to must be 0 or more"),
+        (50 <= config.local.keypoints <= 100_000, "local.keypoints must be 50 to 100000"),
+        (64 <= config.local.long_side <= 10_000, "local.long_side must be 64 to 10000"),
+        (0 <= config.local.enlarge_to <= 10_000, "local.enlarge_to must be 0 to 10000"),
         (config.local.verify >= 0, "local.verify must be 0 or more"),
         (config.local.iterations >= 1, "local.iterations must be 1 or more"),
         (0 < config.local.inlier_distance <= 1, "local.inlier_distance must be above 0 and at most 1"),
@@ -394,8 +397,8 @@ def _check(config: Config, source: str) -> None:
             not config.local.mirrored or config.local.matcher in _ROOTSIFT,
             f"local.mirrored takes matcher {_OR_SIFT}: a learned matcher does not try the photo mirrored",
         ),
-        (config.local.matcher_keypoints >= 16, "local.matcher_keypoints must be 16 or more"),
-        (config.query.stage_timeout_s >= 0, "query.stage_timeout_s must be 0 or more"),
+        (16 <= config.local.matcher_keypoints <= 100_000, "local.matcher_keypoints must be 16 to 100000"),
+        (0 <= config.query.stage_timeout_s <= 86_400, "query.stage_timeout_s must be 0 to 86400"),
         (config.query.ranking in get_args(Ordering), f"query.ranking must be one of {', '.join(get_args(Ordering))}"),
         (config.query.geometry_inliers >= 4, "query.geometry_inliers must be 4 or more"),
         (
@@ -429,6 +432,7 @@ def _check(config: Config, source: str) -> None:
             f"decision.objective must be one of {', '.join(get_args(Objective))}",
         ),
         (0 <= config.decision.share_new < 1, "decision.share_new must be in [0, 1)"),
+        (-1 <= config.decision.threshold <= 1, "decision.threshold must be in [-1, 1]"),
         (-1 <= config.training.tolerance <= 1, "training.tolerance must be in [-1, 1]"),
         (0 <= config.training.may_lose <= 1, "training.may_lose must be in [0, 1]"),
         (

@@ -208,7 +208,8 @@ def explained(explanation: Explanation) -> None:
         print(f"{pair.label or Path(pair.b).name}: {', '.join(said)}")
         for name, why in pair.skipped.items():
             say(f"  no {name.replace('_', ' ')}: {why}")
-    print(f"explained in {explanation.page}")
+    if not explanation.unread or len(explanation.unread) < len(explanation.pairs):
+        print(f"explained in {explanation.page}")
 
 
 def enrolled(report: EnrolReport, notes: Sequence[str] = ()) -> None:

@@ -197,6 +197,8 @@ class Identifier:
             step = one.failures[0].next_step if one.failures else "name at least one photo"
             return replace(base, message=f"{trouble or 'no photos were given'}; {step}")
         if not boxes:
+            if any(failure.code != "no_detection" for failure in one.failures):
+                return replace(base, message=f"{trouble}; {one.failures[0].next_step}")
             return replace(base, status="no_detection", message=trouble or "no animal was found in the photo")
         ranking = self._ranking(one, found)
         if not len(ranking.codes):

@@ -169,10 +169,17 @@ class _Behind:
     def too_few(self, n: FloatArray, x: FloatArray, what: str) -> Promise:
         least = math.ceil(math.log(1 - self.confidence) / math.log(1 - self.rate))
         most = float(n[-1]) if len(n) else 0.0
+        needed = self._needed(n, x, 1 - self.confidence)
+        if needed is not None:
+            step = f"; about {needed} would do if they are like these"
+        elif most > 0:
+            step = "; with mistakes as often as among them no number would do: better evidence is needed"
+        else:
+            step = ""
         return self._refuse(
             f"a rate of {self.rate:.3g} at {self.confidence:.0%} confidence takes at least {least} independent {what} "
-            f"without a mistake; the {self.photos} photos measured are worth {math.floor(most)}",
-            self._needed(n, x, 1 - self.confidence),
+            f"without a mistake; the {self.photos} photos measured are worth {math.floor(most)}{step}",
+            needed,
         )
 
     def too_many_mistakes(self, n: FloatArray, x: FloatArray, allowed: float, what: str) -> Promise:
@@ -186,8 +193,8 @@ class _Behind:
                 None,
             )
         return self._refuse(
-            f"of the {n[best]:.0f} surest {what} a share of {share:.3g} is wrong, too near to {self.rate:.3g} to "
-            f"promise it from {self.photos} photos; about {needed} would do if they are like these",
+            f"of the {n[best]:.0f} surest {what} a share of {share:.3g} is wrong: from {self.photos} photos too little to "
+            f"promise {self.rate:.3g}; about {needed} would do if they are like these",
             needed,
         )
 

@@ -124,6 +124,15 @@ def test_several_photos_give_an_answer_each_and_an_encounter_gives_one(enrolled:
     assert len(together["labels"]) == 5
 
 
+def test_a_photo_that_an_encounter_goes_without_shows_in_the_exit_code(
+    enrolled: Path, flukes: Path, tmp_path: Path
+) -> None:
+    photos = [flukes / row["path"] for row in rows_of(flukes / "queries.csv")[:2]]
+    (tmp_path / "bad.png").write_bytes(b"nonsense")
+    found = reid_json("query", *photos, tmp_path / "bad.png", "--encounter", store=enrolled, code=3)
+    assert len(found["labels"]) == 5 and len(found["boxes"]) == 2 and "bad.png" in found["message"]
+
+
 def test_a_sheet_is_a_picture_and_several_are_numbered(enrolled: Path, flukes: Path, tmp_path: Path) -> None:
     photos = [flukes / row["path"] for row in rows_of(flukes / "queries.csv")[:2]]
     one = reid("query", photos[0], "--sheet", tmp_path / "new" / "one.png", store=enrolled)

@@ -153,21 +153,21 @@ def test_what_is_switched_off_is_not_made(
     assert sorted(p.name for p in (tmp_path / "bare").iterdir()) == ["index.html"]
 
 
-def test_a_photo_that_cannot_be_read_is_said_and_exits_3(enrolled: Path, flukes: Path, tmp_path: Path) -> None:
+def test_a_photo_that_cannot_be_read_is_said_and_is_an_error(enrolled: Path, flukes: Path, tmp_path: Path) -> None:
     photo = flukes / rows_of(flukes / "labels.csv")[0]["path"]
     (tmp_path / "broken.jpg").write_bytes(b"nothing")
-    found = reid_json("explain", photo, tmp_path / "broken.jpg", "--out", tmp_path / "x", store=enrolled, code=3)
+    found = reid_json("explain", photo, tmp_path / "broken.jpg", "--out", tmp_path / "x", store=enrolled, code=1)
     (pair,) = found["pairs"]
     assert set(pair["skipped"]) == {"photo"} and "broken.jpg" in pair["skipped"]["photo"]
     assert "broken.jpg" in " ".join(check_page(tmp_path / "x" / "index.html").words)
     said = reid("explain", photo, tmp_path / "absent.jpg", "--out", tmp_path / "y", store=enrolled)
-    assert said.exit_code == 3 and "absent.jpg: does not exist" in said.stderr
+    assert said.exit_code == 1 and "absent.jpg: does not exist" in said.stderr and said.stdout == ""
 
 
 def test_a_box_outside_the_photo_is_said(enrolled: Path, flukes: Path, tmp_path: Path) -> None:
     photo = flukes / rows_of(flukes / "labels.csv")[0]["path"]
     words = ("explain", photo, photo, "--box-b", "5000,5000,6000,6000", "--out", tmp_path / "x")
-    (pair,) = reid_json(*words, store=enrolled, code=3)["pairs"]
+    (pair,) = reid_json(*words, store=enrolled, code=1)["pairs"]
     assert "outside the photo" in pair["skipped"]["photo"]
 
 

@@ -155,7 +155,7 @@ def test_a_query_without_a_readable_photo_is_an_error_that_names_the_files(store
 
 def test_a_box_outside_the_photo_is_said(store: Store, tmp_path: Path) -> None:
     answer = ask(store, paint(tmp_path / "q.png", 4), box=Box(500, 500, 600, 600))
-    assert answer.status == "no_detection" and "outside" in answer.message and answer.labels == ()
+    assert answer.status == "error" and "outside" in answer.message and answer.labels == ()
 
 
 def test_the_box_says_which_animal_is_asked_for(store: Store, tmp_path: Path) -> None:

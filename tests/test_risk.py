@@ -208,9 +208,16 @@ def test_one_in_a_hundred_cannot_be_promised_from_fifty_photos() -> None:
     found = promise_matches(population(np.random.default_rng(0), 50, 1, 0.0, 9.0), 0.01)
     assert found.threshold is None
     assert "at least 299 independent matches" in found.reason and "50 photos" in found.reason
+    assert "about 299 would do" in found.reason
     assert found.needed == 299  # known photos, all of them accepted; strangers are left below the threshold
     assert (found.photos, found.animals, found.automatic) == (50, 50, 0.0)
     assert math.isnan(found.measured)
+
+
+def test_a_few_photos_that_are_mostly_mistakes_are_not_asked_for_more() -> None:
+    found = promise_matches(population(np.random.default_rng(0), 40, 1, 0.0, 0.0), 0.05)
+    assert found.threshold is None and found.needed is None
+    assert "at least 59 independent matches" in found.reason and "better evidence is needed" in found.reason
 
 
 def test_the_number_said_to_be_needed_is_enough() -> None:
