@@ -172,7 +172,7 @@ def reindex(
     else:
         console.reindexed(done)
         verdicts.night(done.training, done.siamese)
-    refused = any(isinstance(one, retrain.Refused) for one in (done.training, done.siamese))
+    refused = any(isinstance(one, retrain.Refused) and one.failed for one in (done.training, done.siamese))
     raise typer.Exit(1 if refused else LEFT_OUT if done.failures else 0)
 
 

@@ -14,8 +14,6 @@ from reid.invocation import LEFT_OUT, Json, opened
 if TYPE_CHECKING:
     from reid.recrop import Report
 
-USABLE = 0.5  # median IoU below which nobody is told how to put a cropper in force
-
 
 def train_cropper(
     context: typer.Context,
@@ -69,11 +67,5 @@ def trained(report: Report) -> None:
         ("landmark error there, share of the width", report.landmark_error),
     )
     console.table(("measure", "value"), [(what, f"{value:.3f}") for what, value in measures if not math.isnan(value)])
-    best = max((v for v in (report.iou_store, report.iou_rendered) if not math.isnan(v)), default=math.nan)
-    if best < USABLE:
-        print(
-            f"its boxes miss the animals (median IoU {best:.2f}): more photos or epochs are needed before it is of use"
-        )
-    else:
-        console.say(report.next_step)
+    console.say(report.next_step)
     console.failures(report.failures)

@@ -105,7 +105,7 @@ class OpenVinoEmbedder:
             graph = core().read_model(self._folder / "graph.xml")
         except RuntimeError as error:
             raise ModelError(
-                "the model's graph cannot be read", source=str(self._folder), next_step="`reid models add` it again"
+                "the model's graph cannot be read", source=str(self._folder), next_step=models.AGAIN
             ) from error
         graph.reshape([batch, self.card.preprocessing.height, self.card.preprocessing.width, 3])
         return graph

@@ -19,6 +19,7 @@ command line, a report and a program that calls us can say the same thing.
     ├── ModelError                 an embedder or cropper: unknown, broken, another version
     │   └── MissingExtra           needs an optional part of the installation
     └── TrainError                 training or mining cannot go on: too few photos, a loss that is no number
+        └── NothingNew             the model in force is what would come of it
 """
 
 from __future__ import annotations
@@ -129,3 +130,9 @@ class TrainError(ReidError):
     """Training or mining cannot be done with these photos, or has gone wrong."""
 
     code = "bad_training"
+
+
+class NothingNew(TrainError):
+    """A training would make the model that is in force once more."""
+
+    code = "nothing_new"

@@ -22,7 +22,7 @@ from reid.alike import Suspected
 from reid.catalogue import AnnotationInfo, Labels
 from reid.embed import Embedder, unit_rows
 from reid.enrol import Progress, quiet
-from reid.errors import ReidError, TrainError
+from reid.errors import NothingNew, ReidError, TrainError
 from reid.images import printable
 from reid.intervals import bootstrap_interval
 from reid.leaving_out import LeftOut
@@ -76,6 +76,11 @@ class Refused:
     source: str
     next_step: str
     swapped: bool = False
+
+    @property
+    def failed(self) -> bool:
+        """False where there was nothing to learn that the model in force does not know."""
+        return self.code != NothingNew.code
 
     @classmethod
     def of(cls, error: ReidError) -> Refused:

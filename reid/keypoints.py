@@ -28,6 +28,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from reid import disk
 from reid.errors import InputError, SnapshotCorrupt
 
 DESCRIPTOR_DIM = 128
@@ -308,13 +309,14 @@ class FeatureStore:
     def put(self, content_hash: str, box: tuple[float, float, float, float] | None, features: LocalFeatures) -> Path:
         """Keep features; replaces what was there in one step."""
         path = self.path(content_hash, box)
-        path.parent.mkdir(parents=True, exist_ok=True)
         aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            aside.write_bytes(to_bytes(features))
-            os.replace(aside, path)
-        finally:
-            aside.unlink(missing_ok=True)
+        with disk.refusals(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                aside.write_bytes(to_bytes(features))
+                os.replace(aside, path)
+            finally:
+                aside.unlink(missing_ok=True)
         return path
 
 

@@ -39,6 +39,11 @@ from reid import lite0, weights
 from reid.disk import refusals
 from reid.errors import ModelError
 
+AGAIN = (
+    "remove its folder: what ships is put back by itself, what was trained is below training/, too, anything else comes by "
+    "`reid models add`"
+)
+"""What to do with a model directory that is broken."""
 CARD = "model.json"
 LEARNT = "learnt-photos.json"
 DEFAULT = "lite0"
@@ -198,24 +203,20 @@ def read_card(folder: Path) -> ModelCard:
             "no model there", source=str(folder), next_step="`reid models list` shows what there is"
         ) from error
     except (OSError, ValueError) as error:
-        raise ModelError(
-            f"unreadable model card ({error})", source=str(path), next_step="`reid models add` it again"
-        ) from error
+        raise ModelError(f"unreadable model card ({error})", source=str(path), next_step=AGAIN) from error
     if not isinstance(raw, dict) or raw.get("format") != FORMAT:
-        raise ModelError("a model card of another version", source=str(path), next_step="`reid models add` it again")
+        raise ModelError("a model card of another version", source=str(path), next_step=AGAIN)
     try:
         preprocessing = Preprocessing.from_dict(raw["preprocessing"])
         known = {f.name for f in fields(ModelCard)}
         card = ModelCard(**{k: v for k, v in raw.items() if k in known} | {"preprocessing": preprocessing})
     except (KeyError, TypeError) as error:
-        raise ModelError(
-            f"incomplete model card ({error})", source=str(path), next_step="`reid models add` it again"
-        ) from error
+        raise ModelError(f"incomplete model card ({error})", source=str(path), next_step=AGAIN) from error
     if raw.get("fingerprint") != card.fingerprint:
         raise ModelError(
             "the card was edited by hand: its fingerprint no longer fits",
             source=str(path),
-            next_step="`reid models add` it again",
+            next_step=AGAIN,
         )
     return card
 

@@ -124,6 +124,11 @@ def planned(options: Options, store: Store) -> Plan:
         usual = FLUKES
     if options.begin_with:
         usual = _recipe_of(store, options.begin_with)
+    if options.begin_with and not options.recipe and usual not in recipe.names():
+        raise TrainError(
+            f"'{options.begin_with}' was trained by a recipe of your own, '{usual}', which is not among those that ship",
+            next_step="name its file: --recipe FILE.toml beside --from",
+        )
     chosen = recipe.load(options.recipe or usual, scale)  # type: ignore[arg-type]  # a wrong one is refused there
     if options.epochs:
         chosen = replace(chosen, schedule=replace(chosen.schedule, epochs=options.epochs))

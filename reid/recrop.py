@@ -9,6 +9,7 @@ Knows a store's photos and boxes; trains through `reid.train`, and therefore imp
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -35,6 +36,8 @@ HELD_SHARE = 0.15  # of the store's animals, at least one
 JUDGES = 100  # rendered whales held out
 EMPTY_SHARE, SCRAMBLED_SHARE = 0.2, 0.05  # photos without an animal, in relation to those with one
 _JUDGE_SEED = 1_000_000  # added to the seed: whales that nothing is trained on
+
+USABLE = 0.5  # median IoU below which nobody is told how to put a cropper in force
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,11 +127,22 @@ def train(store: Store, options: Options, progress: Progress) -> Report:
             figures.get("landmark_error_rendered", float("nan")),
             time.perf_counter() - begun,
             tuple(sets.failures),
-            f'to use it: model = "{model.name}" under [crop] in reid.toml, then reid reindex',
+            _advice(model.name, figures),
         )
         run.write_json(runs.METRICS, asdict(report) | {"epochs": [asdict(e) for e in trained.history]})
     (run.folder / CHECKPOINT).unlink(missing_ok=True)
     return report
+
+
+def _advice(model: str, figures: dict[str, float]) -> str:
+    """What to do with it, by its boxes on animals that it did not learn from."""
+    known = [figures[key] for key in ("iou_store", "iou_rendered") if not math.isnan(figures.get(key, math.nan))]
+    best = max(known, default=math.nan)
+    if best < USABLE:
+        return (
+            f"its boxes miss the animals (median IoU {best:.2f}): more photos or epochs are needed before it is of use"
+        )
+    return f'to use it: model = "{model}" under [crop] in reid.toml, then reid reindex'
 
 
 def _run(store: Store, options: Options) -> tuple[runs.Run, Options]:

@@ -14,6 +14,7 @@ Needs the extra `train`. Knows stores; how anything is trained is the business o
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -30,7 +31,7 @@ from reid import dealt, ensemble, models, steps, teaching, whole, withheld, witn
 from reid.adopt import adopt, decision, weighed
 from reid.catalogue import Labels
 from reid.enrol import Progress, quiet
-from reid.errors import MissingExtra, ModelError, ReidError, TrainError
+from reid.errors import MissingExtra, ModelError, NothingNew, ReidError, TrainError
 from reid.judge import Candidate, Pool, advice, embedded, judge, pool_of, sources_of
 from reid.judge import Refused as Refused
 from reid.judge import Report as Report
@@ -55,7 +56,7 @@ def night(store: Store, progress: Progress = quiet, options: Options = UNASKED) 
     Errors of training come back as `Refused`, so that the rest of the nightly run goes on.
     """
     try:
-        candidate = train(store, options, progress)
+        candidate = train(store, options, progress, nightly=True)
         reason, better = decision(candidate.report, store.config.training)
         if better:
             adopt(store, candidate)
@@ -64,15 +65,22 @@ def night(store: Store, progress: Progress = quiet, options: Options = UNASKED) 
     return replace(candidate.report, swapped=better, reason=reason, next_step="")
 
 
-def train(store: Store, options: Options, progress: Progress = quiet) -> Candidate:
-    """Train on the store's photos, put the model below `models/`, and measure it against the present one.
+def train(store: Store, options: Options, progress: Progress = quiet, *, nightly: bool = False) -> Candidate:
+    """Train on the store's photos, put the model below `models/`, and measure it against the present one. `nightly`
+    training is not resumed, and is not done where the model in force is what would come of it.
 
     Raises:
         TrainError: too few photos or animals, no animal with a second sighting, a loss that is no number, a full disk,
             nothing to resume, or a store that cannot deal the same photos again.
+        NothingNew: the model in force was made of the same photos, names and settings (`nightly` alone).
         ConfigError: no such recipe, or its teacher is no model.
         MissingExtra: torch is not installed.
     """
+    if options.mode == "head" and (options.recipe or options.begin_with or options.minutes):
+        raise TrainError(
+            "a head is not trained by a recipe, on from a network, or within minutes",
+            next_step="leave out --mode head, or --recipe, --from and --minutes",
+        )
     if options.folds == 1 or min(options.folds, options.pseudo_rounds) < 0:
         raise TrainError(
             f"{options.folds} folds, {options.pseudo_rounds} rounds", next_step="choose 2 folds or more, or none"
@@ -101,8 +109,11 @@ def train(store: Store, options: Options, progress: Progress = quiet) -> Candida
         pool = pool_of(store, seen=before, progress=progress)
         unnamed = options.name == Options().name
         stem = plan.recipe.name if plan.recipe is not None and unnamed else options.name
-        run = runs.begin(parent, stem, "network", _config(store, options, plan, base, pool))
-    with runs.recorded(run):
+        config = _config(store, options, plan, base, pool)
+        if nightly:
+            _refuse_the_same(store, config, parent)
+        run = runs.begin(parent, stem, "network", config, taken=store.models_folder)
+    with runs.recorded(run, then=runs.ANEW if nightly else runs.RESUMED):
         if not options.resume:
             dealt.write(store, run, pool)
         run.log(f"{len(pool.sources)} photos of {len(set(pool.names))} animals; {len(pool.judges)} judge")
@@ -296,7 +307,34 @@ def _config(store: Store, options: Options, plan: Plan, base: Path, pool: Pool) 
         "animals": len(set(pool.names)),
         "judges": len(pool.judges),
         "catalogue_revision": store.catalogue.revision,
+        "taught": _digest(pool),
     }
+
+
+def _digest(pool: Pool) -> str:
+    """Of the photos, their names and the judges: what a training of this seed and these settings learns from."""
+    annotations = pool.labels.annotations
+    told = [annotations[pool.chosen].tolist(), list(pool.names), annotations[pool.judges].tolist()]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+
+
+_SAME = ("seed", "training", "base_fingerprint", "taught")
+
+
+def _refuse_the_same(store: Store, config: dict[str, Any], parent: Path) -> None:
+    """Raises NothingNew where the model in force was made by just such a run: the same seed makes the same model."""
+    present = store.embedder.card.name
+    try:
+        before = json.loads((parent / present / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return
+    several = any(before.get("options", {}).get(key) for key in ("folds", "pseudo_rounds", "begin_with"))
+    again = json.loads(json.dumps({key: config[key] for key in _SAME}, default=str))
+    if not (several or config["options"]["begin_with"]) and all(before.get(key) == again[key] for key in _SAME):
+        raise NothingNew(
+            f"nothing has changed since {present} was trained on these photos",
+            next_step="`reid train --seed 1` begins elsewhere",
+        )
 
 
 def _rules(store: Store, options: Options, plan: Plan) -> dict[str, Any]:

@@ -319,3 +319,19 @@ def test_a_store_of_the_fourth_place_is_made_enrolled_and_asked(flukes: Path, en
     assert answer["labels"][0]["label"] == rows[0]["identity"] and not answer["stages_skipped"]
     assert reid("init", "--settings", "sixth_place", store=tmp_path / "none").exit_code != 0
     assert not (tmp_path / "none").exists()
+
+
+def test_what_a_disk_refuses_is_one_line_that_names_the_file(
+    flukes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from reid.keypoints import FeatureStore
+
+    def full(self: FeatureStore, *_: object) -> Path:
+        raise OSError(28, "No space left on device", "features/ab.rkp")
+
+    monkeypatch.setattr(FeatureStore, "put", full)
+    said = reid("enroll", flukes / "labels.csv", store=tmp_path / "store")
+    assert said.exit_code == 1 and "features/ab.rkp: No space left on device; make room" in said.stderr
+    monkeypatch.undo()
+    done = reid_json("enroll", flukes / "labels.csv", store=tmp_path / "store")
+    assert done["new"] == len(rows_of(flukes / "labels.csv")) and not done["failures"]

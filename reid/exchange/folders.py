@@ -98,7 +98,7 @@ def _photos(folder: Path, gathering: Gathering) -> Iterator[str]:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            if entry.is_dir():
+            if _is_folder(entry):
                 if entry.name.lower() not in _SYSTEM_FOLDERS:
                     inner.append(entry.path)
             elif is_photo(entry.path):
@@ -116,6 +116,14 @@ def _photos(folder: Path, gathering: Gathering) -> Iterator[str]:
         gathering.notes.append(f"{printable(folder)}: passed by what is no photo: {counts}")
     for name in tables:
         gathering.notes.append(f"{printable(folder)}: {printable(name)} was not read; name it to use its labels")
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """False also for what this user may not look at, which is then no photo, either."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def is_photo(path: str) -> bool:

@@ -149,7 +149,7 @@ def from_folder(folder: Path) -> tuple[Backbone, ModelCard]:
         raise ModelError(
             f"no pooling '{card.pooling}' for {card.architecture}",
             source=str(folder),
-            next_step="`reid models add` it again",
+            next_step=models.AGAIN,
         )
     if "network" in card.extra:
         return _trained(folder, card), card
@@ -162,9 +162,7 @@ def from_folder(folder: Path) -> tuple[Backbone, ModelCard]:
         published = weights.read_tensors(lite0.weight_file())
         tensors = {name: tensor for name, tensor in published.items() if not name.startswith("_fc.")}
         if models.hash_tensors(tensors.items()) != card.weights_sha256:
-            raise ModelError(
-                "no weights for torch beside the graph", source=str(folder), next_step="`reid models add` it again"
-            )
+            raise ModelError("no weights for torch beside the graph", source=str(folder), next_step=models.AGAIN)
         names = list(network.state_dict())
         _load(network, dict(zip(names, tensors.values(), strict=True)), folder)
     return Backbone(network, card.preprocessing.mean, card.preprocessing.std, card.pooling).eval(), card

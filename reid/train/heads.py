@@ -36,6 +36,7 @@ from reid.train.losses import MarginSoftmax, Space
 from reid.train.network import Embedded
 from reid.train.recipe import Margin
 
+_WITH_HEAD = ", with a head"
 Floats = NDArray[np.floating[Any]]
 Progress = Callable[[int, float, float], None]  # epoch, loss, MAP@5 of the held-out photos (NaN without any)
 
@@ -357,9 +358,7 @@ def write_model(
     try:
         graph = openvino.Core().read_model(base / "graph.xml")
     except RuntimeError as error:
-        raise ModelError(
-            "the model's graph cannot be read", source=str(base), next_step="`reid models add` it again"
-        ) from error
+        raise ModelError("the model's graph cannot be read", source=str(base), next_step=models.AGAIN) from error
     if taps:
         graph = graphs.tapped(graph, taps)
     seen = card.preprocessing
@@ -381,7 +380,7 @@ def write_model(
         preprocessing=seen,
         pooling=card.pooling + (" taps" if taps else "") + (" at two sizes" if larger > 1 else ""),
         weights_sha256=hashlib.sha256(facts.encode()).hexdigest(),
-        source=source or f"{card.source}, with a head",
+        source=source or f"{card.source.removesuffix(_WITH_HEAD)}{_WITH_HEAD}",
         licence=licence or card.licence,
         extra={
             **{key: value for key, value in card.extra.items() if key != "threshold"},  # that is of the base's cosines

@@ -287,7 +287,7 @@ class Loop:
         if not bool(torch.isfinite(value)):
             raise TrainError(
                 f"the {what} is no number any more, in epoch {len(self.history) + 1}",
-                next_step="lower schedule.rate; the checkpoint of the epoch before is whole (--resume)",
+                next_step="lower schedule.rate and train anew",
             )
 
     def _hold_still(self, done: float) -> None:

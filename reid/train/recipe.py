@@ -340,7 +340,10 @@ def _built(raw: dict[str, Any], scale: Scale, name: str, source: str) -> Recipe:
         for part in (raw, own):
             known_only(part.get(key, {}), known, f"{key}.", source)
         sections[key] = section(kind, {**raw.get(key, {}), **own.get(key, {})}, source, f"{key}.")
-    losses = tuple(_loss(one, source) for one in own.get("loss", raw.get("loss", [])))
+    listed = own.get("loss", raw.get("loss", []))
+    if not isinstance(listed, list) or not all(isinstance(one, dict) for one in listed):
+        raise ConfigError("'loss' is no list of sections", source=source, next_step="write [[loss]], with two brackets")
+    losses = tuple(_loss(one, source) for one in listed)
     made = Recipe(name, str(raw.get("system", "")), str(raw.get("notes", "")), scale, losses, **sections)
     check(made, source)
     return made
@@ -349,7 +352,7 @@ def _built(raw: dict[str, Any], scale: Scale, name: str, source: str) -> Recipe:
 def _loss(raw: dict[str, Any], source: str) -> LossConfig:
     rest = dict(raw)
     kind = rest.pop("kind", None)
-    if kind not in LOSSES:
+    if not isinstance(kind, str) or kind not in LOSSES:
         raise ConfigError(f"no loss '{kind}'", source=source, next_step=f"choose one of {', '.join(LOSSES)}")
     known_only(rest, {one.name for one in fields(LOSSES[kind])}, f"loss {kind}: ", source)
     made: LossConfig = section(LOSSES[kind], rest, source, f"loss {kind}: ")
@@ -358,6 +361,10 @@ def _loss(raw: dict[str, Any], source: str) -> LossConfig:
 
 def check(recipe: Recipe, source: str, next_step: str = "correct it there") -> None:
     """Ranges and combinations that types cannot say; raises ConfigError."""
+    sections = [(name, getattr(recipe, name)) for name in _SECTIONS]
+    kinds = {kind: name for name, kind in LOSSES.items()}
+    for name, part in [*sections, *((f"loss {kinds[type(loss)]}", loss) for loss in recipe.losses)]:
+        _check_bounds(name, part, source, next_step)
     network, sampling, schedule = recipe.network, recipe.sampling, recipe.schedule
     pairs = any(isinstance(loss, Pair) for loss in recipe.losses)
     aligned = any(isinstance(loss, Triplet) and loss.aligned for loss in recipe.losses)
@@ -366,14 +373,12 @@ def check(recipe: Recipe, source: str, next_step: str = "correct it there") -> N
     divided = [loss.clusters for loss in recipe.losses if isinstance(loss, Divided)]
     rules = [
         (bool(recipe.losses), "a recipe needs a [[loss]]"),
-        (recipe.input.height >= 32 and recipe.input.width >= 32, "input: 32 pixels or more each way"),
         (0.5 <= recipe.input.served <= 2, "input.served must be in [.5, 2]"),
         (
             recipe.input.served == 1 or recipe.input.served_size != (recipe.input.height, recipe.input.width),
             "input.served is too near 1: sizes are multiples of 16 pixels",
         ),
         (0 <= recipe.input.margin <= 1, "input.margin must be in [0, 1]"),
-        (network.dim >= 0 and network.stripes >= 1 and network.rows >= 1 and network.columns >= 1, "network: sizes"),
         (0 <= network.dropout < 1, "network.dropout must be in [0, 1)"),
         (network.pooling != "stripes" or network.dim > 0, "network.dim must be above 0 with stripes"),
         (
@@ -391,17 +396,13 @@ def check(recipe: Recipe, source: str, next_step: str = "correct it there") -> N
         (0 <= sampling.alike <= 1, "sampling.alike must be in [0, 1]"),
         (not sampling.alike or sampling.kind == "identities", 'sampling.alike needs sampling.kind = "identities"'),
         (not (sampling.alike and divided), "sampling.alike and a divided loss both choose who meets whom: take one"),
-        (0 <= recipe.augment.background <= 1, "augment.background must be in [0, 1]"),
         (0 <= sampling.new_share < 1, "sampling.new_share must be in [0, 1)"),
         (sampling.heat > 0, "sampling.heat must be above 0"),
         (distilled == bool(sampling.teacher), 'sampling.teacher and new_targets = "distilled" go together'),
         (not distilled or soft, 'new_targets = "distilled" needs sampling.new_share and a loss with uniform above 0'),
         (sampling.rescore >= 1, "sampling.rescore must be 1 or more"),
         (sampling.block >= 2 and sampling.neighbours >= 1, "sampling.block must be 2, neighbours 1 or more"),
-        (sampling.among >= 0, "sampling.among must be 0 or more"),
         (0.5 <= sampling.suspect <= 1, "sampling.suspect must be in [.5, 1]"),
-        (schedule.epochs >= 1 and schedule.batch >= 2, "schedule.epochs must be 1 or more, schedule.batch 2 or more"),
-        (schedule.rate > 0, "schedule.rate must be above 0"),
         (0 <= schedule.warm_up < 1, "schedule.warm_up must be in [0, 1)"),
         (0 <= schedule.frozen_from < schedule.frozen_for <= 1, "schedule: 0 <= frozen_from < frozen_for <= 1"),
         (bool(schedule.sizes) and all(0.2 <= s <= 1 for s in schedule.sizes), "schedule.sizes must be in [.2, 1]"),
@@ -410,3 +411,39 @@ def check(recipe: Recipe, source: str, next_step: str = "correct it there") -> N
     for holds, message in rules:
         if not holds:
             raise ConfigError(message, source=source, next_step=next_step)
+
+
+_SHARE, _LESS, _MANY = (0.0, 1.0), (0.0, 0.95), 1e6
+_BOUNDS: dict[type, dict[str, tuple[float, float]]] = {
+    InputConfig: {"height": (32, 4096), "width": (32, 4096)},
+    NetworkConfig: {
+        "levels": (0, 10), "gem": (0.1, 100), "stripes": (1, 64), "rows": (1, 64), "columns": (1, 64), "dim": (0, 65536),
+        "local": (0, 65536),
+    },
+    Margin: {"scale": (0.01, 1000), "m1": (0, 10), "m2": (0, 3.2), "m3": (0, 2), "centres": (1, 100), "grows": _SHARE},
+    Sphere: {"m": (1, 10)},
+    Sigmoid: {"scale": (0.01, 1000), "hardest": (1e-4, _MANY), "focal": (0, 20)},
+    Triplet: {"margin": (0, 10)},
+    Divided: {"alpha": (0, 10), "beta": (0, 10), "clusters": (1, 1000), "renew": (1, _MANY)},
+    Pair: {"hidden": (1, 65536)},
+    SamplingConfig: {"large_for": _SHARE, "photos": (1, 1000)},
+    AugmentConfig: {
+        "rotate": (0, 180), "shear": (0, 80), "noise": (0, 255),
+        **dict.fromkeys(("zoom", "shift", "perspective", "light", "contrast", "colour", "gamma"), _LESS),
+        **dict.fromkeys(("wide", "grey", "blur", "erase", "background", "jpeg", "shrink"), _SHARE),
+    },
+    ScheduleConfig: {
+        "epochs": (1, _MANY), "batch": (2, _MANY), "rate": (1e-9, 1000), "head_rate": (1e-6, _MANY), "decay": (0, 10), "frozen": (0, 20),
+        "average_of": (1e-3, 1),
+    },
+}  # fmt: skip
+
+
+def _check_bounds(name: str, part: Any, source: str, next_step: str) -> None:
+    """Numbers of a section or a loss: within its bounds, and not negative where it has none."""
+    bounds = _BOUNDS.get(type(part), {})
+    for key in (one.name for one in fields(part)):
+        value, (low, high) = getattr(part, key), bounds.get(key, (0.0, float("inf")))
+        if type(value) in (int, float) and not low <= value <= high:
+            said = f"in [{low:g}, {high:g}]" if key in bounds else "0 or more"
+            raise ConfigError(f"{name}.{key} is {value:g}: it must be {said}", source=source, next_step=next_step)

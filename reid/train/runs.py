@@ -34,9 +34,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from reid.errors import ReidError, TrainError
+from reid.errors import ReidError, StoreBusy, TrainError
+from reid.index.snapshot import lock
 
 CONFIG, LOG, METRICS, CURVES, STATE = "config.json", "log.txt", "metrics.json", "curves.png", "state.txt"
+_LOCK = ".lock"  # held while a process trains
 Kind = Literal["network", "cropper", "siamese", "ensemble"]
 RUNNING, FINISHED, INTERRUPTED = "running", "finished", "interrupted"
 RESUMED, ANEW = "the same command with --resume", "the same command again"
@@ -89,9 +91,11 @@ class Run:
         os.replace(file.name, self.folder / CURVES)
 
 
-def begin(parent: Path, name: str, kind: Kind, config: dict[str, Any], *, today: date | None = None) -> Run:
-    """A new directory `<date>-<name>` below `parent` (with a number behind it where that exists), with its config.
-    Only a training of the same `kind` will go on with it.
+def begin(
+    parent: Path, name: str, kind: Kind, config: dict[str, Any], *, today: date | None = None, taken: Path | None = None
+) -> Run:
+    """A new directory `<date>-<name>` below `parent` (with a number behind it where that exists there, or in the folder
+    `taken`), with its config. Only a training of the same `kind` will go on with it.
 
     Raises:
         TrainError: it cannot be written, or the name is none for a directory.
@@ -105,6 +109,8 @@ def begin(parent: Path, name: str, kind: Kind, config: dict[str, Any], *, today:
         parent.mkdir(parents=True, exist_ok=True)
         for number in range(1, 10_000):
             folder = parent / (stem if number == 1 else f"{stem}-{number}")
+            if taken is not None and (taken / folder.name).exists():
+                continue
             try:
                 folder.mkdir()
                 break
@@ -121,7 +127,7 @@ def resume(parent: Path, kind: Kind, name: str = "") -> Run:
     is given.
 
     Raises:
-        TrainError: there is none, or none whose config can be read.
+        TrainError: there is none, none whose config can be read, or it is still running.
     """
     named = re.compile(r"\d{4}-\d{2}-\d{2}-" + re.escape(name) + r"(-\d+)?")
     found = [
@@ -136,7 +142,10 @@ def resume(parent: Path, kind: Kind, name: str = "") -> Run:
         try:
             config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
             if config.get("kind") == kind:
-                return Run(folder, config)
+                with _alone(folder):
+                    return Run(folder, config)
+        except TrainError as error:
+            unread = unread or error
         except (OSError, ValueError, AttributeError) as error:
             unread = unread or TrainError(
                 f"its settings cannot be read ({error})", source=str(folder / CONFIG), next_step="begin a new training"
@@ -149,9 +158,27 @@ def resume(parent: Path, kind: Kind, name: str = "") -> Run:
 
 
 @contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """TrainError while another process works in that folder."""
+    try:
+        with lock(folder / _LOCK, timeout=0):
+            try:
+                yield
+            finally:
+                with suppress(OSError):  # some systems keep what is open
+                    (folder / _LOCK).unlink()
+    except StoreBusy as error:
+        raise TrainError(
+            "that training is still running", source=str(folder), next_step="wait for its end, or stop it first"
+        ) from error
+
+
+@contextmanager
 def recorded(run: Run, then: str = RESUMED) -> Iterator[None]:
-    """Write down how the work inside ends. What the disk refuses becomes a TrainError, which says what to do `then`."""
-    with written(run.folder, then):
+    """Write down how the work inside ends; nobody else works in the run's folder meanwhile. What the disk refuses becomes
+    a TrainError, which says what to do `then`.
+    """
+    with written(run.folder, then), _alone(run.folder):
         try:
             _write(run.folder / STATE, RUNNING + "\n")
             yield

@@ -12,6 +12,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from reid.errors import ConfigError
 
+_LARGEST = 10_000_000  # of any number
+
 
 def section(kind: Any, raw: Any, source: str, prefix: str) -> Any:
     """A frozen dataclass of `kind` from a table of known keys."""
@@ -23,6 +25,7 @@ def section(kind: Any, raw: Any, source: str, prefix: str) -> Any:
             values[key] = read(value)
         except ValueError:
             expected = getattr(hints[key], "__name__", str(hints[key]))
+            expected += f" below {_LARGEST:,}" if hints[key] in (int, float) else ""
             raise ConfigError(
                 f"'{prefix}{key}' is {value!r}", source=source, next_step=f"expected {expected}"
             ) from None
@@ -40,10 +43,10 @@ def reader_of(wanted: Any) -> Callable[[Any], Any]:
             one = reader_of(get_args(wanted)[0])
             return tuple(one(part) for part in value)
         if wanted is float and type(value) is int:
-            return float(value)
-        if type(value) is wanted:
-            return value
-        raise ValueError
+            value = float(value)
+        if type(value) is not wanted or (wanted in (int, float) and not abs(value) < _LARGEST):  # nor nan
+            raise ValueError
+        return value
 
     return read
 

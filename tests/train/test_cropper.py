@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -311,3 +312,11 @@ def test_settings_of_another_version_and_other_trainings_are_not_resumed(tmp_pat
         runs.begin(parent, "other", "network", {"options": {}})
         with pytest.raises(TrainError, match="no unfinished training called 'other'"):
             recrop.train(store, recrop.Options(resume=True, name="other"), lambda *_: None)
+
+
+def test_what_to_do_with_a_cropper_hangs_on_its_boxes() -> None:
+    bad = recrop._advice("mine", {"iou_store": math.nan, "iou_rendered": 0.04})
+    assert "miss the animals" in bad and "0.04" in bad and "to use it" not in bad
+    good = recrop._advice("mine", {"iou_store": 0.3, "iou_rendered": 0.9})
+    assert good.startswith('to use it: model = "mine" under [crop]')
+    assert "miss the animals" in recrop._advice("mine", {"iou_store": 0.2})

@@ -164,9 +164,28 @@ def test_the_command_of_every_night_trains_and_puts_in_force(store: Store) -> No
     assert told.exit_code == 0 and "training" not in told.stdout
 
 
+def test_a_night_on_which_nothing_changed_trains_nothing(store: Store) -> None:
+    """The same photos, names, settings and seed make the same model: it would only fill the disk."""
+    first = retrain.night(store)
+    assert isinstance(first, Report) and first.swapped
+    again = retrain.night(store)
+    assert isinstance(again, Refused) and not again.failed and first.model in again.reason
+    assert [folder.name for folder in sorted(store.models_folder.glob("20*"))] == [first.model]
+    other = retrain.night(store, options=Options(seed=1))
+    assert isinstance(other, Report)
+    asked = retrain.train(store, Options())  # who asks by day is answered
+    assert asked.report.model != first.model
+
+
+@pytest.mark.parametrize("more", [{"recipe": "flukes"}, {"begin_with": "lite0"}, {"minutes": 3.0}])
+def test_a_head_is_told_what_it_does_not_know(store: Store, more: dict[str, Any]) -> None:
+    with pytest.raises(TrainError, match="leave out --mode head"):
+        retrain.train(store, Options(mode="head", **more))
+
+
 def test_the_next_training_starts_from_the_same_network_and_spares_the_older_models_photos(store: Store) -> None:
     first = reindex(store, who="t", train=retrain.night).training
-    second = retrain.night(store)
+    second = retrain.night(store, options=Options(seed=1))
     assert isinstance(first, Report) and isinstance(second, Report)
     assert second.base == "colours" and second.present == first.model and second.model == f"{first.model}-2"
     assert second.verdict.photos == 24  # the same judges: the older model has not seen them
@@ -174,7 +193,7 @@ def test_the_next_training_starts_from_the_same_network_and_spares_the_older_mod
     everything = store.catalogue.labels().annotations.tolist()
     record.write_text(json.dumps({"annotations": everything}))
     store.root.joinpath("training", second.model, TRAINED_ON).write_text(record.read_text())
-    third = retrain.night(store)
+    third = retrain.night(store, options=Options(seed=2))
     assert isinstance(third, Report) and third.verdict.photos == 0 and not third.swapped
     assert "0 photos of known animals could judge" in third.reason
 

@@ -225,8 +225,9 @@ def test_only_a_network_of_the_same_shape_can_be_gone_on_from(store: Store, tiny
         retrain.train(store, Options(begin_with="colours"))
     assert "reid models" in caught.value.next_step
     first = retrain.train(store, Options(recipe=tiny)).report.model
-    with pytest.raises(ConfigError, match="no recipe 'tiny'"):  # one's own file is not in the package
+    with pytest.raises(TrainError, match="a recipe of your own") as caught:  # which is not in the package
         retrain.train(store, Options(begin_with=first))
+    assert "--recipe FILE.toml" in caught.value.next_step
     with pytest.raises(TrainError, match="a fold would be judged"):
         retrain.train(store, Options(recipe=tiny, begin_with=first, folds=2))
     other = tmp_path / "other.toml"

@@ -39,6 +39,26 @@ def test_a_run_leaves_its_settings_log_metrics_curves_and_state(tmp_path: Path) 
     assert {p.name for p in run.folder.iterdir()} == left
 
 
+def test_a_run_that_another_process_works_on_is_not_resumed(tmp_path: Path) -> None:
+    older = runs.begin(tmp_path, "older", "network", {}, today=DAY)
+    run = runs.begin(tmp_path, "night", "network", {}, today=DAY)
+    with runs.recorded(run):
+        with pytest.raises(TrainError, match="still running"):
+            runs.resume(tmp_path, "network", "night")
+        with pytest.raises(TrainError, match="still running"), runs.recorded(run):
+            raise AssertionError("two at once")
+        assert run.state == "running" and runs.resume(tmp_path, "network").name == older.name
+        with pytest.raises(KeyboardInterrupt), runs.recorded(older):
+            raise KeyboardInterrupt
+    assert run.state == "finished" and runs.resume(tmp_path, "network").name == older.name
+
+
+def test_a_name_that_a_model_has_is_not_taken(tmp_path: Path) -> None:
+    (tmp_path / "models" / "2026-11-21-night").mkdir(parents=True)
+    run = runs.begin(tmp_path / "training", "night", "network", {}, today=DAY, taken=tmp_path / "models")
+    assert run.name == "2026-11-21-night-2"
+
+
 def test_a_second_run_of_the_day_gets_a_number_and_a_name_must_be_one(tmp_path: Path) -> None:
     names = [runs.begin(tmp_path, "night", "network", {}, today=DAY).name for _ in range(3)]
     assert names == ["2026-11-21-night", "2026-11-21-night-2", "2026-11-21-night-3"]
