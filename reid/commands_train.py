@@ -134,7 +134,7 @@ def mine(
 
     with opened(context) as store, console.progress(json) as show:
         found = pairs.hardest(store, top=top, progress=show)
-        drawn = pairs.write_sheet(store, found, sheet) if sheet else None
+        drawn = pairs.write_sheet(store, found, sheet) if sheet and found.pairs else None
     console.as_json(found) if json else verdicts.mined(found, everything=everything)
     if drawn and not json:
         typer.echo(f"contact sheet: {drawn}")

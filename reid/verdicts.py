@@ -119,6 +119,9 @@ def mined(found: Mined, *, everything: bool = False) -> None:
     """The hardest pairs as a table: the worst ones, or all of them."""
     shown = found.pairs if everything else worst(found)
     print(f"{found.photos} photos of {found.animals} animals looked at, by model {found.model}")
+    if not found.pairs:
+        print("no pairs: that takes two named animals, or two sightings of one")
+        return
     console.table(
         ("kind", "score", "photo", "photo", "ask yourself"),
         [

@@ -137,3 +137,13 @@ print(len(mine.hardest(Store.open(Path({str(tmp_path / "s")!r})), top=4).pairs))
     monkeypatch.setitem(sys.modules, "lap", None)
     with pytest.raises(MissingExtra, match=r"mining needs lap; pip install '\.\[train\]'"):
         mine.hardest(Store.open(tmp_path / "s"))
+
+
+def test_where_there_is_no_pair_that_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from reid import verdicts
+
+    store, _ = store_of(tmp_path / "s", [0], ["a"])
+    found = mine.hardest(store, top=6)
+    verdicts.mined(found)
+    said = capsys.readouterr().out
+    assert found.pairs == () and "no pairs: that takes two named animals" in said and "ask yourself" not in said
