@@ -275,7 +275,7 @@ def calibrate_rates(store: Store, *, false_match: float, false_new: float, confi
 def _unmeasured(found: Fit | None) -> tuple[str, str]:
     """Why nothing can be promised where no left-out photos speak, and what to do."""
     if found is None:
-        return "nothing was measured on this store yet", "reid reindex, once named photos are enrolled"
+        return "nothing was measured on this store yet", "reid reindex; enrol named photos first where there are none"
     photos, animals, twice = (
         int(found.report.get(f"gallery_{what}", 0)) for what in ("photos", "animals", "animals_twice")
     )
