@@ -92,9 +92,9 @@ def evaluate(
     progress: Progress = quiet,
 ) -> Evaluation:
     """Measure on two tables (wildlife-datasets columns, or any other that enrolment reads). `model` is a model
-    directory, `settings` others than the defaults (`reid.config.values_of`); `dedup` drops queries whose photo is a near-duplicate of
-    a gallery photo. Each rate of `false_match`, in (0, 1), is promised by the gallery's left-out photos and counted on
-    the queries.
+    directory, `settings` others than the defaults (`reid.config.values_of`); `dedup` drops queries whose photo is a
+    near-duplicate of a gallery photo. Each rate of `false_match`, in (0, 1), is promised by the gallery's left-out photos and
+    counted on the queries.
 
     Raises:
         TableError: a table cannot be read. InputError: no named gallery photo, or no query, is left.

@@ -28,7 +28,9 @@ Why = Annotated[str, typer.Option(help="Why, for the log.")]
 
 @contextmanager
 def errors_said(again: str = "the same command") -> Iterator[None]:
-    """Our own errors, and what a disk refuses, become one line and exit code 1 (6 for a stale index); `again` is what goes on after Ctrl-C."""
+    """Our own errors, and what a disk refuses, become one line and exit code 1 (6 for a stale index); `again` is what goes
+    on after Ctrl-C.
+    """
     try:
         yield
     except ReidError as error:
@@ -39,7 +41,7 @@ def errors_said(again: str = "the same command") -> Iterator[None]:
             raise
         where = f"{error.filename}: " if error.filename else ""
         typer.echo(
-            f"error: {where}{error.strerror}; make room or give the right to write there, then {again} goes on",
+            f"error: {where}{error.strerror}; make room there, or give the right to read and write, then {again} goes on",
             err=True,
         )
         raise typer.Exit(1) from error

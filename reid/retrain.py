@@ -307,34 +307,39 @@ def _config(store: Store, options: Options, plan: Plan, base: Path, pool: Pool) 
         "animals": len(set(pool.names)),
         "judges": len(pool.judges),
         "catalogue_revision": store.catalogue.revision,
-        "taught": _digest(pool),
+        "taught": _digest(store, pool),
     }
 
 
-def _digest(pool: Pool) -> str:
-    """Of the photos, their names and the judges: what a training of this seed and these settings learns from."""
-    annotations = pool.labels.annotations
-    told = [annotations[pool.chosen].tolist(), list(pool.names), annotations[pool.judges].tolist()]
+def _digest(store: Store, pool: Pool) -> str:
+    """Of the photos, their boxes, names and sightings, and the judges: what a head of this seed and these settings is
+    made of.
+    """
+    sightings = withheld.sightings_of(store.catalogue, pool.labels).tolist()
+    told = [repr(pool.sources), list(pool.names), sightings, pool.labels.annotations[pool.judges].tolist()]
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 
-_SAME = ("seed", "training", "base_fingerprint", "taught")
-
-
 def _refuse_the_same(store: Store, config: dict[str, Any], parent: Path) -> None:
-    """Raises NothingNew where the model in force was made by just such a run: the same seed makes the same model."""
+    """Raises NothingNew where the model in force is a head that just such a run made: the same seed makes the same head.
+    Whole networks go on from the night before.
+    """
     present = store.embedder.card.name
     try:
         before = json.loads((parent / present / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return
-    several = any(before.get("options", {}).get(key) for key in ("folds", "pseudo_rounds", "begin_with"))
-    again = json.loads(json.dumps({key: config[key] for key in _SAME}, default=str))
-    if not (several or config["options"]["begin_with"]) and all(before.get(key) == again[key] for key in _SAME):
+    if config["options"]["mode"] == "head" and _made_of(before) == _made_of(json.loads(json.dumps(config))):
         raise NothingNew(
             f"nothing has changed since {present} was trained on these photos",
             next_step="`reid train --seed 1` begins elsewhere",
         )
+
+
+def _made_of(config: dict[str, Any]) -> tuple[Any, ...]:
+    """All of a run's `config.json` that a head hangs on."""
+    options = {key: value for key, value in config.get("options", {}).items() if key not in ("name", "resume")}
+    return (options, *(config.get(key) for key in ("training", "base_fingerprint", "taught")))
 
 
 def _rules(store: Store, options: Options, plan: Plan) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from rendered_store import PHOTOS, flukes
 from sqlalchemy import text
 
 from reid import decide, fit, fusion, known, local, verify, withheld
+from reid.index.local import LocalIndex
 from reid.keypoints import empty_features
 from reid.known import Known
 from reid.local import LocalSource
@@ -275,6 +276,20 @@ def test_gallery_photos_without_features_are_said(local_store: Store, flukes: Pa
     assert local.bring_up(local_store, check=True) == []
     [again] = asked(local_store, [query])
     assert again.stages_skipped == () and again.labels == whole.labels
+
+
+@pytest.mark.parametrize("share", [0.02, 0.5])
+def test_votes_that_many_photos_cannot_give_make_nobody_new(
+    local_store: Store, flukes: Path, monkeypatch: pytest.MonkeyPatch, share: float
+) -> None:
+    """A few photos without features are noted; of many, the animal may be one."""
+    enrolled = {s.identity for s in sightings(flukes)}
+    query = next(s for s in sightings(flukes, "queries.csv") if s.identity not in enrolled)
+    lacking = max(1, round(share * PHOTOS))
+    monkeypatch.setattr(LocalIndex, "__len__", lambda self: PHOTOS - lacking)
+    [answer] = asked(local_store, [query])
+    assert any(text.startswith(f"votes: {lacking} of {PHOTOS} gallery photos") for text in answer.stages_skipped)
+    assert answer.status == ("review" if share > 0.05 else "new")
 
 
 def test_features_lost_from_the_gallery_make_nobody_new(local_store: Store, flukes: Path) -> None:

@@ -433,8 +433,8 @@ _BOUNDS: dict[type, dict[str, tuple[float, float]]] = {
         **dict.fromkeys(("wide", "grey", "blur", "erase", "background", "jpeg", "shrink"), _SHARE),
     },
     ScheduleConfig: {
-        "epochs": (1, _MANY), "batch": (2, _MANY), "rate": (1e-9, 1000), "head_rate": (1e-6, _MANY), "decay": (0, 10), "frozen": (0, 20),
-        "average_of": (1e-3, 1),
+        "epochs": (1, _MANY), "batch": (2, _MANY), "rate": (1e-9, 1000), "head_rate": (1e-6, _MANY),
+        "decay": (0, 10), "frozen": (0, 20), "average_of": (1e-3, 1),
     },
 }  # fmt: skip
 

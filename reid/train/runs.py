@@ -23,7 +23,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import date
 from importlib import metadata
@@ -159,18 +159,19 @@ def resume(parent: Path, kind: Kind, name: str = "") -> Run:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """TrainError while another process works in that folder."""
-    try:
-        with lock(folder / _LOCK, timeout=0):
-            try:
-                yield
-            finally:
-                with suppress(OSError):  # some systems keep what is open
-                    (folder / _LOCK).unlink()
-    except StoreBusy as error:
-        raise TrainError(
-            "that training is still running", source=str(folder), next_step="wait for its end, or stop it first"
-        ) from error
+    """TrainError where another process works in that folder; errors of the work inside are left as they are."""
+    with ExitStack() as held:
+        try:
+            held.enter_context(lock(folder / _LOCK, timeout=0))
+        except StoreBusy as error:
+            raise TrainError(
+                "that training is still running", source=str(folder), next_step="wait for its end, or stop it first"
+            ) from error
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # some systems keep what is open
+                (folder / _LOCK).unlink()
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from reid.errors import TrainError
+from reid.errors import StoreBusy, TrainError
 from reid.train import runs
 
 DAY = date(2026, 11, 21)
@@ -51,6 +51,13 @@ def test_a_run_that_another_process_works_on_is_not_resumed(tmp_path: Path) -> N
         with pytest.raises(KeyboardInterrupt), runs.recorded(older):
             raise KeyboardInterrupt
     assert run.state == "finished" and runs.resume(tmp_path, "network").name == older.name
+
+
+def test_what_is_busy_inside_a_training_is_said_as_it_is(tmp_path: Path) -> None:
+    run = runs.begin(tmp_path, "night", "network", {}, today=DAY)
+    with pytest.raises(StoreBusy, match="the gallery"), runs.recorded(run):
+        raise StoreBusy("the gallery is being written", next_step="wait")
+    assert run.state.startswith("failed: the gallery")
 
 
 def test_a_name_that_a_model_has_is_not_taken(tmp_path: Path) -> None:
