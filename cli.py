@@ -82,11 +82,11 @@ def init(
 
     Example: reid --store whales init --species "Megaptera novaeangliae" --cropper fluke
     """
-    from reid import config
+    from reid import config_file
     from reid.store import Store
 
     with errors_said():
-        values = config.values_of(settings) if settings else None
+        values = config_file.values_of(settings) if settings else None
         store = Store.create(
             context.obj, begin_with=values, species=species, new_label=new_label, model=model, cropper=cropper
         )

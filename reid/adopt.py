@@ -6,19 +6,19 @@ in force is touched before that. Knows verdicts and stores; trains and judges no
 
 from __future__ import annotations
 
-from reid import config as settings
-from reid import models, witness
+from reid import config_file, models, witness
+from reid.config import TrainingConfig
 from reid.judge import LEAST_JUDGES, Candidate, Report
 from reid.store import SETTINGS, Store, write_atomically
 
 
-def decision(report: Report, rules: settings.TrainingConfig) -> tuple[str, bool]:
+def decision(report: Report, rules: TrainingConfig) -> tuple[str, bool]:
     """Why the new model takes the old one's place or does not, and whether it does."""
     why, better = weighed(report, rules, refits=bool(report.refitted))
     return f"{why}, {'the new model is in force' if better else 'the present model stays'}", better
 
 
-def weighed(report: Report, rules: settings.TrainingConfig, *, refits: bool) -> tuple[str, bool]:
+def weighed(report: Report, rules: TrainingConfig, *, refits: bool) -> tuple[str, bool]:
     """What speaks for or against the new model, and whether it may serve; `refits`: it learns on from all photos first.
     One that does not must be better beyond chance than the witness of one that did, which is worse than that one itself.
     """
@@ -50,8 +50,8 @@ def adopt(store: Store, candidate: Candidate) -> None:
         part = slice(at, at + 512)
         store.catalogue.put_embeddings(fingerprint, candidate.annotations[part].tolist(), candidate.vectors[part])
     path = store.root / SETTINGS
-    text = settings.with_model(path.read_text(encoding="utf-8"), candidate.folder.name)
-    changed = settings.parse(text, str(path))
+    text = config_file.with_model(path.read_text(encoding="utf-8"), candidate.folder.name)
+    changed = config_file.parse(text, str(path))
     write_atomically(path, text)
     store.config = changed
     store.__dict__.pop("embedder", None)

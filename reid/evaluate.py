@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from reid import config, duplicates, enrol, images, intake, metrics
+from reid import config_file, duplicates, enrol, images, intake, metrics
 from reid.aggregate import identity_scores
 from reid.enrol import Progress, quiet
 from reid.errors import InputError, ReidError
@@ -92,7 +92,7 @@ def evaluate(
     progress: Progress = quiet,
 ) -> Evaluation:
     """Measure on two tables (wildlife-datasets columns, or any other that enrolment reads). `model` is a model
-    directory, `settings` others than the defaults (`reid.config.values_of`); `dedup` drops queries whose photo is a
+    directory, `settings` others than the defaults (`reid.config_file.values_of`); `dedup` drops queries whose photo is a
     near-duplicate of a gallery photo. Each rate of `false_match`, in (0, 1), is promised by the gallery's left-out photos and
     counted on the queries.
 
@@ -135,7 +135,7 @@ def _nothing(what: str, table: Path, failures: Sequence[Failure]) -> InputError:
 
 def _store(folder: Path, model: Path | None, settings: str | Path) -> Store:
     """A fresh store, using the model directory `model` and the `settings` where they are given."""
-    values = config.values_of(settings) if settings else {}
+    values = config_file.values_of(settings) if settings else {}
     values.pop("catalogue", None)  # a measurement has one of its own, never a team's
     store = Store.create(folder / "store", begin_with=values, model=model.name if model else "")
     if model is not None:

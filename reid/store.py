@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from reid import config, crop, ensemble, locate, models, whiten
+from reid import config_file, crop, ensemble, locate, models, whiten
 from reid.catalogue import Catalogue, sqlite_url
 from reid.config import Config
 from reid.embed import Embedder, unit_rows
@@ -62,7 +62,7 @@ class Store:
     ) -> Store:
         """Make a store in `root`, which may hold other things but no store.
 
-        `begin_with` holds settings (`reid.config.values_of`); the others, where given, overrule them.
+        `begin_with` holds settings (`reid.config_file.values_of`); the others, where given, overrule them.
 
         Raises:
             StoreError: there is a store already, or the directory cannot be written.
@@ -72,15 +72,15 @@ class Store:
             raise StoreError(
                 "there is a store here already", source=str(root), next_step="use it, or name another directory"
             )
-        text = config.with_values(config.TEMPLATE, begin_with or {})
+        text = config_file.with_values(config_file.TEMPLATE, begin_with or {})
         given = {
             "": {} if species is None else {"species": species},
             "decision": {} if new_label is None else {"new_label": new_label},
             "embedder": {"model": model} if model else {},
             "crop": {"model": cropper} if cropper else {},
         }
-        text = config.with_values(text, given.pop("") | given)
-        settings = config.parse(text, "the settings given")
+        text = config_file.with_values(text, given.pop("") | given)
+        settings = config_file.parse(text, "the settings given")
         for name in {settings.crop.model, *settings.crop.species.values()} - {locate.NONE}:
             locate.folder_of(name, root / "models")
         try:
@@ -106,7 +106,7 @@ class Store:
             raise StoreNotFound(
                 "no store there", source=str(root), next_step=f"reid --store {shlex.quote(str(root))} init"
             )
-        return cls(root, config.load(root / SETTINGS))
+        return cls(root, config_file.load(root / SETTINGS))
 
     def __enter__(self) -> Store:
         return self
@@ -130,8 +130,8 @@ class Store:
         if self.config.embedder.model != "auto":
             return
         path = self.root / SETTINGS
-        settled = config.with_model(path.read_text(encoding="utf-8"), name)
-        self.config = config.parse(settled, str(path))
+        settled = config_file.with_model(path.read_text(encoding="utf-8"), name)
+        self.config = config_file.parse(settled, str(path))
         write_atomically(path, settled)
         self.__dict__.pop("embedder", None)
 

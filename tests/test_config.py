@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from reid.config import TEMPLATE, Config, load, named, parse, values_of, with_model, with_values
+from reid.config import Config
+from reid.config_file import TEMPLATE, load, named, parse, values_of, with_model, with_values
 from reid.errors import ConfigError
 
 

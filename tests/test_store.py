@@ -20,7 +20,7 @@ from fake_stores import (
     taken_in,
 )
 
-from reid import config, whiten, withheld
+from reid import config_file, whiten, withheld
 from reid.config import Config
 from reid.errors import ConfigError, IndexStale, ModelError, SnapshotCorrupt, StoreError, StoreNotFound
 from reid.index import Gallery
@@ -30,7 +30,7 @@ from reid.store import Store, write_atomically
 
 def test_a_new_store_holds_the_defaults_and_nothing_else(tmp_path: Path) -> None:
     with Store.create(tmp_path / "s", species="zebra", new_label="nobody") as store:
-        expected = config.parse('species = "zebra"\n[decision]\nnew_label = "nobody"', "here")
+        expected = config_file.parse('species = "zebra"\n[decision]\nnew_label = "nobody"', "here")
         assert Store.open(tmp_path / "s").config == expected == store.config
         assert store.catalogue.counts().photos == 0
 
@@ -75,7 +75,7 @@ def test_settings_that_cannot_be_make_no_store(tmp_path: Path, wrong: dict[str, 
 @pytest.mark.parametrize(
     "text",
     [
-        config.TEMPLATE,
+        config_file.TEMPLATE,
         "",
         '[embedder]\nmodel="auto"\n',
         "[embedder]\nmodel = 'auto' # a remark\nthreads = 1\n",
