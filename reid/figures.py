@@ -32,6 +32,7 @@ SOURCES = {
     "trees": "embedder and local features, weighed as this store's photos teach",
     "logistic": "embedder and local features, each calibrated on this store's photos, by logistic regression",
     "power": "embedder and local features, each calibrated on this store's photos, by Σ w·P^α",
+    "mean": "embedder and local features, by the mean of general weights and of what this store's photos teach",
     "geometry_first": "the photos whose points agree first, then embedder and local features",
 }
 SIDES = {"together": "compared with each other", "separate": "never compared, where the side is known"}

@@ -63,11 +63,12 @@ class Fit:
     """What the last fit found. `threshold` is the score at which the new-individual label stands; `gallery` and `local`
     are the fingerprints it holds for; `sides` says whether opposite flanks are compared. `cases` are the left-out
     photos' scores (`risk.Cases.to_dict`), on which a `policy` of stated error rates can be measured at any time. `ways`
-    are those to fuse that were tried (`ways.Way.to_dict`), best first. Where `known` is in force, threshold, curves and
-    cases are of scores that it has moved; `known_record` says what it was worth (`known.tried`). `whitened` is the share of
-    `whiten.fit`, 0 where vectors serve as they are. `crowd` are the annotations by which crowding is told (`reid.crowding`)
-    and `crowded` what the gallery's photos have on average, by species; both None where cosines serve as they are.
-    `prototypes`: the store has no local features (no other ways were tried), and half of each cosine is that with its animal's (`reid.prototypes`).
+    are those to fuse that were tried (`ways.Way.to_dict`), best first, by the `rule` of that number (`ways.RULE`). Where
+    `known` is in force, threshold, curves and cases are of scores that it has moved; `known_record` says what it was
+    worth (`known.tried`). `whitened` is the share of `whiten.fit`, 0 where vectors serve as they are. `crowd` are the
+    annotations by which crowding is told (`reid.crowding`) and `crowded` what the gallery's photos have on average, by
+    species; both None where cosines serve as they are. `prototypes`: the store has no local features (no other ways were
+    tried), and half of each cosine is that with its animal's (`reid.prototypes`).
     """
 
     gallery: str
@@ -91,6 +92,7 @@ class Fit:
     crowd: dict[str, list[int]] | None = None
     crowded: dict[str, float] | None = None
     prototypes: bool = False
+    rule: int = 1
 
 
 def read(store: Store, gallery_fingerprint: str) -> Fit | None:
@@ -127,6 +129,8 @@ def is_due(store: Store) -> bool:
         return len(gallery) > 0
     if last.basis != "default" and (last.crowd is None) != (store.config.decision.threshold >= 0):
         return True  # a threshold that somebody stated is for scores that nothing moves
+    if last.ways and last.rule != ways.RULE:
+        return True  # chosen by an earlier build's rule
     if last.prototypes != (last.crowd is not None and last.fusion.kind == "embedding" and not last.ways):
         return True  # of a build that knew no prototypes
     if last.basis != "measured" and _can_be_measured(store, last):
@@ -210,6 +214,7 @@ def fit(store: Store, *, failures: list[Failure] | None = None, progress: Progre
         cases=gathered_cases.to_dict(),
         policy=_renewed(store, gathered_cases),
         ways=[way.to_dict() for way in best.ways],
+        rule=ways.RULE,
         known=best.known,
         known_record=best.known_record,
     )
@@ -400,7 +405,7 @@ def measured(
         if first is not None:
             best = first
         else:
-            best, tried = ways.chosen(*ways.competing(gallery, asked, method, further))
+            best, tried = ways.chosen(*ways.competing(gallery, asked, method, further, general))
     settings = store.config.decision
     if settings.threshold >= 0:  # it was stated for the scores as they are
         return Measured(best.fusion, best.cases, tried)

@@ -3,7 +3,7 @@
 `pair_features` lines the sources up for all candidates of one query, each beside the best of its rivals, since what is
 a good score differs from photo to photo. A `Fusion` turns a row into a probability: by boosted trees fitted on the
 store's own left-out photos (`trees`), by sources that are each calibrated on them and then fused (`logistic`, `power`:
-see `reid.sources`), by the mean of trees and logistic regression (`mean`), by three weights that were fitted on rendered
+see `reid.sources`), by the mean of these and of general weights (`mean`), by three weights that were fitted on rendered
 flukes where a store is too small for that (`prior`), or not at all (`embedding`: the cosine stays what it is). Cosines
 come with crowding taken off (`reid.crowding`).
 
@@ -206,12 +206,12 @@ class Fusion:
 
 
 def averaged(parts: Sequence[Fusion], curve: Calibration) -> Fusion:
-    """The mean of ways that were fitted on the same pairs. ValueError where there are not two."""
+    """The mean of ways, those that were fitted on the same pairs. ValueError where there are not two."""
     if len(parts) < 2:
         raise ValueError("a mean takes two ways at least")
-    first = parts[0]
+    most = max(parts, key=lambda one: one.pairs)  # general weights were fitted on none
     return Fusion(
-        "mean", None, curve, None, first.pairs, first.same, columns=max((p.columns for p in parts), key=len),
+        "mean", None, curve, None, most.pairs, most.same, columns=max((p.columns for p in parts), key=len),
         parts=tuple(parts),
     )  # fmt: skip
 

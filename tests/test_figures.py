@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from fake_stores import fake_store, herd, taken_in
 
-from reid import figures
+from reid import figures, fusion
 from reid.errors import InputError
 from reid.evaluate import Evaluation, Measured, evaluate
 from reid.mine import HardPair, Mined, Shown
@@ -26,6 +26,10 @@ def test_an_interval_that_does_not_exist_is_a_dash_with_the_reason() -> None:
     assert figures.cells("top1", none, 0, 9) == ("–", "– (no query shows an animal of the gallery)")
     assert figures.cells("baus", none, 9, 0) == ("–", "– (no query shows an animal that the gallery lacks)")
     assert figures.cells("ece", none, 9, 9) == ("–", "– (no answer has a P: too little was measured on this gallery)")
+
+
+def test_every_way_to_fuse_has_its_words() -> None:
+    assert set(figures.SOURCES) == set(fusion.KINDS)
 
 
 def test_an_evaluation_is_printed_in_words(capsys: pytest.CaptureFixture[str]) -> None:

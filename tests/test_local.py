@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import shutil
 from collections.abc import Sequence
@@ -15,12 +16,12 @@ from local_store import WITH_LOCAL, changed_settings, described, local_store, si
 from numpy.typing import NDArray
 from rendered_store import PHOTOS, flukes
 
-from reid import fit, keypoints, local
+from reid import fit, keypoints, local, ways
 from reid.errors import IndexStale, SnapshotCorrupt
 from reid.index import LocalIndex
 from reid.local import LocalSource
 from reid.records import Box
-from reid.store import Store
+from reid.store import CALIBRATION, Store
 from reid.verify import VerifyConfig
 
 __all__ = ["described", "flukes", "local_store"]
@@ -269,6 +270,19 @@ def test_another_estimator_asks_for_another_fit_and_the_one_that_auto_means_does
         assert fit.read(named, gallery) is None and fit.is_due(named)
         prints.add(local.fingerprint(named))
     assert len(prints) == 3
+
+
+def test_what_an_earlier_rule_chose_is_chosen_anew(local_store: Store) -> None:
+    found = fit.fit(local_store)
+    tried = [{"kind": found.fusion.kind, "in_force": True}]
+    for rule, way, due in ((ways.RULE, tried, False), (ways.RULE - 1, tried, True), (ways.RULE - 1, [], False)):
+        fit.write(local_store, replace(found, ways=way, rule=rule))
+        assert fit.is_due(local_store) is due
+    path = local_store.root / CALIBRATION
+    old = json.loads(path.read_text()) | {"ways": tried}
+    del old["rule"]  # as a build wrote it that had none
+    path.write_text(json.dumps(old))
+    assert fit.is_due(local_store)
 
 
 def test_matching_both_ways_asks_for_another_fit_and_no_new_description(

@@ -160,6 +160,10 @@ def test_the_mean_competes_for_the_default_and_the_calibrated_sources_challenge_
     defaults, challengers = ways.competing(gallery, asked, "max")
     assert [one.fusion.kind for one in defaults] == ["embedding", "prior", "trees", "mean"]
     assert [one.fusion.kind for one in challengers] == ["logistic", "power"]
+    assert [part.kind for part in defaults[-1].fusion.parts] == ["prior", "trees", "logistic", "power"]
+    assert defaults[-1].fusion.pairs == defaults[2].fusion.pairs > 0
+    other = ways.competing(gallery, asked, "max", general=fusion.PRIOR_VOTES)[0]
+    assert other[1].fusion is fusion.PRIOR_VOTES and other[-1].fusion.parts[0] is fusion.PRIOR_VOTES
     wide = ways.competing(*world({"siamese": 3.0}, WIDE_NAMES), "max")
     assert [one.fusion.kind for one in wide[0]] == ["embedding", "prior", "trees", "mean", "trees", "mean"]
     assert [len(one.fusion.columns) for one in wide[0][3::2]] == [len(NAMES), len(WIDE_NAMES)]
