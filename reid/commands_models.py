@@ -9,7 +9,7 @@ import typer
 
 from reid import steps
 from reid.errors import MissingExtra
-from reid.invocation import Json, opened
+from reid.invocation import LEFT_OUT, Json, opened
 
 networks = typer.Typer(
     no_args_is_help=True,
@@ -24,13 +24,14 @@ def list_models(context: typer.Context, json: Json = False) -> None:
 
     Example: reid models list
     """
-    from reid import console, models
+    from reid import console, forget, models
 
     with opened(context) as store:
         cards = models.listed(store.models_folder)
         used = store.config.embedder.model
+        sizes = {c.name: forget.size_of(store.models_folder / c.name) for c in cards}
     if json:
-        console.as_json({"models": [_card(c) for c in cards], "used": used})
+        console.as_json({"models": [_card(c) | {"bytes": sizes[c.name]} for c in cards], "used": used})
         return
     rows = [
         (
@@ -38,11 +39,12 @@ def list_models(context: typer.Context, json: Json = False) -> None:
             c.name,
             c.dim,
             c.preprocessing.said,
+            megabytes(sizes[c.name]),
             c.source,
         )
         for c in cards
     ]
-    console.table(("", "model", "dimensions", "input", "from"), rows)
+    console.table(("", "model", "dimensions", "input", "size", "from"), rows)
 
 
 @networks.command()
@@ -87,6 +89,35 @@ def add(
     console.as_json(_card(card)) if json else console.say(
         f'added {card.name}; to use it: model = "{card.name}" under [embedder] in reid.toml, then reid reindex'
     )
+
+
+@networks.command()
+def remove(
+    context: typer.Context,
+    names: Annotated[list[str], typer.Argument(help="Models that are not in force, as `reid models list` names them.")],
+    json: Json = False,
+) -> None:
+    """Delete models for good, with their trainings and, in the store's own catalogue, their vectors.
+
+    Nights that train leave a model each. What the settings name stays, and so do photos and names.
+
+    Example: reid models remove 2026-11-20 2026-11-21
+    """
+    from reid import console, forget
+
+    with opened(context) as store:
+        done = forget.forget(store, names)
+    if json:
+        console.as_json(done)
+    else:
+        print(f"{len(done.models)} models removed: {megabytes(done.bytes)}, and {done.vectors} vectors")
+        console.failures(done.failures)
+    raise typer.Exit(LEFT_OUT if done.failures else 0)
+
+
+def megabytes(size: int) -> str:
+    """Bytes for people."""
+    return f"{size / 1e6:.0f} MB"
 
 
 def _witness(folder: Path) -> dict[str, str]:

@@ -35,6 +35,7 @@ def test_all_commands_are_there() -> None:
         "init", "enroll", "query", "reindex", "status", "models", "evaluate", "demo", "export", "individuals",
         "individuals list", "individuals show", "individuals rename", "individuals merge", "individuals split",
         "individuals assign", "individuals undo", "remove", "models list", "models info", "models add",
+        "models remove",
     }  # fmt: skip
 
 
@@ -277,8 +278,17 @@ def test_models_are_listed_and_described(enrolled: Path) -> None:
     card = reid_json("models", "info", "fluke", store=enrolled)
     assert card["preprocessing"]["width"] == 2 * card["preprocessing"]["height"] and len(card["fingerprint"]) == 64
     assert "* " in reid("models", "list", store=enrolled).stdout
+    assert found["models"][0]["bytes"] > 1e6 and " MB" in reid("models", "list", store=enrolled).stdout
     unknown = reid("models", "info", "nonsense", store=enrolled)
     assert (unknown.exit_code, "lite0" in unknown.stderr) == (1, True)
+
+
+def test_a_model_is_removed_by_its_name_unless_it_is_in_force(store: Path) -> None:
+    shutil.copytree(store / "models" / "fluke", store / "models" / "fluke-2")
+    done = reid("models", "remove", "fluke-2", "fluke", store=store)
+    assert done.exit_code == 3 and done.stdout.startswith("1 models removed: ") and "in force" in done.stderr
+    assert reid_json("models", "remove", "fluke-2", store=store, code=3)["models"] == []
+    assert [one["name"] for one in reid_json("models", "list", store=store)["models"]] == ["fluke"]
 
 
 def test_the_whole_round_enroll_query_reindex_status(field: Path, flukes: Path) -> None:

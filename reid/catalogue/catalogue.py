@@ -383,6 +383,15 @@ class Catalogue:
         with reading(self._engine) as connection:
             return vectors.lacking(connection, fingerprint)
 
+    def drop_embeddings(self, fingerprints: Collection[str]) -> int:
+        """Delete the vectors of models that nothing asks for any more; how many. No answer depends on them, so the
+        catalogue's revision stays.
+        """
+        if not fingerprints:
+            return 0
+        with writing(self._engine) as writer:
+            return vectors.drop(writer.connection, fingerprints)
+
     def models(self) -> dict[str, int]:
         """Fingerprints of the models that made vectors, and the size of those."""
         with reading(self._engine) as connection:

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Connection, Engine, select
+from sqlalchemy import Connection, Engine, delete, select
 
 from reid.catalogue.encoding import bytes_to_vectors, vectors_to_bytes
 from reid.catalogue.engine import Writer, reading
@@ -155,6 +155,12 @@ def models(connection: Connection) -> dict[str, int]:
     """Fingerprints of the models that made vectors, and the size of those."""
     query = select(EmbeddingModel.c.fingerprint, EmbeddingModel.c.dim).order_by(EmbeddingModel.c.id)
     return dict(connection.execute(query).all())
+
+
+def drop(connection: Connection, fingerprints: Collection[str]) -> int:
+    """Delete the vectors of models; how many. Their rows stay: numbers of models are never given twice."""
+    ids = [found[0] for one in fingerprints if (found := _model(connection, one)) is not None]
+    return sum(connection.execute(delete(Embedding).where(Embedding.c.model_id == id)).rowcount for id in ids)
 
 
 def _model(connection: Connection, fingerprint: str) -> tuple[int, int] | None:

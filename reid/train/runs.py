@@ -38,7 +38,7 @@ from reid.errors import ReidError, StoreBusy, TrainError
 from reid.index.snapshot import lock
 
 CONFIG, LOG, METRICS, CURVES, STATE = "config.json", "log.txt", "metrics.json", "curves.png", "state.txt"
-_LOCK = ".lock"  # held while a process trains
+LOCK = ".lock"  # held while a process trains
 Kind = Literal["network", "cropper", "siamese", "ensemble"]
 RUNNING, FINISHED, INTERRUPTED = "running", "finished", "interrupted"
 RESUMED, ANEW = "the same command with --resume", "the same command again"
@@ -162,7 +162,7 @@ def _alone(folder: Path) -> Iterator[None]:
     """TrainError where another process works in that folder; errors of the work inside are left as they are."""
     with ExitStack() as held:
         try:
-            held.enter_context(lock(folder / _LOCK, timeout=0))
+            held.enter_context(lock(folder / LOCK, timeout=0))
         except StoreBusy as error:
             raise TrainError(
                 "that training is still running", source=str(folder), next_step="wait for its end, or stop it first"
@@ -171,7 +171,7 @@ def _alone(folder: Path) -> Iterator[None]:
             yield
         finally:
             with suppress(OSError):  # some systems keep what is open
-                (folder / _LOCK).unlink()
+                (folder / LOCK).unlink()
 
 
 @contextmanager
