@@ -24,12 +24,12 @@ def list_models(context: typer.Context, json: Json = False) -> None:
 
     Example: reid models list
     """
-    from reid import console, forget, models
+    from reid import console, models
 
     with opened(context) as store:
         cards = models.listed(store.models_folder)
         used = store.config.embedder.model
-        sizes = {c.name: forget.size_of(store.models_folder / c.name) for c in cards}
+        sizes = {c.name: models.size_of(store.models_folder / c.name) for c in cards}
     if json:
         console.as_json({"models": [_card(c) | {"bytes": sizes[c.name]} for c in cards], "used": used})
         return
@@ -110,7 +110,7 @@ def remove(
     if json:
         console.as_json(done)
     else:
-        print(f"{len(done.models)} models removed: {megabytes(done.bytes)}, and {done.vectors} vectors")
+        print(f"models removed: {len(done.models)} ({megabytes(done.bytes)}, {done.vectors} vectors)")
         console.failures(done.failures)
     raise typer.Exit(LEFT_OUT if done.failures else 0)
 

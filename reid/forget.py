@@ -10,6 +10,7 @@ Knows a store's models, trainings and vectors; photos and names are not touched.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ from reid.records import Failure
 from reid.store import Store
 from reid.train import runs
 from reid.withheld import TRAINING
+
+_GONE = "-removed"  # at the end of a hidden folder's name: it is being deleted
 
 
 @dataclass
@@ -41,16 +44,22 @@ def forget(store: Store, names: Sequence[str]) -> Forgotten:
         CatalogueError: vectors cannot be deleted; the files are gone then, and the next call deletes the vectors.
     """
     done = Forgotten()
+    parents = (store.root / TRAINING, store.models_folder)  # the model last: until it is gone it can be named again
+    for left in (one for parent in parents for one in parent.glob(f".*{_GONE}")):
+        shutil.rmtree(left, ignore_errors=True)  # of a call that was killed
     for name in dict.fromkeys(names):
         refused = _refusal(store, name)
         if refused:
             done.failures.append(refused)
             continue
-        folders = [one for one in (store.models_folder / name, store.root / TRAINING / name) if one.is_dir()]
-        size = sum(map(size_of, folders))
+        folders = [parent / name for parent in parents if (parent / name).is_dir()]
+        size = sum(map(models.size_of, folders))
+        gone = [folder.with_name(f".{name}{_GONE}") for folder in folders]
         try:
-            for folder in folders:
-                shutil.rmtree(folder)
+            for folder, aside in zip(folders, gone, strict=True):
+                os.rename(folder, aside)  # whole, or not there
+            for aside in gone:
+                shutil.rmtree(aside)
         except OSError as error:
             done.failures.append(
                 Failure(name, "error", f"cannot be deleted whole ({error.strerror or error})", "delete its folders")
@@ -61,11 +70,6 @@ def forget(store: Store, names: Sequence[str]) -> Forgotten:
     if not store.config.catalogue.url:
         done.vectors = store.catalogue.drop_embeddings(sorted(_orphans(store)))
     return done
-
-
-def size_of(folder: Path) -> int:
-    """Bytes that the files below a folder take."""
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file() and not file.is_symlink())
 
 
 def _refusal(store: Store, name: str) -> Failure | None:
@@ -93,11 +97,12 @@ def _busy(run: Path) -> bool:
 
 
 def _orphans(store: Store) -> Iterator[str]:
-    """Fingerprints of vectors that no model below models/ made, by whatever views. Nothing, if a model cannot be read:
+    """Fingerprints of vectors that no model of the store made, by whatever views. Nothing, if a model cannot be read:
     whose vectors it made is not known then.
     """
     try:
-        there = {models.read_card(card.parent).fingerprint for card in store.models_folder.rglob(models.CARD)}
+        roots = (store.models_folder, store.root / TRAINING)  # a training that still runs, or may be resumed
+        there = {models.read_card(card.parent).fingerprint for root in roots for card in root.rglob(models.CARD)}
         there.add(store.embedder.card.fingerprint)
     except ModelError:
         return

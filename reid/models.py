@@ -251,6 +251,11 @@ def listed(folder: Path) -> list[ModelCard]:
     return [read_card(p.parent) for p in sorted(folder.glob(f"*/{CARD}")) if not p.parent.name.startswith(".")]
 
 
+def size_of(folder: Path) -> int:
+    """Bytes that the files below a folder take."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file() and not file.is_symlink())
+
+
 def ensure(folder: Path, name: str = DEFAULT) -> Path:
     """The directory of model `name` below `folder`; those that come with the package are put there on first use (about a
     second).

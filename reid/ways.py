@@ -2,13 +2,13 @@
 
 The rule. Of the general weights, the boosted trees and the mean of all ways that fuse sources (each with and without the
 columns of a Siamese head) the one that finds most of the known animals is the present default: highest MAP@5, known
-animals alone being ranked. What was fitted on a few hundred cases errs in its own way each time, and the general weights,
-which saw none of them, in another: the mean holds all of them back, least those that are sure. The embedder alone is the
-default only where it finds more than that by more than the difference's standard error: several sources tell known from
-new better than one where they find as much. The ways that fuse sources calibrated each by itself (`reid.sources`) also
-challenge it alone; the best of them takes over only where its gain, photo by photo, is above 0 beyond chance: the lower end
-of the bootstrap interval over animals, at a level that allows one false alarm in twenty shared among all challengers.
-All are measured out of fold by animal.
+animals alone being ranked. Each way that was fitted on a few hundred cases errs by chance in another direction, and so do
+the general weights, which saw none of them: the mean errs less. The embedder alone is the default only where it finds
+more than that by more than the difference's standard error: several sources tell known from new better than one where
+they find as much. The ways that fuse sources calibrated each by itself (`reid.sources`), parts of the mean, challenge it
+alone, too; the best of them takes over only where its gain, photo by photo, is above 0 beyond chance: the lower end of
+the bootstrap interval over animals, at a level that allows one false alarm in twenty shared among all challengers. All
+are measured out of fold by animal.
 
 Knows answers of left-out photos (`reid.measure.Fused`); no stores.
 """

@@ -286,7 +286,7 @@ def test_models_are_listed_and_described(enrolled: Path) -> None:
 def test_a_model_is_removed_by_its_name_unless_it_is_in_force(store: Path) -> None:
     shutil.copytree(store / "models" / "fluke", store / "models" / "fluke-2")
     done = reid("models", "remove", "fluke-2", "fluke", store=store)
-    assert done.exit_code == 3 and done.stdout.startswith("1 models removed: ") and "in force" in done.stderr
+    assert done.exit_code == 3 and done.stdout.startswith("models removed: 1 (") and "in force" in done.stderr
     assert reid_json("models", "remove", "fluke-2", store=store, code=3)["models"] == []
     assert [one["name"] for one in reid_json("models", "list", store=store)["models"]] == ["fluke"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +25,7 @@ def model(folder: Path, name: str, pooling: str = "old") -> str:
 
 
 def begun(path: Path) -> Store:
-    """A store with ten photos, whose vectors there are by the model in force and by two others of earlier nights."""
+    """A store with ten photos, and their vectors by the model in force."""
     store = fake_store(path)
     with_vectors(store, np.eye(10, 48, dtype=np.float32), [str(i) for i in range(10)])
     return store
@@ -32,7 +33,7 @@ def begun(path: Path) -> Store:
 
 def test_a_model_goes_with_its_training_its_witness_and_their_vectors_and_nothing_else(tmp_path: Path) -> None:
     store = begun(tmp_path / "s")
-    gallery, revision = store.gallery().fingerprint, store.catalogue.revision
+    gallery = store.gallery().fingerprint
     ids = store.catalogue.labels().annotations.tolist()
     prints = {name: model(store.models_folder, name, name) for name in ("monday", "tuesday")}
     prints["witness"] = model(store.models_folder / "monday", "witness", "witness")
@@ -102,6 +103,36 @@ def test_a_model_that_cannot_be_read_keeps_all_vectors(tmp_path: Path) -> None:
     assert len(store.catalogue.embeddings_of(made, ids)) == len(ids)
     done = forget.forget(store, ["tuesday"])  # the next call finds them
     assert (done.models, done.vectors) == (["tuesday"], len(ids))
+
+
+def test_a_removal_that_was_killed_is_ended_by_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = begun(tmp_path / "s")
+    for one in ("monday", "tuesday"):
+        model(store.models_folder, one, one)
+        (store.root / "training" / one).mkdir(parents=True)
+
+    class Killed(BaseException):
+        pass
+
+    def killed(path: Path) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(shutil, "rmtree", killed)
+        forget.forget(store, ["monday"])
+    assert [card.name for card in models.listed(store.models_folder)] == ["tuesday"]
+    assert forget.forget(store, ["tuesday"]).models == ["tuesday"]
+    assert list(store.models_folder.iterdir()) == list((store.root / "training").iterdir()) == []
+
+
+def test_the_vectors_of_a_training_that_may_be_resumed_stay(tmp_path: Path) -> None:
+    store = begun(tmp_path / "s")
+    ids = store.catalogue.labels().annotations.tolist()
+    made = model(store.root / "training" / "wednesday", "wednesday")
+    store.catalogue.put_embeddings(made, ids, np.eye(len(ids), 4, dtype=np.float32))
+    model(store.models_folder, "monday", "monday")
+    assert forget.forget(store, ["monday"]).vectors == 0
+    assert len(store.catalogue.embeddings_of(made, ids)) == len(ids)
 
 
 def test_vectors_in_a_shared_catalogue_stay(tmp_path: Path) -> None:
